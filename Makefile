@@ -1,0 +1,66 @@
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# The Python, 3.11 or newer, that .venv is made with.
+PYTHON ?= python3
+# Further arguments to pytest, for example PYTEST_ARGS='-m slow'.
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.stamp
+
+define check_python
+version=$$($(PYTHON) -c 'import sys; print(*sys.version_info[:3], sep=".")') \
+  || { echo "error: $(PYTHON) does not run; name one with make PYTHON=python3.11" >&2; exit 1; }; \
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+  || { echo "error: wpl_jax needs Python 3.11 or newer, but $(PYTHON) is $$version;" \
+            "name another with make PYTHON=python3.11" >&2; exit 1; }
+endef
+
+.PHONY: help
+help:  ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
+
+.PHONY: demo
+demo: $(STAMP)  ## train two models that share weights, with and without plasticity, on 5,000 images
+	$(BIN)/python -m experiments.two_models --dataset mnist5k
+
+.PHONY: test
+test: lint  ## check style and types, then run the tests and the examples in docstrings
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: $(STAMP)  ## check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(STAMP)  ## mend what ruff can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+.PHONY: requirements
+requirements:  ## resolve requirements.txt anew from setup.cfg
+	@$(check_python); \
+	fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
+	$(PYTHON) -m venv "$$fresh"; \
+	"$$fresh/bin/pip" install --quiet --editable '.[experiments,test]'; \
+	"$$fresh/bin/pip" freeze --exclude wpl_jax > "$$fresh/pins"; \
+	{ echo '# Every package that make installs, for a CPU, as setup.cfg resolves on'; \
+	  echo "# $$(uname -s) with Python $$version: the base, experiments and test requirements."; \
+	  echo '# Written by: make requirements'; \
+	  cat "$$fresh/pins"; } > requirements.txt
+
+$(STAMP): requirements.txt setup.cfg pyproject.toml
+	@$(check_python)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements.txt
+	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $(STAMP)
+
+.PHONY: clean
+clean:  ## remove .venv and everything else that is built
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find wpl_jax experiments tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,469 @@
+"""Every estimator against a Python loop over examples, closed forms, and laplax on two networks."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+from hypothesis import strategies as st
+from jax.flatten_util import ravel_pytree
+from laplax.curv.ggn import create_ggn_mv
+from laplax.util.mv import diagonal
+
+import wpl_jax
+
+N = 7  # examples
+
+# --- Models and their scores ----------------------------------------------------------------------
+
+
+class Layer(NamedTuple):
+    kernel: jax.Array
+    bias: jax.Array
+
+
+class Model(NamedTuple):
+    params: chex.ArrayTree
+    logits: Callable  # logits(params, example) -> (classes,)
+    batch: chex.ArrayTree
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def labels(seed, n, classes):
+    return jnp.asarray(np.random.default_rng(seed).integers(classes, size=n))
+
+
+def softmax_regression(n=N):
+    def logits(params, example):
+        return example["x"] @ params
+
+    return Model(normal(0, 3, 2), logits, {"x": normal(1, n, 3), "y": labels(2, n, 2)})
+
+
+def mlp(n=N):
+    """Two inputs, a dictionary of named tuples."""
+    params = {
+        "hidden": Layer(normal(0, 3, 4), normal(1, 4)),
+        "out": Layer(normal(2, 4, 3), normal(3, 3)),
+    }
+
+    def logits(params, example):
+        left, right = example["x"]
+        hidden, out = params["hidden"], params["out"]
+        return jnp.tanh((left + right) @ hidden.kernel + hidden.bias) @ out.kernel + out.bias
+
+    return Model(params, logits, {"x": (normal(4, n, 3), normal(5, n, 3)), "y": labels(6, n, 3)})
+
+
+models = pytest.mark.parametrize("make_model", [softmax_regression, mlp])
+
+
+def nll_of(logits):
+    return lambda params, example: -jax.nn.log_softmax(logits(params, example))[example["y"]]
+
+
+def examples(batch):
+    n = len(jax.tree.leaves(batch)[0])
+    return [jax.tree.map(lambda x, i=i: x[i], batch) for i in range(n)]
+
+
+@functools.cache
+def scores(make_model):
+    """d nll / d params of every example at every label, and their probabilities, by a loop."""
+    params, logits, batch = make_model()
+    probs = np.stack([jax.nn.softmax(logits(params, e)) for e in examples(batch)])
+    grad = jax.jit(jax.grad(nll_of(logits)))
+
+    def score(example, label):
+        return ravel_pytree(grad(params, {**example, "y": jnp.array(label)}))[0]
+
+    labels = range(probs.shape[1])
+    of_all = [[score(e, y) for y in labels] for e in examples(batch)]
+    return np.array(of_all, np.float64), probs.astype(np.float64)
+
+
+# --- The estimators: how to call them, and what they are ------------------------------------------
+
+
+def empirical(logits, microbatch_size=None):
+    return wpl_jax.empirical_fisher(nll_of(logits), microbatch_size)
+
+
+def sampled(logits, microbatch_size=None):
+    fisher = wpl_jax.sampled_fisher(logits, microbatch_size)
+    return lambda params, batch, weights=None: fisher(params, batch, jax.random.key(2), weights)
+
+
+def exact(logits, microbatch_size=None):
+    return wpl_jax.exact_fisher(logits, microbatch_size)
+
+
+def squared_batch(logits, microbatch_size=None):
+    return wpl_jax.squared_batch_gradient(nll_of(logits), microbatch_size)
+
+
+estimators = pytest.mark.parametrize("estimator", [empirical, sampled, exact, squared_batch])
+
+
+@functools.cache
+def drawn_labels(make_model):
+    """The labels that `sampled` drew: with all weight on one example, one of its scores squared."""
+    params, logits, batch = make_model()
+    alone = jax.vmap(sampled(logits), (None, None, 0))(params, batch, jnp.eye(N))
+    flat = np.concatenate([leaf.reshape(N, -1) for leaf in jax.tree.leaves(alone)], axis=1)
+    candidates = scores(make_model)[0] ** 2
+    distances = np.abs(flat[:, None] - candidates).max(axis=-1)
+    assert np.all(distances.min(axis=1) < 1e-5 * candidates.max())
+    return distances.argmin(axis=1)
+
+
+def expected(estimator, make_model, weights=None):
+    """The estimator's formula, in NumPy, from the scores."""
+    of_all, probs = scores(make_model)
+    labels = drawn_labels(make_model) if estimator is sampled else make_model().batch["y"]
+    of_labels = of_all[np.arange(N), labels]
+    if estimator is squared_batch:
+        return np.average(of_labels, axis=0, weights=weights) ** 2
+    if estimator is exact:
+        squares = np.sum(probs[..., None] * of_all**2, axis=1)
+    else:
+        squares = of_labels**2
+    return np.average(squares, axis=0, weights=weights)
+
+
+def assert_close(actual, expected, rtol=1e-5, scale=None):
+    """Close relative to ``scale``, the largest entry unless given: small ones are differences."""
+    (actual, _), (expected, _) = ravel_pytree(actual), ravel_pytree(expected)
+    assert np.all(np.isfinite(expected)) and np.max(expected) > 0
+    scale = np.max(expected) if scale is None else scale
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=rtol * scale)
+
+
+# --- Each is what its name says -------------------------------------------------------------------
+
+
+@models
+@estimators
+def test_equals_a_loop_over_examples(make_model, estimator):
+    params, logits, batch = make_model()
+    fisher = jax.jit(estimator(logits))(params, batch)
+    chex.assert_trees_all_equal_shapes(fisher, params)
+    assert_close(fisher, expected(estimator, make_model))
+
+
+@functools.cache
+def jitted(estimator, microbatch_size):
+    return jax.jit(estimator(softmax_regression().logits, microbatch_size))
+
+
+@estimators
+@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.given(
+    microbatch_size=st.sampled_from([None, 1, 3]),  # 3 does not divide N
+    weights=st.lists(st.integers(0, 3), min_size=N, max_size=N).filter(any),
+    scale=st.floats(1e-3, 1e3),
+    junk=st.sampled_from([np.nan, np.inf, -np.inf, 1e30]),
+)
+def test_is_a_weighted_mean_without_the_padding(estimator, microbatch_size, weights, scale, junk):
+    """Weights of 0 drop rows, whatever is in them; integer weights repeat rows; microbatches do
+    not matter.
+    """
+    params, _, batch = softmax_regression()
+    weights = np.array(weights)
+    x = np.where(weights[:, None] == 0, junk, batch["x"])
+    fisher = jitted(estimator, microbatch_size)(
+        params, {**batch, "x": x}, (scale * weights).astype(np.float32)
+    )
+    scale = np.max(scores(softmax_regression)[0] ** 2)
+    assert_close(fisher, expected(estimator, softmax_regression, weights), scale=scale)
+
+
+@estimators
+@pytest.mark.parametrize("microbatch_size", [1, 3, N + 2])
+def test_does_not_depend_on_microbatch_size(estimator, microbatch_size):
+    params, _, batch = softmax_regression()
+    fisher = jitted(estimator, microbatch_size)(params, batch)
+    assert_close(fisher, expected(estimator, softmax_regression))
+
+
+@pytest.mark.parametrize("estimator", [empirical, squared_batch])
+@pytest.mark.parametrize("dtype", [bool, int, jnp.bfloat16])
+def test_weights_may_have_any_dtype(estimator, dtype):
+    params, _, batch = softmax_regression()
+    weights = np.array([0, 1, 1, 0, 1, 0, 1], dtype)
+    fisher = jitted(estimator, None)(params, batch, weights)
+    assert_close(fisher, expected(estimator, softmax_regression, weights.astype(float)))
+
+
+def test_sampled_labels_have_the_frequencies_of_the_model():
+    """Every draw is the squared gradient at one label; their mean is the exact Fisher."""
+    params, logits, batch = mlp()
+    one = jax.tree.map(lambda x: x[:1], batch)
+    draws = 4000
+    keys = jax.random.split(jax.random.key(3), draws)
+    fishers = jax.jit(jax.vmap(wpl_jax.sampled_fisher(logits), (None, None, 0)))(params, one, keys)
+    flat = np.concatenate([leaf.reshape(draws, -1) for leaf in jax.tree.leaves(fishers)], axis=1)
+
+    of_all, probs = scores(mlp)
+    candidates = of_all[0] ** 2
+    distances = np.abs(flat[:, None] - candidates).max(axis=-1)
+    assert np.all(distances.min(axis=1) < 1e-5 * candidates.max())
+    counts = np.bincount(distances.argmin(axis=1), minlength=3)
+    standard_error = np.sqrt(draws * probs[0] * (1 - probs[0]))
+    assert np.all(np.abs(counts - draws * probs[0]) < 5 * standard_error)
+
+    expectation = np.array(ravel_pytree(wpl_jax.exact_fisher(logits)(params, one))[0])
+    spread = np.sqrt(np.average((candidates - expectation) ** 2, axis=0, weights=probs[0]))
+    assert np.all(np.abs(flat.mean(axis=0) - expectation) < 5 * spread / np.sqrt(draws) + 1e-6)
+
+
+def test_sampled_is_a_function_of_its_key():
+    params, logits, batch = mlp()
+    fisher = jax.jit(wpl_jax.sampled_fisher(logits))
+    first, again, other = (fisher(params, batch, jax.random.key(i)) for i in (0, 0, 1))
+    chex.assert_trees_all_equal(first, again)
+    assert not np.allclose(first["hidden"].kernel, other["hidden"].kernel, rtol=1e-2)
+
+
+@pytest.mark.parametrize("w", [-2.0, 0.0, 0.5])
+def test_logistic_regression_has_a_closed_form(w):
+    """p(y=1) = sigmoid(w x): the score is (p - y) x, its expected square p (1 - p) x**2."""
+    x = jnp.array([0.5, -1.0, 3.0])
+    y = jnp.array([0, 1, 1])
+    p = jax.nn.sigmoid(w * x)
+
+    def logits(params, example):
+        return jnp.stack([jnp.zeros([]), params["w"] * example["x"]])
+
+    params, batch = {"w": jnp.array(w)}, {"x": x, "y": y}
+    assert_close(empirical(logits)(params, batch), {"w": jnp.mean((p - y) ** 2 * x**2)})
+    assert_close(exact(logits)(params, batch), {"w": jnp.mean(p * (1 - p) * x**2)})
+    assert_close(squared_batch(logits)(params, batch), {"w": jnp.mean((p - y) * x) ** 2})
+
+
+def test_exact_and_empirical_agree_where_the_model_is_right():
+    """Labels in the proportions of the model: the expectation over labels is the data's mean."""
+    params = jnp.log(jnp.array([1.0, 2.0, 5.0]))
+    p = jax.nn.softmax(params)
+    batch = {"y": jnp.repeat(jnp.arange(3), jnp.array([1, 2, 5]), total_repeat_length=8)}
+
+    def logits(params, example):
+        return params
+
+    assert_close(empirical(logits)(params, batch), p * (1 - p))
+    assert_close(exact(logits)(params, batch), p * (1 - p))
+
+
+def test_a_loss_over_the_whole_batch_is_one_example():
+    """As the docstring says: a loss that normalises over the batch cannot be split."""
+    x = jax.random.normal(jax.random.key(0), (5, 3))
+    w = jnp.array([1.0, -2.0, 0.5])
+
+    def loss(w, batch):
+        out = jnp.exp(batch @ w)
+        return jnp.sum(jnp.square(out / out.mean() - 1))
+
+    fisher = wpl_jax.squared_batch_gradient(loss)(w, jax.tree.map(lambda x: x[None], x))
+    assert_close(fisher, jnp.square(jax.grad(loss)(w, x)))
+
+
+# --- Memory, types, transformations, sharding -----------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", [empirical, sampled, exact])
+def test_microbatch_size_bounds_the_gradients_held(estimator):
+    params, logits, batch = softmax_regression()
+    whole = str(jax.make_jaxpr(estimator(logits))(params, batch))
+    parts = str(jax.make_jaxpr(estimator(logits, 3))(params, batch))
+    assert f"f32[{N},3,2]" in whole
+    assert f"f32[{N},3,2]" not in parts and "f32[3,3,2]" in parts
+
+
+@estimators
+@pytest.mark.parametrize(
+    ("x64", "dtype", "wanted"),
+    [
+        (False, jnp.bfloat16, jnp.float32),
+        (False, jnp.float32, jnp.float32),
+        (True, jnp.bfloat16, jnp.float32),
+        (True, jnp.float32, jnp.float32),
+        (True, jnp.float64, jnp.float64),
+    ],
+)
+def test_squares_are_at_least_float32(estimator, x64, dtype, wanted):
+    """In the parameters' dtype where that is wider, whatever the dtype of data and weights."""
+    logits = softmax_regression().logits
+    with jax.enable_x64(x64):
+        params = jnp.ones((3, 2), dtype)
+        batch = {"x": jnp.ones((N, 3), float), "y": jnp.ones(N, int)}
+        for weights in ((), (jnp.ones(N, float),)):
+            fisher = jax.eval_shape(estimator(logits, 3), params, batch, *weights)
+            assert fisher.dtype == wanted
+
+
+@pytest.mark.parametrize("estimator", [empirical, exact, squared_batch])
+def test_of_bfloat16_weights_is_that_of_float32_but_for_rounding(estimator):
+    params, logits, batch = softmax_regression()
+    params, x = params.astype(jnp.bfloat16), batch["x"].astype(jnp.bfloat16)
+    fisher = jax.jit(estimator(logits))(params, {**batch, "x": x})
+    assert_close(fisher, expected(estimator, softmax_regression), rtol=0.05)
+
+
+@estimators
+def test_works_under_vmap(estimator):
+    params, logits, batch = softmax_regression()
+    fishers = jax.jit(jax.vmap(estimator(logits, 3), (0, None)))(
+        jnp.stack([2 * params, params]), batch
+    )
+    assert_close(fishers[1], expected(estimator, softmax_regression))
+    assert not np.allclose(fishers[0], fishers[1], rtol=0.1)
+
+
+@estimators
+def test_a_batch_may_be_sharded(estimator):
+    params, logits, batch = softmax_regression(n=16)
+    weights = jnp.arange(16.0)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    fisher = jax.jit(estimator(logits, 8))
+    sharded = fisher(
+        jax.device_put(params, jax.NamedSharding(mesh, jax.P())),
+        *jax.device_put((batch, weights), jax.NamedSharding(mesh, jax.P("data"))),
+    )
+    assert len(sharded.devices()) == 8
+    assert_close(jax.device_get(sharded), fisher(params, batch, weights))
+
+
+# --- An independent library -----------------------------------------------------------------------
+#
+# laplax gives the product of sum_i J_i' H_i J_i with a vector, J_i the Jacobian of the logits of
+# example i, and reads the diagonal off the products with unit vectors. It sums where the estimators
+# average. With its own H_i = diag(p) - p p' for cross-entropy, this is the generalised Gauss-Newton
+# matrix, which is the exact Fisher; with H_i = g g', g = p - onehot(y), given to it, the empirical.
+
+
+class Dense(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dense(3)(jnp.tanh(linen.Dense(4)(x)))
+
+
+class Convolutional(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(1, 3, (3, 3), strides=2, rngs=rngs)
+        self.linear = nnx.Linear(12, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.linear(jax.nn.relu(self.conv(x)).ravel())
+
+
+def linen_mlp(key):
+    module = Dense()
+    params = jax.jit(module.init)(key, jnp.zeros(3))
+    return params, module.apply, (3,), 3
+
+
+def nnx_convolutional(key):
+    graph, params = nnx.split(Convolutional(nnx.Rngs(key)), nnx.Param)
+    return nnx.to_pure_dict(params), lambda p, x: nnx.merge(graph, p)(x), (4, 4, 1), 4
+
+
+def empirical_hessian_mv(jv, pred, target):
+    gradient = jax.nn.softmax(pred) - jax.nn.one_hot(target, pred.size)
+    return gradient * (gradient @ jv)
+
+
+@pytest.mark.parametrize("network", [linen_mlp, nnx_convolutional])
+@pytest.mark.parametrize(
+    ("estimator", "middle"),
+    [
+        (empirical, {"loss_hessian_mv": empirical_hessian_mv}),
+        (exact, {"loss_fn": "cross_entropy"}),
+    ],
+    ids=["empirical", "exact"],
+)
+def test_agrees_with_laplax(network, estimator, middle):
+    params, apply, shape, classes = network(jax.random.key(0))
+    n = 6
+    x = jax.random.normal(jax.random.key(1), (n, *shape))
+    y = jax.random.randint(jax.random.key(2), (n,), 0, classes)
+    product = create_ggn_mv(
+        lambda input, params: apply(params, input), params, {"input": x, "target": y}, **middle
+    )
+    expected = jax.jit(lambda: diagonal(product, params))() / n
+    fisher = estimator(lambda params, example: apply(params, example["x"]))
+    actual = jax.jit(fisher)(params, {"x": x, "y": y})
+    assert np.count_nonzero(expected) > 0.5 * expected.size
+    assert_close(actual, expected)
+
+
+# --- Errors ---------------------------------------------------------------------------------------
+
+X = jnp.ones((4, 2))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: wpl_jax.empirical_fisher(lambda p, x: p * x)(jnp.ones(2), X),
+            r"nll\(params, example\) must be a scalar .* got shape \(2,\)",
+        ),
+        (
+            lambda: wpl_jax.squared_batch_gradient(lambda p, x: p * x)(jnp.ones(2), X),
+            r"loss\(params, example\) must be a scalar .* got shape \(2,\)",
+        ),
+        (
+            lambda: wpl_jax.exact_fisher(lambda p, x: p @ x)(jnp.ones(2), X),
+            r"logits\(params, example\) must be one-dimensional.* got shape \(\)",
+        ),
+        (
+            lambda: wpl_jax.sampled_fisher(lambda p, x: p[None] * x)(
+                jnp.ones(2), X[:, None], jax.random.key(0)
+            ),
+            r"logits\(params, example\) must be one-dimensional.* got shape \(1, 2\)",
+        ),
+    ],
+)
+def test_refuses_outputs_of_a_wrong_rank(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@estimators
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"x": jnp.ones((4, 3)), "y": jnp.zeros(5, int)}, r"leading axis .*\(4, 3\), \(5,\)"),
+        ({"x": jnp.ones((4, 3)), "y": jnp.array(0)}, r"leading axis .*\(4, 3\), \(\)"),
+        ({"x": jnp.ones((0, 3)), "y": jnp.zeros(0, int)}, r"one or more examples"),
+        ({}, r"got leaves of shapes \[\]"),
+    ],
+)
+def test_refuses_batches_without_one_leading_axis(estimator, batch, message):
+    params, logits, _ = softmax_regression()
+    with pytest.raises(ValueError, match=message):
+        estimator(logits)(params, batch)
+
+
+@estimators
+@pytest.mark.parametrize("size", [0, -3])
+def test_refuses_microbatch_sizes_below_one(estimator, size):
+    with pytest.raises(ValueError, match=f"microbatch_size must be at least 1, .* got {size}"):
+        estimator(lambda params, example: params, size)
+
+
+@estimators
+@pytest.mark.parametrize("shape", [(), (6,), (7, 1)])
+def test_refuses_weights_of_another_shape(estimator, shape):
+    params, logits, batch = softmax_regression()
+    with pytest.raises(ValueError, match=r"weights must have shape \(7,\)"):
+        estimator(logits)(params, batch, jnp.ones(shape))

@@ -1,0 +1,301 @@
+"""Diagonal Fisher estimators, each named for which Fisher information it estimates.
+
+Write ``g_i(y) = -d log p(y | x_i, params) / d params`` for the gradient of one example's negative
+log-likelihood. All estimators return a pytree like ``params`` whose leaves are means over the
+``n`` examples of a batch:
+
+============================  ===============================================  ==================
+Estimator                     Diagonal                                         Cost (backward passes
+                                                                               over the batch)
+============================  ===============================================  ==================
+:func:`empirical_fisher`      ``1/n sum_i g_i(y_i)**2``, labels of the data    1, per example
+:func:`sampled_fisher`        ``1/n sum_i g_i(y)**2``, ``y ~ p(. | x_i)``      1, per example
+:func:`exact_fisher`          ``1/n sum_i sum_y p(y | x_i) g_i(y)**2``         one a class
+:func:`squared_batch_gradient`  ``(1/n sum_i g_i(y_i))**2``                    1
+============================  ===============================================  ==================
+
+The first three agree with each other, in expectation, for a model that has learned the label
+distribution. The last is the cheap form the paper uses in search (section 3.2). It is something
+else: per-example gradients cancel in it, near a minimum it is smaller by orders of magnitude, and a
+plasticity strength tuned for one does not carry over to the other.
+
+Units: with the negative log-likelihood in nats, a Fisher entry is in nats per squared unit of the
+parameter. Squares and sums are in float32, or in the parameter's dtype where that is wider.
+
+None of these functions is jitted; jit the step that calls them. Batches are pytrees of arrays that
+share a leading example axis. ``microbatch_size`` bounds memory: at most that many examples'
+gradients exist at a time, any remainder is handled, and the result does not depend on it (beyond
+rounding). ``weights``, of shape ``(n,)``, turns the mean into a weighted mean; examples of weight 0
+are padding, and nothing in them, not even a NaN, reaches the result.
+"""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+__all__ = ["empirical_fisher", "exact_fisher", "sampled_fisher", "squared_batch_gradient"]
+
+PerExample = Callable[[chex.ArrayTree, chex.ArrayTree], jax.Array]
+Estimator = Callable[..., chex.ArrayTree]
+
+
+def empirical_fisher(nll: PerExample, microbatch_size: int | None = None) -> Estimator:
+    """Empirical Fisher: mean of the squared gradients at the labels of the data.
+
+    ``F = 1/n sum_i (d nll(params, example_i) / d params)**2``, the diagonal that the paper weights
+    its penalty with (section 3.1) and that EWC calls Fisher.
+
+    Args:
+      nll: ``nll(params, example)``, the negative log-likelihood, a scalar, of *one* example.
+      microbatch_size: examples whose gradients are held at a time; all of them by default.
+
+    Returns:
+      ``fisher(params, batch, weights=None)``, giving a tree like ``params``.
+
+    Raises:
+      ValueError: if ``microbatch_size < 1``, if ``nll`` is not scalar, or if the leaves of
+        ``batch`` disagree about the number of examples.
+
+    Example:
+      >>> import jax.numpy as jnp, wpl_jax
+      >>> nll = lambda params, example: 0.5 * (params["w"] * example["x"] - example["y"]) ** 2
+      >>> batch = {"x": jnp.array([1.0, 2.0]), "y": jnp.array([0.0, 0.0])}
+      >>> wpl_jax.empirical_fisher(nll)({"w": jnp.array(1.0)}, batch)  # mean of 1**2 and 4**2
+      {'w': Array(8.5, dtype=float32)}
+    """
+    _check_microbatch_size(microbatch_size)
+
+    def fisher(params, batch, weights=None):
+        _check_output("nll", nll, params, batch, ndim=0)
+
+        def squared_gradient(example):
+            return _square(jax.grad(nll)(params, example))
+
+        return _mean(_over_examples(squared_gradient), batch, weights, microbatch_size)
+
+    return fisher
+
+
+def sampled_fisher(
+    logits: Callable[[chex.ArrayTree, chex.ArrayTree], jax.Array],
+    microbatch_size: int | None = None,
+) -> Estimator:
+    """Sampled Fisher: squared gradients at labels drawn from the model itself.
+
+    ``F = 1/n sum_i g_i(y)**2`` with one ``y ~ softmax(logits(params, example_i))`` an example: an
+    unbiased estimate of :func:`exact_fisher` at the cost of :func:`empirical_fisher`.
+
+    Args:
+      logits: ``logits(params, example)``, shape ``(classes,)``, for *one* example.
+      microbatch_size: examples whose gradients are held at a time; all of them by default.
+
+    Returns:
+      ``fisher(params, batch, key, weights=None)``, giving a tree like ``params``. An example's
+      label depends on ``key`` and its position only, not on ``microbatch_size``.
+
+    Raises:
+      ValueError: as :func:`empirical_fisher`, and if ``logits`` is not one-dimensional.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, wpl_jax
+      >>> fisher = wpl_jax.sampled_fisher(lambda params, x: params["w"] * x)
+      >>> params = {"w": jnp.zeros(2)}  # both classes have probability 1/2
+      >>> fisher(params, jnp.ones((4, 2)), jax.random.key(0))
+      {'w': Array([0.25, 0.25], dtype=float32)}
+    """
+    _check_microbatch_size(microbatch_size)
+
+    def fisher(
+        params: chex.ArrayTree,
+        batch: chex.ArrayTree,
+        key: jax.Array,
+        weights: jax.Array | None = None,
+    ) -> chex.ArrayTree:
+        _check_output("logits", logits, params, batch, ndim=1)
+        positions = jnp.arange(_num_examples(batch))
+
+        def squared_gradient(example_and_position):
+            example, position = example_and_position
+            label = jax.random.categorical(
+                jax.random.fold_in(key, position), logits(params, example)
+            )
+
+            def nll(params):
+                return -jax.nn.log_softmax(logits(params, example))[label]
+
+            return _square(jax.grad(nll)(params))
+
+        return _mean(_over_examples(squared_gradient), (batch, positions), weights, microbatch_size)
+
+    return fisher
+
+
+def exact_fisher(
+    logits: Callable[[chex.ArrayTree, chex.ArrayTree], jax.Array],
+    microbatch_size: int | None = None,
+) -> Estimator:
+    """Exact Fisher of a classifier: the expectation over the model's own label distribution.
+
+    ``F = 1/n sum_i sum_y p(y | x_i) g_i(y)**2``. For a softmax classifier this is also the diagonal
+    of the generalised Gauss-Newton matrix. One backward pass a class, one class at a time, so that
+    memory does not grow with the number of classes.
+
+    Args:
+      logits: ``logits(params, example)``, shape ``(classes,)``, for *one* example.
+      microbatch_size: examples whose gradients are held at a time; all of them by default.
+
+    Returns:
+      ``fisher(params, batch, weights=None)``, giving a tree like ``params``.
+
+    Raises:
+      ValueError: as :func:`sampled_fisher`.
+
+    Example:
+      >>> import jax.numpy as jnp, wpl_jax
+      >>> fisher = wpl_jax.exact_fisher(lambda params, x: params["w"] * x)
+      >>> fisher({"w": jnp.zeros(2)}, jnp.ones((4, 2)))  # p (1 - p) at p = 1/2
+      {'w': Array([0.25, 0.25], dtype=float32)}
+    """
+    _check_microbatch_size(microbatch_size)
+
+    def fisher(params, batch, weights=None):
+        _check_output("logits", logits, params, batch, ndim=1)
+
+        def expected_square(example):
+            log_probs, backward = jax.vjp(lambda p: jax.nn.log_softmax(logits(p, example)), params)
+
+            def add_class(total, label):
+                (grads,) = backward(jnp.zeros_like(log_probs).at[label].set(1))
+                prob = jnp.exp(log_probs[label])
+                squares = _square(grads)
+                return jax.tree.map(lambda t, s: t + prob.astype(t.dtype) * s, total, squares), None
+
+            start = jax.tree.map(jnp.zeros_like, jax.eval_shape(_square, params))
+            return jax.lax.scan(add_class, start, jnp.arange(log_probs.size))[0]
+
+        return _mean(_over_examples(expected_square), batch, weights, microbatch_size)
+
+    return fisher
+
+
+def squared_batch_gradient(loss: PerExample, microbatch_size: int | None = None) -> Estimator:
+    """Square of the mean gradient: the paper's cheap form in search (section 3.2), not a Fisher.
+
+    ``F = (1/n sum_i d loss(params, example_i) / d params)**2``, which is ``(sum g)**2 / n**2`` and
+    not ``sum g**2 / n``. Its cost is one batch gradient. A loss that cannot be written for one
+    example (batch norm, a recurrent carry across the batch) takes the whole batch as its single
+    example: pass ``jax.tree.map(lambda x: x[None], batch)``.
+
+    Args:
+      loss: ``loss(params, example)``, a scalar, of *one* example.
+      microbatch_size: examples in one backward pass; all of them by default.
+
+    Returns:
+      ``fisher(params, batch, weights=None)``, giving a tree like ``params``.
+
+    Raises:
+      ValueError: as :func:`empirical_fisher`.
+
+    Example:
+      >>> import jax.numpy as jnp, wpl_jax
+      >>> nll = lambda params, example: 0.5 * (params["w"] * example["x"] - example["y"]) ** 2
+      >>> batch = {"x": jnp.array([1.0, 2.0]), "y": jnp.array([0.0, 0.0])}
+      >>> wpl_jax.squared_batch_gradient(nll)({"w": jnp.array(1.0)}, batch)  # square of (1 + 4) / 2
+      {'w': Array(6.25, dtype=float32)}
+    """
+    _check_microbatch_size(microbatch_size)
+
+    def fisher(params, batch, weights=None):
+        _check_output("loss", loss, params, batch, ndim=0)
+
+        def gradient_sum(batch, weights):
+            def weighted_loss(params):
+                losses = jax.vmap(loss, in_axes=(None, 0))(params, batch)
+                return jnp.sum(losses if weights is None else weights * losses)
+
+            return jax.tree.map(_widen, jax.grad(weighted_loss)(params))
+
+        return _square(_mean(gradient_sum, batch, weights, microbatch_size))
+
+    return fisher
+
+
+def _over_examples(value):
+    """Sum over examples, weighted where ``weights`` is given, of the tree ``value(example)``."""
+
+    def total(batch, weights):
+        values = jax.vmap(value)(batch)
+        if weights is None:
+            return jax.tree.map(lambda v: jnp.sum(v, axis=0), values)
+        return jax.tree.map(lambda v: jnp.tensordot(weights.astype(v.dtype), v, axes=1), values)
+
+    return total
+
+
+def _mean(total, batch, weights, microbatch_size):
+    """Divide ``total(batch, weights)``, computed in microbatches, by the sum of the weights."""
+    n = _num_examples(batch)
+    if weights is not None:
+        if np.shape(weights) != (n,):
+            raise ValueError(
+                f"weights must have shape ({n},), one weight an example, got {np.shape(weights)}"
+            )
+        batch, weights = _without_padding(batch, jnp.asarray(weights))
+    size = n if microbatch_size is None else min(microbatch_size, n)
+    even = n - n % size
+    # optax's microbatching needs a size that divides the batch: the remainder is one more call.
+    result = optax.microbatching.microbatch(
+        total, argnums=(0, 1), microbatch_size=None if size == n else size
+    )(*jax.tree.map(lambda x: x[:even], (batch, weights)))
+    if even < n:
+        rest = total(*jax.tree.map(lambda x: x[even:], (batch, weights)))
+        result = jax.tree.map(jnp.add, result, rest)
+    count = n if weights is None else jnp.sum(weights)
+    return jax.tree.map(lambda r: (r / count).astype(r.dtype), result)
+
+
+def _without_padding(batch, weights):
+    """Put a real example in the place of every one of weight 0, whatever that one held."""
+    real = weights > 0
+    index = jnp.where(real, jnp.arange(weights.size), jnp.argmax(real))
+    return jax.tree.map(lambda x: jnp.take(x, index, axis=0), batch), weights
+
+
+def _square(grads):
+    return jax.tree.map(lambda g: jnp.square(_widen(g)), grads)
+
+
+def _widen(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _num_examples(batch):
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    sizes = {shape[0] if shape else None for shape in shapes}
+    if len(sizes) != 1 or sizes & {None, 0}:
+        raise ValueError(
+            "every leaf of batch must have the same leading axis of one or more examples, "
+            f"got leaves of shapes {shapes}"
+        )
+    return sizes.pop()
+
+
+def _check_output(name, fn, params, batch, ndim):
+    _num_examples(batch)
+    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
+    out = jax.eval_shape(fn, params, example)
+    if np.ndim(out) != ndim:
+        kind = "a scalar" if ndim == 0 else "one-dimensional, (classes,),"
+        raise ValueError(
+            f"{name}(params, example) must be {kind} for one example, got shape {out.shape}; "
+            "it is called without the batch axis"
+        )
+
+
+def _check_microbatch_size(microbatch_size):
+    if microbatch_size is not None and microbatch_size < 1:
+        raise ValueError(f"microbatch_size must be at least 1, or None, got {microbatch_size}")

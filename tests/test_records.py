@@ -1,0 +1,45 @@
+"""Result files: never half written, and never taken for those of another run."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import records
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    records.write_atomically(path, "old")
+    monkeypatch.setattr(records.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        records.write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_kept_computes_once_for_a_fingerprint(tmp_path):
+    runs = []
+
+    def compute():
+        runs.append(None)
+        return {"a": jnp.arange(3), "b": (jnp.float32(0.5),)}
+
+    path = tmp_path / "part.npz"
+    first, seconds = records.kept(path, "one", compute)
+    traced = len(runs)
+    again, same_seconds = records.kept(path, "one", compute)
+    assert len(runs) == traced + 1  # for the structure only
+    assert seconds == same_seconds
+    np.testing.assert_array_equal(first["a"], again["a"])
+    assert again["b"] == (0.5,)
+    records.kept(path, "another", compute)
+    assert len(runs) == traced + 3
+
+
+def test_provenance_is_json_and_names_what_a_reader_needs():
+    known = json.loads(json.dumps(records.provenance()))
+    assert known["command"].startswith("python -m ")
+    assert {"jax", "optax"} <= set(known["versions"])
+    assert known["devices"]

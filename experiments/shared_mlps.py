@@ -4,6 +4,7 @@ A is a ReLU network of 4 hidden layers and a classifier, B one of 6 and a classi
 the layers it shares with A and trains them further; the rest of A stays as it is.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ Params = dict
 
 
 class Method(NamedTuple):
-    """How B is trained: data, so that methods can be stacked and vmapped over."""
+    """How B is trained: data, so that methods can be stacked and one program serves them all."""
 
     strength: float | jax.Array
     use_fisher: bool | jax.Array  # otherwise F = 1
@@ -77,7 +78,7 @@ def run(
     """The experiment for one seed; pure, to be vmapped over keys and jitted.
 
     Trains A until its accuracy reaches ``stop_at`` or its steps are over, computes A's Fisher
-    information, and trains B once with each of the stacked ``methods``.
+    information, and trains B once with each of the stacked ``methods``, some of them at a time.
 
     Returns:
       The accuracies of A before B trains, and outcomes with a leading axis of methods.
@@ -86,9 +87,8 @@ def run(
     params_a = train_a(config, data, key_a, stop_at)
     fisher_a = fisher_of_a(config, data, key_fisher, params_a)
     # The same key for every method: they start from the same weights and see the same batches.
-    outcomes = jax.vmap(lambda method: train_b(config, data, key_b, params_a, fisher_a, method))(
-        methods
-    )
+    train = functools.partial(train_b, config, data, key_b, params_a, fisher_a)
+    outcomes = jax.lax.map(train, methods, batch_size=config.methods_at_once)
     return held_out(model_a(config), params_a, data), outcomes
 
 

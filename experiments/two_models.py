@@ -109,7 +109,15 @@ def check(config: TwoModels) -> None:
             raise ValueError(
                 f"--{flag.replace('_', '-')} must be one or more numbers >= 0, got {values}"
             )
-    for flag in ("width", "batch_size", "a_steps", "b_steps", "eval_every", "seeds_per_call"):
+    for flag in (
+        "width",
+        "batch_size",
+        "a_steps",
+        "b_steps",
+        "eval_every",
+        "seeds_per_call",
+        "methods_at_once",
+    ):
         if getattr(config, flag) < 1:
             raise ValueError(
                 f"--{flag.replace('_', '-')} must be at least 1, got {getattr(config, flag)}"
@@ -199,9 +207,7 @@ def experiment(
         for stop in stops:
             here = {name: c for name, c in conditions(config).items() if c.stop_at == stop}
             methods = [
-                Method(
-                    strength, name != "l2_anchor", c.shared, regime.learning_rate, regime.momentum
-                )
+                Method(strength, name == "wpl", c.shared, regime.learning_rate, regime.momentum)
                 for c in here.values()
                 for name, strength in compared(config)
             ]

@@ -105,6 +105,8 @@ HEADER = (
     *(f"{model} {label}" for model in "AB" for label in COLUMNS.values()),
     "WPL prevents",
     "L2 prevents",
+    "WPL strength",
+    "L2 strength",
 )
 TERMINAL_COLUMNS = ("condition", "A before", "A plain", "A WPL", "B plain", "B WPL", "WPL prevents")
 
@@ -120,6 +122,7 @@ def rows(summary: dict, show: Callable[[dict], str]) -> list[dict[str, str]]:
                     show(condition["baseline_a"]),
                     *(show(condition[m][f"final_{model}"]) for model in "ab" for m in COLUMNS),
                     *(prevented(condition[m]["relative_reduction"]) for m in ("wpl", "l2_anchor")),
+                    *(f"{condition[m]['strength']:g}" for m in ("wpl", "l2_anchor")),
                 ),
                 strict=True,
             )
@@ -317,7 +320,8 @@ A ({config.a_steps:,} steps of SGD, or stopped early) is followed by B ({config.
 SGD, learning rate {regime.learning_rate:g}, momentum {regime.momentum:g}), which trains the layers
 it shares with A further. Numbers are test accuracies in percent, means over seeds with half of
 their 95 % interval. "Prevents" is the share of A's loss that does not happen, (d - d_method) / d
-of the mean losses; over 100 % means that A ended better than it began.
+of the mean losses; over 100 % means that A ended better than it began. (The mean of the seeds' own
+ratios is in summary.json: where a seed loses next to nothing, its ratio says nothing.)
 
 | {" | ".join(HEADER)} |
 | --- |{" ---: |" * (len(HEADER) - 1)}

@@ -101,10 +101,10 @@ def run(tx, params, opt_state, grads, steps=3, **extra):
 
 
 def trainer(tx):
-    """A function that takes jitted steps on the model's own loss, in which every operation is rounded by itself.
+    """A function that takes jitted steps on the model's own loss.
 
-    LLVM's optimisations are off because they may contract a product and a sum into one rounding,
-    and which ones depends on the rest of the program.
+    LLVM's optimisations are off: they may contract a product and a sum into one operation with one
+    rounding, and which ones they do contract depends on the rest of the program.
     """
 
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -170,6 +170,38 @@ def test_with_nothing_to_protect_is_the_inner_optimiser_bit_for_bit(form, inner)
     for strength in (0.0, lambda count: 0.0 * count):
         tx = form(inner(), strength)
         assert_same_bits(trainer(tx)(PARAMS, protected(tx))[0], expected)
+
+
+@forms
+@inners
+def test_with_a_constant_strength_of_0_the_compiled_step_is_the_inner_optimisers(form, inner):
+    def trained(tx, opt_state, params=PARAMS):
+        @jax.jit
+        def step(params, opt_state):
+            updates, opt_state = tx.update(mean_gradient(params, BATCH), opt_state, params)
+            return optax.apply_updates(params, updates), opt_state
+
+        for _ in range(3):
+            params, opt_state = step(params, opt_state)
+        return params
+
+    tx = form(inner(), strength=0.0)
+    assert_same_bits(trained(tx, protected(tx)), trained(inner(), inner().init(PARAMS)))
+
+
+@pytest.mark.parametrize("form", [add, proximal])
+@pytest.mark.parametrize(
+    ("strength", "fisher", "params"),
+    [(0.0, MAX, 1e30), (STRENGTH, 0.0, jnp.nan), (STRENGTH, 0.0, jnp.inf), (STRENGTH, -0.0, 1.0)],
+    ids=["strength", "fisher_nan", "fisher_inf", "fisher_negative_zero"],
+)
+def test_a_term_of_zero_is_not_added(form, strength, fisher, params):
+    """Not even as 0, which would turn -0.0 into 0.0, or as 0 times infinity."""
+    tx = form(optax.identity(), strength)
+    grads = jnp.array([-0.0, 0.0, 2.0])
+    opt_state = protected(tx, jnp.full(3, params), jnp.zeros(3), jnp.full(3, fisher))
+    updates, _ = tx.update(grads, opt_state, jnp.full(3, params))
+    assert_same_bits(updates, grads)
 
 
 @forms

@@ -21,8 +21,13 @@ strength; :func:`weight_plasticity` also computes ``F`` and moves the anchor, in
 :func:`plasticity_loss` is the term itself.
 
 All hold one :class:`PlasticityState`, which the functions find wherever it sits in a composed
-optimiser state. Before the first ``consolidate``, after a ``flush``, where ``F`` is zero, outside
-the mask, and for strength 0, a step is bit for bit the one without plasticity.
+optimiser state.
+
+Before the first ``consolidate``, after a ``flush``, where ``F`` is zero, outside the mask, and for
+strength 0, the term is not added, not even as 0: operation by operation, a step is bit for bit the
+one without plasticity. With a constant strength of 0 the compiled step is too. In the other cases
+a jitted step may differ from it in the last bit on a CPU, where XLA contracts products and sums
+into one rounding, and which ones depends on the rest of the program.
 """
 
 from collections.abc import Callable
@@ -169,7 +174,10 @@ def proximal_plasticity(
             c = jnp.where(fisher > 0, c, 0)
             distance = anchor.astype(c.dtype) - param.astype(c.dtype)
             pulled = update / (1 + c) + c / (1 + c) * distance
-            return jnp.where(c != 0, pulled.astype(update.dtype), update)
+            active = (rate != 0) & (
+                c != 0
+            )  # the first is known to the compiler if rate is constant
+            return jnp.where(active, pulled.astype(update.dtype), update)
 
         return pull
 
@@ -200,7 +208,8 @@ def weight_plasticity(
     * ``batch``: what the Fisher is computed from, with a leading example axis.
 
     The new weights are ``optax.apply_updates(params, updates)``: let no transformation that changes
-    the updates come after this one. ``optax.inject_hyperparams`` needs
+    the updates come after this one, and none that hides weights from ``nll`` (``optax.masked``,
+    ``optax.partition``) around it. ``optax.inject_hyperparams`` needs
     ``static_args=("nll", "microbatch_size")``.
 
     Args:
@@ -244,7 +253,7 @@ def weight_plasticity(
       [0.033 0.033 0.   ]
     """
     _check_optional(fisher_decay=fisher_decay, max_norm=max_norm)
-    estimate_fisher = empirical_fisher(nll, microbatch_size)
+    estimate_fisher = None if nll is None else empirical_fisher(nll, microbatch_size)
     if learning_rate is None:
         chained = optax.chain(add_plasticity(strength), inner)
     else:
@@ -258,7 +267,7 @@ def weight_plasticity(
             updates, new_state = _freeze_outside(mask, params, chained, updates, new_state, state)
         if consolidate is False:
             return updates, new_state
-        if batch is None or nll is None:
+        if batch is None or estimate_fisher is None:
             missing = "batch" if batch is None else "nll"
             raise ValueError(f"consolidate needs {missing}, to compute the Fisher from")
 

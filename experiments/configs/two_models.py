@@ -60,12 +60,26 @@ class TwoModels:
     key: int = 0
     """Where all random numbers come from."""
     seeds_per_call: int = 10
-    """Seeds trained at a time, dealt out to all devices: fewer need less memory."""
+    """Seeds trained in one call, dealt out to all devices; what is kept if interrupted."""
+    methods_at_once: int = 1
+    """Methods vmapped over, on top of the seeds: 1 suits the caches of a CPU, more fill a GPU."""
 
 
 PRESETS = {
-    # Full MNIST.
+    # Figures 1 and 2 on full MNIST.
     "mnist": TwoModels(dataset="mnist"),
-    # For a first look: the same experiment on the embedded images, with coarser grids.
-    "mnist5k": TwoModels(dataset="mnist5k"),
+    # A first look, in two minutes on two cores: fewer images and steps, coarser grids.
+    "mnist5k": TwoModels(
+        dataset="mnist5k",
+        a_steps=2_000,
+        b_steps=400,
+        eval_every=25,
+        eval_images=500,
+        wpl_strengths=(1e2, 1e4, 1e6),
+        l2_strengths=(1e-2, 1e0, 1e2),
+        map_learning_rates=(0.1, 0.2, 0.4),
+        map_momenta=(0.0, 0.7),
+        map_seeds=4,
+        map_min_accuracy=0.8,
+    ),
 }

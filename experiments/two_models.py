@@ -92,7 +92,13 @@ def parse(argv: Sequence[str] | None) -> TwoModels:
     name = first.parse_known_args(argv)[0].dataset
     if name not in PRESETS:
         raise ValueError(f"--dataset must be one of {', '.join(PRESETS)}, got {name!r}")
-    return tyro.cli(TwoModels, args=argv, default=PRESETS[name], description=__doc__)
+    return tyro.cli(
+        TwoModels,
+        prog="python -m experiments.two_models",
+        description=__doc__,
+        args=argv,
+        default=PRESETS[name],
+    )
 
 
 def check(config: TwoModels) -> None:
@@ -130,6 +136,16 @@ def check(config: TwoModels) -> None:
         raise ValueError(f"--stop-at must be accuracies between 0 and 1, got {config.stop_at}")
     if not set(config.shared_layers) <= {1, 2, 3}:
         raise ValueError(f"--shared-layers must be among 1, 2, 3, got {config.shared_layers}")
+    rates = (config.a_learning_rate, config.b_learning_rate or 1.0, *config.map_learning_rates)
+    if not all(0 < rate < math.inf for rate in rates):
+        raise ValueError(f"learning rates must be finite and above 0, got {rates}")
+    momenta = (config.b_momentum or 0.0, *config.map_momenta)
+    if not all(0 <= momentum < 1 for momentum in momenta):
+        raise ValueError(f"momenta must be at least 0 and below 1, got {momenta}")
+    if not 0 <= config.weight_decay < math.inf:
+        raise ValueError(
+            f"--weight-decay must be finite and not negative, got {config.weight_decay}"
+        )
     if (config.b_learning_rate is None) != (config.b_momentum is None):
         raise ValueError("--b-learning-rate and --b-momentum must be given together, or neither")
 

@@ -65,12 +65,12 @@ def test_trade_off_puts_a_against_b(values):
 
 @pytest.mark.parametrize("marked", [(1, 2), None])
 def test_heat_maps_write_every_number_and_frame_the_marked_one(marked):
-    numbers = np.array([[1.0, -20.0, 3.0], [40.0, 5.0, 60.0]])
+    numbers = np.array([[1.0, -20.0, 3.0], [40.0, -0.3, 60.0]])
     figure = plotting.heat_maps(
         {"one": numbers}, (0.1, 0.2), (0.0, 0.5, 0.9), "rate", "momentum", "points", marked
     )
     ax = figure.axes[0]
-    assert [text.get_text() for text in ax.texts] == [f"{n:.0f}" for n in numbers.ravel()]
+    assert [text.get_text() for text in ax.texts] == ["1", "-20", "3", "40", "0", "60"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["0.1", "0.2"]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "0.5", "0.9"]
     frames = [(patch.get_x() + 0.47, patch.get_y() + 0.47) for patch in ax.patches]

@@ -139,7 +139,7 @@ def heat_maps(
         image = ax.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
         for (i, j), value in np.ndenumerate(values):
             color = "white" if abs(value) > 0.6 * limit else "black"
-            ax.text(j, i, f"{value:.0f}", ha="center", va="center", color=color)
+            ax.text(j, i, f"{round(value)}", ha="center", va="center", color=color)
         ax.set(title=title)
         ax.set_xticks(range(len(columns)), [f"{c:g}" for c in columns])
         ax.set_yticks(range(len(rows)), [f"{r:g}" for r in rows])

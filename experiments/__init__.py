@@ -1,0 +1,10 @@
+"""The paper's experiments, as scripts: ``python -m experiments.two_models --help``."""
+
+try:
+    import matplotlib  # noqa: F401
+    import rich  # noqa: F401
+    import tyro  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"the experiments need {error.name}: pip install 'wpl_jax[experiments]'"
+    ) from error

@@ -73,6 +73,7 @@ def condition_summary(config: TwoModels, name: str, result: Result) -> dict:
                 "mean_of_ratios": interval(ratios),
                 "ratio_of_means": finite(ratio),
             }
+    summary["relative_reduction"] = summary["wpl"]["relative_reduction"]
     return summary
 
 

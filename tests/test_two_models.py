@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -54,6 +56,7 @@ def test_the_summary_has_its_documented_form_and_agrees_with_the_curves(finished
                 np.testing.assert_allclose(
                     ratio * (baseline - plain), a - plain, rtol=1e-4, atol=1e-6
                 )
+            assert condition["relative_reduction"] == condition["wpl"]["relative_reduction"]
             frozen = condition["frozen"]["final_a"]["mean"]
             np.testing.assert_allclose(frozen, baseline, rtol=1e-6)
 
@@ -163,3 +166,19 @@ def test_every_preset_is_accepted():
     for name, preset in PRESETS.items():
         assert preset.dataset == name
         two_models.check(preset)
+
+
+@pytest.mark.parametrize("module", ["experiments", "wpl_jax.plotting"])
+def test_a_missing_extra_is_named(module):
+    code = f"""
+import sys
+class Missing:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] == "matplotlib":
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Missing())
+import {module}
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "wpl_jax[experiments]" in run.stderr.splitlines()[-1]

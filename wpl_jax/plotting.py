@@ -8,11 +8,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from wpl_jax.forgetting import mean_interval
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+except ImportError as error:
+    raise ImportError("plotting needs matplotlib: pip install 'wpl_jax[experiments]'") from error
 
 __all__ = ["band", "heat_maps", "strength_curves", "trade_off", "training_curves"]
 

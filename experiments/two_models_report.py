@@ -122,7 +122,7 @@ def rows(summary: dict, show: Callable[[dict], str]) -> list[dict[str, str]]:
                     condition["name"],
                     show(condition["baseline_a"]),
                     *(show(condition[m][f"final_{model}"]) for model in "ab" for m in COLUMNS),
-                    *(prevented(condition[m]["relative_reduction"]) for m in ("wpl", "l2_anchor")),
+                    *(prevented(condition, m) for m in ("wpl", "l2_anchor")),
                     *(f"{condition[m]['strength']:g}" for m in ("wpl", "l2_anchor")),
                 ),
                 strict=True,
@@ -140,9 +140,11 @@ def percent_with_interval(number: dict[str, float]) -> str:
     return f"{100 * number['mean']:.1f} ± {50 * (number['high'] - number['low']):.1f}"
 
 
-def prevented(reduction: dict) -> str:
-    ratio = reduction["ratio_of_means"]
-    return "–" if ratio is None else f"{100 * ratio:.1f}"
+def prevented(condition: dict, method: str) -> str:
+    """The relative reduction, where there is something to reduce."""
+    if condition["plain"]["final_a"]["mean"] >= condition["baseline_a"]["mean"]:
+        return "–"
+    return f"{100 * condition[method]['relative_reduction']['ratio_of_means']:.1f}"
 
 
 def table(summary: dict) -> Table:

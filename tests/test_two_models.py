@@ -8,13 +8,14 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import two_models
+from experiments import two_models, two_models_report
 from experiments.configs.two_models import PRESETS, TwoModels
 from experiments.shared_mlps import Accuracies, Outcome
 
 TINY = shlex.split(
-    "--seeds 3 --map-seeds 2 --seeds-per-call 3 --width 8 --batch-size 8 --a-steps 30 --b-steps 20 "
-    "--eval-every 10 --eval-images 50 --fisher-images 20 --stop-at 0.15 --shared-layers 1 "
+    "--b-learning-rate None --b-momentum None --seeds 3 --map-seeds 2 --seeds-per-call 3 --width 8 "
+    "--batch-size 8 --a-steps 30 --b-steps 20 --eval-every 10 --eval-images 50 --fisher-images 20 "
+    "--stop-at 0.15 --shared-layers 1 "
     "--wpl-strengths 10 1e4 --l2-strengths 0.1 10 --map-learning-rates 0.05 0.1 --map-momenta 0 0.5"
     " --map-min-accuracy 0.02"
 )
@@ -109,7 +110,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_an_uninterrupted_one(
         (["--b-steps", "100", "--eval-every", "30"], "--eval-every must divide --b-steps"),
         (["--stop-at", "55"], "--stop-at must be accuracies between 0 and 1"),
         (["--shared-layers", "5"], "--shared-layers must be among"),
-        (["--b-momentum", "0.9"], "must be given together"),
+        (["--b-momentum", "None"], "must be given together"),
         (["--map-momenta", "0.5", "1"], "momenta must be at least 0 and below 1"),
         (["--map-learning-rates", "0"], "learning rates must be finite and above 0"),
         (["--weight-decay", "-1"], "--weight-decay must be"),
@@ -182,3 +183,16 @@ import {module}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 1
     assert "wpl_jax[experiments]" in run.stderr.splitlines()[-1]
+
+
+def test_the_share_prevented_is_shown_only_where_something_was_forgotten():
+    def condition(plain):
+        reduction = {"ratio_of_means": 0.5}
+        return {
+            "baseline_a": {"mean": 0.9},
+            "plain": {"final_a": {"mean": plain}},
+            "wpl": {"relative_reduction": reduction},
+        }
+
+    assert two_models_report.prevented(condition(0.8), "wpl") == "50.0"
+    assert two_models_report.prevented(condition(0.9), "wpl") == "–"

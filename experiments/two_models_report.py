@@ -168,7 +168,7 @@ def write(
             figure.savefig(buffer, format=suffix, dpi=150)
             records.write_atomically(out / f"{name}.{suffix}", buffer.getvalue())
     records.write_atomically(out / "curves.npz", records.npz(curves(config, results)))
-    records.write_atomically(out / "report.md", report(config, regime, summary))
+    records.write_atomically(out / "report.md", report(config, regime, results, summary))
     records.write_atomically(
         out / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n"
     )
@@ -212,7 +212,7 @@ def figures(config: TwoModels, regime: Regime, results: dict[str, Result]) -> di
     def before(result):  # on the images behind the curves; the same for every method
         return result.outcome.curve_a[:, 0, 0]
 
-    def along_strengths(result, method, values):
+    def by_strength(result, method, values):
         places = [i for i, (name, _) in enumerate(compared(config)) if name == method]
         return np.array([compared(config)[i][1] for i in places]), values[:, places]
 
@@ -220,7 +220,7 @@ def figures(config: TwoModels, regime: Regime, results: dict[str, Result]) -> di
         return plotting.strength_curves(
             {
                 heading: {
-                    f"{model}, {COLUMNS[method]}": along_strengths(r, method, values)
+                    f"{model}, {COLUMNS[method]}": by_strength(r, method, values)
                     for model, values in (
                         ("A", r.outcome.final_a.validation),
                         ("B", r.outcome.final_b.validation),
@@ -246,8 +246,8 @@ def figures(config: TwoModels, regime: Regime, results: dict[str, Result]) -> di
     def kept_against_reached(result):
         lines = {}
         for method, label in COLUMNS.items():
-            a = along_strengths(result, method, result.outcome.final_a.validation)[1]
-            lines[label] = a, along_strengths(result, method, result.outcome.final_b.validation)[1]
+            a = by_strength(result, method, result.outcome.final_a.validation)[1]
+            lines[label] = a, by_strength(result, method, result.outcome.final_b.validation)[1]
         return lines
 
     map_titles = {title(stop): 100 * values for stop, values in regime.forgetting.items()}
@@ -308,7 +308,21 @@ def figures(config: TwoModels, regime: Regime, results: dict[str, Result]) -> di
     }
 
 
-def report(config: TwoModels, regime: Regime, summary: dict) -> str:
+def along_strengths(config: TwoModels, results: dict[str, Result]) -> list[str]:
+    """Rows of Markdown: test accuracies of A and B for every strength, all 4 layers shared."""
+    from experiments.two_models import compared
+
+    return [
+        f"| {name} | {COLUMNS[method]} | {strength:g} "
+        f"| {percent_with_interval(interval(r.outcome.final_a.test[:, place]))} "
+        f"| {percent_with_interval(interval(r.outcome.final_b.test[:, place]))} |"
+        for name, r in results.items()
+        for place, (method, strength) in enumerate(compared(config))
+        if r.condition.shared == 4 and method in ("wpl", "l2_anchor")
+    ]
+
+
+def report(config: TwoModels, regime: Regime, results: dict[str, Result], summary: dict) -> str:
     """The run as a page of Markdown."""
     lines = ["| " + " | ".join(row.values()) + " |" for row in rows(summary, percent_with_interval)]
     seconds = summary["seconds"]
@@ -352,6 +366,10 @@ momentum were {
 ![Final accuracies against the strength of WPL](strength_wpl.png)
 
 ![Final accuracies against the strength of the L2 anchor](strength_l2.png)
+
+| condition | method | strength | A | B |
+| --- | --- | ---: | ---: | ---: |
+{chr(10).join(along_strengths(config, results))}
 
 ## What A keeps against what B reaches
 

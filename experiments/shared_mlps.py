@@ -32,6 +32,20 @@ class Method(NamedTuple):
     momentum: float | jax.Array
 
 
+def compared(config: TwoModels) -> list[tuple[str, float]]:
+    """Names and strengths of the methods, in the order in which they are stacked."""
+    return [
+        ("plain", 0.0),
+        ("frozen", FROZEN),
+        *(("wpl", strength) for strength in config.wpl_strengths),
+        *(("l2_anchor", strength) for strength in config.l2_strengths),
+    ]
+
+
+def stack(*methods: Method) -> Method:
+    return jax.tree.map(lambda *values: jnp.stack([jnp.asarray(v) for v in values]), *methods)
+
+
 class Accuracies(NamedTuple):
     """Of one model, on the two held-out sets. Choices read the validation set only."""
 

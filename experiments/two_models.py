@@ -14,10 +14,8 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
@@ -25,37 +23,13 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from experiments import records, two_models_report
 from experiments.configs.two_models import PRESETS, TwoModels
-from experiments.shared_mlps import FROZEN, NEVER, Accuracies, Method, Outcome, run
+from experiments.shared_mlps import NEVER, Accuracies, Method, Outcome, compared, run, stack
+from experiments.two_models_report import Condition, Regime, Result
 from wpl_jax.data import Splits, load_images
-
-
-class Condition(NamedTuple):
-    """What B meets: how far A was trained, and how many of its layers they share."""
-
-    stop_at: float
-    shared: int
-
-
-class Regime(NamedTuple):
-    """How plain training fares over learning rates (rows) and momenta (columns) of B."""
-
-    forgetting: dict[float, np.ndarray]  # by ``stop_at``: accuracy that A lost, mean over seeds
-    worst_b: np.ndarray  # the lowest accuracy of B in any condition and seed
-    learning_rate: float  # the chosen ones
-    momentum: float
 
 
 class RegimeError(Exception):
     """The regime map has no setting in which B learns."""
-
-
-class Result(NamedTuple):
-    """Of one condition. Leading axis: seeds, in ``outcome`` followed by the compared methods."""
-
-    condition: Condition
-    baseline: Accuracies
-    outcome: Outcome
-    chosen: dict[str, int]  # by name of a method, the place of its chosen strength
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -168,20 +142,6 @@ def conditions(config: TwoModels) -> dict[str, Condition]:
     )
 
 
-def compared(config: TwoModels) -> list[tuple[str, float]]:
-    """Names and strengths of the methods, in the order in which they are stacked."""
-    return [
-        ("plain", 0.0),
-        ("frozen", FROZEN),
-        *(("wpl", strength) for strength in config.wpl_strengths),
-        *(("l2_anchor", strength) for strength in config.l2_strengths),
-    ]
-
-
-def stack(methods: Sequence[Method]) -> Method:
-    return jax.tree.map(lambda *values: jnp.stack([jnp.asarray(v) for v in values]), *methods)
-
-
 def experiment(
     config: TwoModels, data: Splits, folder: Path
 ) -> tuple[Regime, dict[str, Result], float]:
@@ -209,7 +169,7 @@ def experiment(
             result, seconds = records.kept(
                 folder / f"{name}-{stop:g}.npz".replace(" ", "-"),
                 fingerprint,
-                functools.partial(program, data, keys, stop, stack(methods)),
+                functools.partial(program, data, keys, stop, stack(*methods)),
             )
             progress.advance(task)
             total.append(seconds)

@@ -1,27 +1,21 @@
 """What the two-model experiment writes: numbers, tables and figures."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from rich import box
 from rich.table import Table
 
 from experiments import records
 from experiments.configs.two_models import TwoModels
-from experiments.shared_mlps import NEVER
+from experiments.shared_mlps import NEVER, Accuracies, Outcome, compared
 from wpl_jax import plotting
 from wpl_jax.forgetting import mean_interval, relative_reduction
-
-if TYPE_CHECKING:
-    from experiments.two_models import Regime, Result
 
 COLUMNS = {"plain": "plain", "wpl": "WPL", "l2_anchor": "L2 anchor", "frozen": "frozen"}
 COLORS = {"plain": "tab:blue", "wpl": "tab:orange", "l2_anchor": "tab:green", "frozen": "tab:gray"}
@@ -30,6 +24,31 @@ STYLES = {
     for name, label in COLUMNS.items()
     for model, line in (("A", "-"), ("B", "--"))
 }
+
+
+class Condition(NamedTuple):
+    """What B meets: how far A was trained, and how many of its layers they share."""
+
+    stop_at: float
+    shared: int
+
+
+class Regime(NamedTuple):
+    """How plain training fares over learning rates (rows) and momenta (columns) of B."""
+
+    forgetting: dict[float, np.ndarray]  # by ``stop_at``: accuracy that A lost, mean over seeds
+    worst_b: np.ndarray  # the lowest accuracy of B in any condition and seed
+    learning_rate: float  # the chosen ones
+    momentum: float
+
+
+class Result(NamedTuple):
+    """Of one condition. Leading axis: seeds, in ``outcome`` followed by the compared methods."""
+
+    condition: Condition
+    baseline: Accuracies
+    outcome: Outcome
+    chosen: dict[str, int]  # by name of a method, the place of its chosen strength
 
 
 def summarise(config: TwoModels, regime: Regime, results: dict[str, Result]) -> dict:
@@ -49,8 +68,6 @@ def summarise(config: TwoModels, regime: Regime, results: dict[str, Result]) -> 
 
 
 def condition_summary(config: TwoModels, name: str, result: Result) -> dict:
-    from experiments.two_models import compared
-
     baseline, plain = result.baseline.test, final(result, "plain")[0]
     summary = {
         "name": name,
@@ -94,9 +111,7 @@ def finite(number: float) -> float | None:
     return float(number) if np.isfinite(number) else None
 
 
-def title(stop: float, shared: int = 4) -> str:
-    if shared < 4:
-        return f"A converged, {shared} of 4 layers shared"
+def title(stop: float) -> str:
     return "A converged" if stop == NEVER else f"A stopped at {stop:.0%}".replace("%", " %")
 
 
@@ -161,7 +176,6 @@ def write(
     config: TwoModels, regime: Regime, results: dict[str, Result], summary: dict, out: Path
 ) -> None:
     """Write every output to ``out``, the summary last."""
-    matplotlib.use("agg")
     for name, figure in figures(config, regime, results).items():
         for suffix in ("png", "pdf"):
             buffer = io.BytesIO()
@@ -176,8 +190,6 @@ def write(
 
 def curves(config: TwoModels, results: dict[str, Result]) -> dict[str, np.ndarray]:
     """Per-seed arrays behind the figures, named ``condition/quantity``."""
-    from experiments.two_models import compared
-
     names, strengths = zip(*compared(config), strict=True)
     arrays = {
         "steps": steps(config),
@@ -200,14 +212,19 @@ def steps(config: TwoModels) -> np.ndarray:
 
 def figures(config: TwoModels, regime: Regime, results: dict[str, Result]) -> dict:
     """By file name, the figures of the experiment."""
-    from experiments.two_models import compared
-
-    stopping = {title(*r.condition): r for r in results.values() if r.condition.shared == 4}
+    stopping = {title(r.condition.stop_at): r for r in results.values() if r.condition.shared == 4}
     sharing = sorted(
         (r for r in results.values() if r.condition.stop_at == NEVER),
         key=lambda r: r.condition.shared,
     )
     baselines = {heading: r.baseline.validation for heading, r in stopping.items()}
+
+    def curves_of(result):
+        return {"A": result.outcome.curve_a, "B": result.outcome.curve_b}
+
+    def finals_of(result):
+        outcome = result.outcome
+        return {"A": outcome.final_a.validation, "B": outcome.final_b.validation}
 
     def before(result):  # on the images behind the curves; the same for every method
         return result.outcome.curve_a[:, 0, 0]
@@ -221,10 +238,7 @@ def figures(config: TwoModels, regime: Regime, results: dict[str, Result]) -> di
             {
                 heading: {
                     f"{model}, {COLUMNS[method]}": by_strength(r, method, values)
-                    for model, values in (
-                        ("A", r.outcome.final_a.validation),
-                        ("B", r.outcome.final_b.validation),
-                    )
+                    for model, values in finals_of(r).items()
                 }
                 for heading, r in stopping.items()
             },
@@ -232,10 +246,7 @@ def figures(config: TwoModels, regime: Regime, results: dict[str, Result]) -> di
                 heading: {
                     f"{model}, {COLUMNS[other]}": values[:, r.chosen[other]]
                     for other in ("plain", "frozen")
-                    for model, values in (
-                        ("A", r.outcome.final_a.validation),
-                        ("B", r.outcome.final_b.validation),
-                    )
+                    for model, values in finals_of(r).items()
                 }
                 for heading, r in stopping.items()
             },
@@ -244,11 +255,10 @@ def figures(config: TwoModels, regime: Regime, results: dict[str, Result]) -> di
         )
 
     def kept_against_reached(result):
-        lines = {}
-        for method, label in COLUMNS.items():
-            a = by_strength(result, method, result.outcome.final_a.validation)[1]
-            lines[label] = a, by_strength(result, method, result.outcome.final_b.validation)[1]
-        return lines
+        return {
+            label: tuple(by_strength(result, method, v)[1] for v in finals_of(result).values())
+            for method, label in COLUMNS.items()
+        }
 
     map_titles = {title(stop): 100 * values for stop, values in regime.forgetting.items()}
     chosen = (
@@ -265,7 +275,7 @@ def figures(config: TwoModels, regime: Regime, results: dict[str, Result]) -> di
             {
                 f"{r.condition.shared} of 4 layers shared": {
                     f"{model}, plain": curve[:, r.chosen["plain"]]
-                    for model, curve in (("A", r.outcome.curve_a), ("B", r.outcome.curve_b))
+                    for model, curve in curves_of(r).items()
                 }
                 for r in sharing
             },
@@ -278,7 +288,7 @@ def figures(config: TwoModels, regime: Regime, results: dict[str, Result]) -> di
                 heading: {
                     f"{model}, {COLUMNS[method]}": curve[:, r.chosen[method]]
                     for method in ("plain", "l2_anchor", "wpl")
-                    for model, curve in (("A", r.outcome.curve_a), ("B", r.outcome.curve_b))
+                    for model, curve in curves_of(r).items()
                 }
                 for heading, r in stopping.items()
             },
@@ -310,8 +320,6 @@ def figures(config: TwoModels, regime: Regime, results: dict[str, Result]) -> di
 
 def along_strengths(config: TwoModels, results: dict[str, Result]) -> list[str]:
     """Rows of Markdown: test accuracies of A and B for every strength, all 4 layers shared."""
-    from experiments.two_models import compared
-
     return [
         f"| {name} | {COLUMNS[method]} | {strength:g} "
         f"| {percent_with_interval(interval(r.outcome.final_a.test[:, place]))} "

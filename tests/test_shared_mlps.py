@@ -12,7 +12,7 @@ import pytest
 
 from experiments import shared_mlps
 from experiments.configs.two_models import TwoModels
-from experiments.shared_mlps import FROZEN, NEVER, Method
+from experiments.shared_mlps import FROZEN, NEVER, Method, stack
 from wpl_jax.data import Images, Splits, load_images
 
 CONFIG = TwoModels(
@@ -34,10 +34,6 @@ def data() -> Splits:
 
 def method(strength=0.0, use_fisher=True, shared=4, learning_rate=0.1, momentum=0.5) -> Method:
     return Method(strength, use_fisher, shared, learning_rate, momentum)
-
-
-def stack(*methods):
-    return jax.tree.map(lambda *values: jnp.stack([jnp.asarray(v) for v in values]), *methods)
 
 
 @pytest.fixture(scope="module")

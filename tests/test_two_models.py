@@ -10,7 +10,7 @@ import pytest
 
 from experiments import two_models, two_models_report
 from experiments.configs.two_models import PRESETS, TwoModels
-from experiments.shared_mlps import Accuracies, Outcome
+from experiments.shared_mlps import FROZEN, Accuracies, Outcome
 
 TINY = shlex.split(
     "--b-learning-rate None --b-momentum None --seeds 3 --map-seeds 2 --seeds-per-call 3 --width 8 "
@@ -143,7 +143,7 @@ def test_the_chosen_strength_has_the_highest_sum_of_validation_accuracies():
     chosen = two_models.choose(config, results)
     assert {name: two_models.compared(config)[i][1] for name, i in chosen.items()} == {
         "plain": 0.0,
-        "frozen": two_models.FROZEN,
+        "frozen": FROZEN,
         "wpl": 2,
         "l2_anchor": 5,
     }

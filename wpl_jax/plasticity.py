@@ -174,9 +174,8 @@ def proximal_plasticity(
             c = jnp.where(fisher > 0, c, 0)
             distance = anchor.astype(c.dtype) - param.astype(c.dtype)
             pulled = update / (1 + c) + c / (1 + c) * distance
-            active = (rate != 0) & (
-                c != 0
-            )  # the first is known to the compiler if rate is constant
+            # The compiler knows the first of these where the rate is constant.
+            active = (rate != 0) & (c != 0)
             return jnp.where(active, pulled.astype(update.dtype), update)
 
         return pull

@@ -1,7 +1,9 @@
 """Result files: what each of them says about its origin, and how it is written."""
 
+import contextlib
 import importlib.metadata
 import io
+import json
 import os
 import platform
 import sys
@@ -68,6 +70,15 @@ def kept(path: Path, fingerprint: str, compute: Callable[[], Tree]) -> tuple[Tre
     arrays |= {"fingerprint": np.array(fingerprint), "seconds": np.array(seconds)}
     write_atomically(path, npz(arrays))
     return tree, seconds
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """The objects in a file of one a line; none if it is missing, none from a torn line on."""
+    found = []
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        for line in path.read_bytes().splitlines():
+            found.append(json.loads(line))
+    return found
 
 
 def npz(arrays: dict[str, np.ndarray]) -> bytes:

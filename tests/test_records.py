@@ -36,6 +36,13 @@ def test_kept_computes_once_for_a_fingerprint(tmp_path):
     assert other["a"][0] > first["a"][0]
 
 
+def test_json_lines_are_read_up_to_a_torn_one(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert records.read_json_lines(path) == []
+    path.write_bytes(b'{"epoch": 1, "reward": null}\n{"epoch": 2}\n{"epoch": 3, "rew')
+    assert records.read_json_lines(path) == [{"epoch": 1, "reward": None}, {"epoch": 2}]
+
+
 def test_provenance_is_json_and_names_what_a_reader_needs():
     known = json.loads(json.dumps(records.provenance()))
     assert known["command"].startswith("python -m ")

@@ -1,0 +1,256 @@
+"""Save the whole state of a training run, and resume from it bit for bit.
+
+A leaf module: nothing else in the package imports it, or Orbax, which it writes with.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+try:
+    import orbax.checkpoint as ocp
+except ImportError as error:
+    raise ImportError(
+        "checkpoints need orbax-checkpoint: pip install 'wpl_jax[experiments]'"
+    ) from error
+
+__all__ = ["Checkpoints"]
+
+State = TypeVar("State")
+
+
+class Checkpoints:
+    """The checkpoints of one run, in a folder of their own; a context manager.
+
+    A checkpoint is whole or it does not count: a run that is killed while it saves resumes from the
+    checkpoint before, and so does a run whose last checkpoint was damaged since.
+
+    Example:
+      >>> import tempfile, jax
+      >>> from wpl_jax.checkpoint import Checkpoints
+      >>> state = {"w": jax.numpy.ones(3), "key": jax.random.key(0)}
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     with Checkpoints(folder, {"learning_rate": 0.1}) as checkpoints:
+      ...         checkpoints.save(1, state)
+      ...         checkpoints.latest(), checkpoints.restore(state)["w"]
+      (1, Array([1., 1., 1.], dtype=float32))
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], fingerprint: Mapping[str, object], keep: int = 2
+    ) -> None:
+        """Open a folder, or make it where it is missing.
+
+        Args:
+          folder: where the checkpoints are.
+          fingerprint: the settings that the states depend on, as for JSON; mappings may nest.
+          keep: how many checkpoints to keep, at least 2.
+
+        Raises:
+          ValueError: if the folder's checkpoints have another fingerprint; names what differs.
+        """
+        if keep < 2:
+            raise ValueError(f"keep must be at least 2, the last one and one to spare, got {keep}")
+        self._folder = Path(folder)
+        self._fingerprint = json.loads(json.dumps(fingerprint))
+        seals = (self._seal(step) for step in self._steps())
+        saved = next((seal["fingerprint"] for seal in seals if seal), self._fingerprint)
+        if differences := _differences(saved, self._fingerprint):
+            raise ValueError(
+                f"checkpoints in {self._folder} were made with {differences}; choose another "
+                "folder or give the same settings"
+            )
+        self._manager = ocp.CheckpointManager(
+            self._folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=False,
+                lightweight_initialize=True,
+            ),
+        )
+
+    def __enter__(self) -> Self:
+        """Give the checkpoints themselves."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """End Orbax's threads."""
+        self._manager.close()
+
+    def save(self, step: int, state: object) -> None:
+        """Save a state; when this returns, it is saved.
+
+        Checkpoints of the same step and of later ones are removed first: they are from a run that
+        this one replaces.
+
+        Args:
+          step: how far the run has come.
+          state: a pytree of JAX arrays, typed keys among them, NumPy arrays and numbers.
+        """
+        for obsolete in self._manager.all_steps():
+            if obsolete >= step:
+                self._manager.delete(obsolete)
+        leaves = jax.device_get({name: _untyped(leaf) for name, leaf in _by_name(state).items()})
+        arrays = {name: np.asarray(leaf) for name, leaf in leaves.items() if np.size(leaf)}
+        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays)))
+        # Orbax does not notice when a bit of an array is wrong, or a file is cut.
+        folder = self._folder / str(step)
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        digests = {str(path.relative_to(folder)): _sha256(path) for path in files}
+        unfinished = folder / "seal.tmp"
+        unfinished.write_text(json.dumps({"fingerprint": self._fingerprint, "sha256": digests}))
+        unfinished.replace(folder / "seal.json")
+
+    def latest(self) -> int | None:
+        """The step of the last checkpoint that is whole, or None where there is no checkpoint.
+
+        Raises:
+          ValueError: if there are checkpoints, but all of them are damaged.
+        """
+        steps = self._steps()
+        for step in steps:
+            if self._is_whole(step):
+                return step
+        if steps:
+            raise ValueError(
+                f"every checkpoint in {self._folder} is damaged (steps {steps}); delete the folder "
+                "to start anew"
+            )
+        return None
+
+    def restore(self, state_like: State, step: int | None = None) -> State:
+        """Give back a state as it was saved.
+
+        Args:
+          state_like: a tree of the state's structure, shapes and dtypes: the state itself, or what
+            ``jax.eval_shape`` gives. Arrays are put where its arrays are.
+          step: which checkpoint; the last one that is whole if None.
+
+        Raises:
+          FileNotFoundError: if there is no such checkpoint.
+          ValueError: if it is damaged, or if the state in it has another structure, shape or dtype;
+            names the first place that differs.
+        """
+        if step is None:
+            step = self.latest()
+        if step not in self._steps():
+            wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
+            raise FileNotFoundError(f"there is no {wanted} in {self._folder}")
+        if not self._is_whole(step):
+            raise ValueError(f"the checkpoint of step {step} in {self._folder} is damaged")
+        saved = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
+        )
+        arrays, leaves_like = saved.state, _by_name(state_like)
+        for name, like in leaves_like.items():
+            if name not in arrays and np.size(like) == 0:
+                arrays[name] = np.zeros(like.shape, like.dtype)
+        for name in leaves_like | arrays:
+            found, wanted = _form(arrays.get(name)), _form(leaves_like.get(name))
+            if found != wanted:
+                raise ValueError(
+                    f"the checkpoint of step {step} in {self._folder} has {found} at {name}, where "
+                    f"the state has {wanted}; start anew in another folder"
+                )
+        return jax.tree.unflatten(
+            jax.tree.structure(state_like),
+            [_placed_like(like, arrays[name]) for name, like in leaves_like.items()],
+        )
+
+    def _steps(self) -> list[int]:
+        """Steps whose checkpoints were finished, the last one first."""
+        names = [path.parent.name for path in self._folder.glob("*/seal.json")]
+        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+    def _seal(self, step: int) -> dict[str, Any]:
+        """What was written into the checkpoint last; empty if it cannot be read."""
+        try:
+            seal = json.loads((self._folder / str(step) / "seal.json").read_text())
+            return {"fingerprint": seal["fingerprint"], "sha256": seal["sha256"]}
+        except (OSError, ValueError, KeyError):
+            return {}
+
+    def _is_whole(self, step):
+        folder, seal = self._folder / str(step), self._seal(step)
+        try:
+            return bool(seal) and all(
+                _sha256(folder / name) == digest for name, digest in seal["sha256"].items()
+            )
+        except OSError:
+            return False
+
+
+def _differences(saved: dict[str, Any], given: dict[str, Any]) -> str:
+    """The first settings that differ, in words."""
+    old, new = _flat(saved), _flat(given)
+    different = [
+        f"{name}={old.get(name, '(unset)')}, not {new.get(name, '(unset)')}"
+        for name in old | new
+        if old.get(name) != new.get(name)
+    ]
+    more = [f"and {len(different) - 3} more"] if len(different) > 3 else []
+    return ", ".join(different[:3] + more)
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, str]:
+    """Settings as JSON by their names, those of nested ones joined by dots."""
+    flat: dict[str, str] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{inner}": text for inner, text in _flat(value).items()}
+        else:
+            flat[name] = json.dumps(value)
+    return flat
+
+
+def _sha256(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _by_name(tree):
+    """Leaves by the names of their paths, which are unique."""
+    return {
+        jax.tree_util.keystr(path) or "the root": x for path, x in jax.tree.leaves_with_path(tree)
+    }
+
+
+def _is_key(leaf):
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _untyped(leaf):
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _form(leaf: Any) -> str:
+    """The dtype and shape in which a leaf is saved."""
+    if leaf is None:
+        return "nothing"
+    if _is_key(leaf):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    elif not hasattr(leaf, "dtype"):
+        leaf = np.asarray(leaf)
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def _placed_like(like: Any, array: np.ndarray):
+    """The array as what ``like`` is: typed key or not, on its devices, or not one of JAX's."""
+    if not hasattr(like, "dtype"):
+        return type(like)(array.item())
+    if isinstance(like, np.ndarray | np.generic):
+        return array if isinstance(like, np.ndarray) else array[()]
+    value: Any = array
+    if _is_key(like):
+        impl = jax.random.key_impl(jnp.empty((), like.dtype))
+        value = jax.random.wrap_key_data(jnp.asarray(array), impl=impl)
+    committed = isinstance(like, jax.ShapeDtypeStruct) or like.committed
+    return jax.device_put(value, like.sharding if committed else None)

@@ -15,18 +15,43 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 except ImportError as error:
     raise ImportError("plotting needs matplotlib: pip install 'wpl_jax[experiments]'") from error
 
-__all__ = ["band", "heat_maps", "strength_curves", "trade_off", "training_curves"]
+__all__ = [
+    "band",
+    "heat_maps",
+    "run_curves",
+    "search_curves",
+    "strength_curves",
+    "trade_off",
+    "training_curves",
+]
 
 Array = npt.NDArray[np.float64]
 Style = Mapping[str, object]
 
+_DIFFERENCES = {
+    "forgetting_mean": "mean over all",
+    "forgetting_best5": "mean over the best 5",
+    "forgetting_max": "maximum",
+}
+# Markers, so that a point between two gaps can be seen.
+_POINTS: dict = {"marker": ".", "markersize": 3, "linewidth": 1.2}
+_RUN_STYLES: tuple[dict, ...] = (
+    {"color": "tab:blue"},
+    {"color": "tab:orange", "linestyle": "--"},
+    {"color": "tab:green", "linestyle": ":"},
+)
+
 
 def band(ax: Axes, x: Array, values: Array, **style: object) -> None:
-    """Draw the mean of ``values``, shape ``(seeds, points)``, and its interval as a band."""
-    mean, low, high = mean_interval(values)
+    """Draw the mean of ``values``, shape ``(seeds, points)``, and its interval as a band.
+
+    Each point is of the seeds that are not NaN there: with one there is no band, with none nothing.
+    """
+    mean, low, high = _measured_interval(values)
     (line,) = ax.plot(x, mean, **style)  # type: ignore[arg-type]
     ax.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
 
@@ -154,6 +179,143 @@ def heat_maps(
     return fig
 
 
+def search_curves(
+    runs: Mapping[str, Mapping[str, Array]],
+    epochs: Array,
+    styles: Mapping[str, Style],
+    warmup: int,
+    error_name: str,
+) -> Figure:
+    """What searches forget and the reward they reach, over epochs (figures 3 and 4).
+
+    Where a few large differences would hide all others, their scale is linear around 0 and
+    logarithmic beyond.
+
+    Args:
+      runs: by label, by name (``"forgetting_mean"``, ``"forgetting_best5"``, ``"forgetting_max"``
+        and ``"reward"``), values of shape ``(seeds, epochs)``, NaN where nothing was measured.
+      epochs: the numbers of the epochs, shape ``(epochs,)``.
+      styles: by label, matplotlib's line properties.
+      warmup: how many epochs pass before the plasticity begins, at a dotted line; none for 0.
+      error_name: what err1 and err2 are, ``"perplexity"`` say.
+    """
+    fig, axes = _grid(4, "epoch", None)
+    for ax, (key, title) in zip(axes, [*_DIFFERENCES.items(), ("reward", "reward")], strict=True):
+        for label, metrics in runs.items():
+            band(ax, epochs, metrics[key], label=label, **{**_POINTS, **styles[label]})
+        if 0 < warmup < len(epochs):
+            begins = (epochs[warmup - 1] + epochs[warmup]) / 2
+            ax.axvline(begins, color="black", linestyle=":", label="end of the warm-up")
+        _scale_epochs(ax, epochs)
+        if key in _DIFFERENCES:
+            ax.set_title(f"forgetting, {title}")
+            _scale_differences(ax, [metrics[key] for metrics in runs.values()], error_name)
+        else:
+            ax.set(title=title, ylabel="mean reward")
+    _legend_below(fig, axes)
+    return fig
+
+
+def run_curves(metrics: Mapping[str, Array], error_name: str) -> Figure:
+    """One search over its epochs: errors, forgetting, ranks, reward, entropy, loss.
+
+    Args:
+      metrics: by name, arrays of shape ``(epochs,)``, NaN where nothing was measured:
+        ``"epoch"``, ``"err1_mean"``, ``"err2_mean"``, ``"err2_best"``, ``"forgetting_mean"``,
+        ``"forgetting_best5"``, ``"forgetting_max"``, ``"forgetting_share"``, ``"kendall_tau"``,
+        ``"reward"``, ``"entropy"`` and ``"train_loss"``.
+      error_name: what err1 and err2 are, ``"perplexity"`` say.
+    """
+    panels = [
+        (
+            f"validation {error_name}",
+            error_name,
+            {
+                "err1_mean": "err1, after own training: mean",
+                "err2_mean": "err2, at the end of the epoch: mean",
+                "err2_best": "err2: best",
+            },
+        ),
+        ("forgetting", "", _DIFFERENCES),
+        (
+            "how the epoch changed the ranking",
+            "",
+            {
+                "kendall_tau": "Kendall's τ, err1 and err2",
+                "forgetting_share": "share that got worse",
+            },
+        ),
+        ("reward", "mean reward", {"reward": ""}),
+        ("controller", "entropy (nats)", {"entropy": ""}),
+        ("training", "mean loss", {"train_loss": ""}),
+    ]
+    fig, axes = _grid(len(panels), "epoch", None)
+    for ax, (title, ylabel, names) in zip(axes, panels, strict=True):
+        values = [np.asarray(metrics[key], np.float64) for key in names]
+        for line, label, style in zip(values, names.values(), _RUN_STYLES, strict=False):
+            ax.plot(metrics["epoch"], line, label=label, **_POINTS, **style)
+        ax.set(title=title, ylabel=ylabel)
+        _scale_epochs(ax, metrics["epoch"])
+        if names is _DIFFERENCES:
+            _scale_differences(ax, values, error_name)
+        elif "err1_mean" in names:
+            _scale_errors(ax, values)
+        if np.isnan(values).all():
+            ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center")
+            ax.set_yticks([])
+        elif len(names) > 1:
+            ax.legend(fontsize="small")
+    return fig
+
+
+def _measured_interval(values):
+    """``mean_interval`` of each point's seeds that are not NaN."""
+    points = []
+    for column in np.asarray(values, np.float64).T:
+        measured = column[~np.isnan(column)]
+        if len(measured) > 1:
+            with np.errstate(invalid="ignore", over="ignore"):  # an infinite mean has no interval
+                points.append(mean_interval(measured))
+        else:
+            points.append((measured.sum() if len(measured) else np.nan, np.nan, np.nan))
+    return np.transpose(points)
+
+
+def _scale_epochs(ax, epochs):
+    margin = max(0.5, 0.02 * (epochs[-1] - epochs[0]))
+    ax.set(xlabel="epoch", xlim=(epochs[0] - margin, epochs[-1] + margin))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _scale_differences(ax, values, error_name):
+    """A line at 0, and a scale on which both the typical and the largest difference are seen."""
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.set_ylabel(f"rise in {error_name}, err2 − err1")
+    sizes = np.abs(np.concatenate([np.ravel(v) for v in values]))
+    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    if sizes.size and sizes.max() > 20 * np.median(sizes):
+        linear = 10.0 ** np.round(np.log10(np.median(sizes)))
+        decades = int(np.ceil(np.log10(sizes.max() / linear)))
+        ticks = linear * np.array([0.5, *10.0 ** np.arange(0, decades + 1, 1 + decades // 6)])
+        ax.set_yscale("symlog", linthresh=linear)
+        _set_ticks(ax, FixedLocator([*-ticks[::-1], 0, *ticks]))
+
+
+def _scale_errors(ax, values):
+    finite = np.concatenate(values)
+    finite = finite[np.isfinite(finite)]
+    if finite.size and finite.max() > 10 * finite.min() > 0:
+        ax.set_yscale("log")
+        _set_ticks(ax, LogLocator(subs=(1, 2, 5)))
+
+
+def _set_ticks(ax, locator):
+    ax.yaxis.set_major_locator(locator)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.autoscale_view(scalex=False)
+
+
 def _grid(panels, xlabel, ylabel, share=True):
     """Panels side by side, two a row from four on, with one name for each axis."""
     columns = panels if panels < 4 else 2
@@ -173,4 +335,5 @@ def _legend_below(fig, axes):
     entries: dict = {}
     for ax in axes:
         entries |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4)
+    columns = -(-len(entries) // -(-len(entries) // 4))  # as few rows as four columns need
+    fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)

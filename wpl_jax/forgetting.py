@@ -1,9 +1,67 @@
-"""Measures of forgetting, how much an earlier model lost, and their intervals over seeds."""
+"""Measures of forgetting, how much earlier models lost, and their intervals over seeds."""
+
+from typing import NamedTuple
 
 import chex
 import numpy as np
 
-__all__ = ["mean_interval", "relative_reduction"]
+__all__ = ["Forgetting", "forgetting", "mean_interval", "relative_reduction"]
+
+
+class Forgetting(NamedTuple):
+    """What the architectures of an epoch lost, in units of the error (section 3.2).
+
+    An architecture whose error is not finite, before or after, is left out of everything and
+    counted in ``diverged``. Numbers that the rest does not define are NaN.
+    """
+
+    mean: float  # of err2 - err1
+    best: float  # the same, over the few architectures with the lowest err1
+    max: float
+    share: float  # of architectures that got worse
+    rank_correlation: float  # Kendall's tau (b) between the orders by err1 and by err2
+    diverged: int
+
+
+def forgetting(err1: chex.ArrayNumpy, err2: chex.ArrayNumpy, best: int = 5) -> Forgetting:
+    """What architectures lost between the end of their own training and the end of the epoch.
+
+    Args:
+      err1: errors right after each architecture's own training, shape ``(architectures,)``.
+      err2: their errors at the end of the epoch, in the same order.
+      best: how many count as the best.
+
+    Raises:
+      ValueError: if the shapes differ.
+
+    Example:
+      >>> from wpl_jax.forgetting import forgetting
+      >>> lost = forgetting(err1=[70.0, 80.0, 90.0], err2=[76.0, 79.0, 91.0], best=1)
+      >>> print(lost.mean, lost.best, lost.max, round(lost.share, 2), lost.rank_correlation)
+      2.0 6.0 6.0 0.67 1.0
+    """
+    from scipy import stats
+
+    err1, err2 = np.asarray(err1, np.float64), np.asarray(err2, np.float64)
+    if err1.ndim != 1 or err1.shape != err2.shape:
+        raise ValueError(
+            f"err1 and err2 must have one shape, (architectures,), got {err1.shape}, {err2.shape}"
+        )
+    finite = np.isfinite(err1) & np.isfinite(err2)
+    err1, err2 = err1[finite], err2[finite]
+    diverged = int(np.sum(~finite))
+    if not len(err1):
+        nan = float("nan")
+        return Forgetting(nan, nan, nan, nan, nan, diverged)
+    lost = err2 - err1
+    return Forgetting(
+        mean=float(lost.mean()),
+        best=float(lost[np.argsort(err1, kind="stable")[:best]].mean()),
+        max=float(lost.max()),
+        share=float(np.mean(lost > 0)),
+        rank_correlation=float(stats.kendalltau(err1, err2).statistic) if len(err1) > 1 else np.nan,
+        diverged=diverged,
+    )
 
 
 def relative_reduction(

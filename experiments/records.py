@@ -6,6 +6,7 @@ import io
 import json
 import os
 import platform
+import shlex
 import sys
 import tempfile
 import time
@@ -23,7 +24,7 @@ def provenance() -> dict[str, object]:
     """What a figure needs to be doubted properly: the command, the versions and the machine."""
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     return {
-        "command": " ".join(["python -m", *_module_and_arguments()]),
+        "command": shlex.join(["python", "-m", *_module_and_arguments()]),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "devices": [device.device_kind for device in jax.devices()],

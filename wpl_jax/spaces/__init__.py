@@ -1,0 +1,69 @@
+"""Search spaces, a file each, and what :mod:`wpl_jax.search` asks of one."""
+
+from typing import Any, Protocol
+
+import chex
+import jax
+
+__all__ = ["Space"]
+
+
+class Space(Protocol):
+    """A set of architectures that share one tree of parameters.
+
+    All methods are pure and can be jitted. Architectures are data, trees of int32 arrays whose
+    shapes depend on the space alone, so that one compiled program serves them all. ``carry`` is
+    what passes from a batch to the next (a recurrent state), or an empty tree.
+    """
+
+    @property
+    def decisions(self) -> tuple[int, ...]:
+        """How many choices there are in each decision that makes an architecture."""
+
+    def decode(self, actions: jax.Array) -> Any:
+        """The architecture of ``actions``, int32 [decisions]."""
+
+    def init(self, key: jax.Array) -> chex.ArrayTree:
+        """The shared parameters."""
+
+    def mask(self, architecture: Any) -> chex.ArrayTree:
+        """Which parameters it uses: a prefix of their tree, with leaves that broadcast to them.
+
+        Leaves are boolean arrays, or ``True`` itself where every architecture uses all of it.
+        """
+
+    def num_batches(self, split: chex.ArrayTree) -> int:
+        """How many batches there are in a data split."""
+
+    def batch(
+        self, split: chex.ArrayTree, step: jax.typing.ArrayLike, key: jax.Array | None
+    ) -> chex.ArrayTree:
+        """Batch number ``step`` of a data split, around and around; ``key`` for augmentation."""
+
+    def start(self, batch: chex.ArrayTree) -> chex.ArrayTree:
+        """The carry before the first of several batches such as this one."""
+
+    def loss(
+        self,
+        params: chex.ArrayTree,
+        architecture: Any,
+        batch: chex.ArrayTree,
+        carry: chex.ArrayTree,
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, chex.ArrayTree]:
+        """The training loss and the next carry; without ``key``, the likelihood's part alone."""
+
+    def score(
+        self,
+        params: chex.ArrayTree,
+        architecture: Any,
+        batch: chex.ArrayTree,
+        carry: chex.ArrayTree,
+    ) -> tuple[tuple[jax.Array, jax.Array], chex.ArrayTree]:
+        """In evaluation: a sum over examples, their number, and the next carry."""
+
+    def error(self, mean_score: jax.Array) -> jax.Array:
+        """The error, lower is better, of a mean score."""
+
+    def reward(self, error: jax.Array) -> jax.Array:
+        """The controller's reward for an error; finite, whatever the error."""

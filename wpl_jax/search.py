@@ -356,7 +356,7 @@ class Search:
             controller = self._controller()
             return controller.apply(state.controller_params, key, n, method="sample").actions
         decisions = jnp.array(self.space.decisions)
-        return jax.random.randint(key, (n, len(decisions)), 0, decisions)
+        return jax.random.randint(key, (n, len(decisions)), 0, decisions[None])
 
     def _errors(self, params, split, steps, actions):
         """Errors of several architectures, some at once."""

@@ -168,6 +168,18 @@ def test_one_large_difference_does_not_hide_the_others(scale):
     assert [tick for tick in shown if tick in ticks] == ticks
 
 
+def test_the_warm_up_and_wide_intervals_do_not_hide_the_differences():
+    runs = searches(3)
+    for metrics in runs.values():
+        metrics["forgetting_mean"][:, :3] = 700
+    runs["A, plain"]["forgetting_mean"][:, 5] = [-100, 0, 100]
+    ax = plotting.search_curves(runs, EPOCHS, STYLES, 3, "perplexity").axes[0]
+    means = [metrics["forgetting_mean"].mean(0)[3:] for metrics in runs.values()]
+    low, high = ax.get_ylim()
+    assert low < np.min(means) < np.max(means) < high
+    assert high - low < 1.5 * np.ptp([0, *np.ravel(means)])
+
+
 def test_ticks_stay_few_when_differences_explode():
     runs = searches(1, labels=("A, plain",))
     runs["A, plain"]["forgetting_mean"][0, 4] = 1e24

@@ -188,8 +188,9 @@ def search_curves(
 ) -> Figure:
     """What searches forget and the reward they reach, over epochs (figures 3 and 4).
 
-    Where a few large differences would hide all others, their scale is linear around 0 and
-    logarithmic beyond.
+    The scale of the differences shows the means after the warm-up; what lies before it, and wide
+    intervals, may be cut off. Where a few large means would hide all others, it is linear around 0
+    and logarithmic beyond.
 
     Args:
       runs: by label, by name (``"forgetting_mean"``, ``"forgetting_best5"``, ``"forgetting_max"``
@@ -200,6 +201,7 @@ def search_curves(
       error_name: what err1 and err2 are, ``"perplexity"`` say.
     """
     fig, axes = _grid(4, "epoch", None)
+    start = warmup if warmup < len(epochs) else 0
     for ax, (key, title) in zip(axes, [*_DIFFERENCES.items(), ("reward", "reward")], strict=True):
         for label, metrics in runs.items():
             band(ax, epochs, metrics[key], label=label, **{**_POINTS, **styles[label]})
@@ -209,7 +211,8 @@ def search_curves(
         _scale_epochs(ax, epochs)
         if key in _DIFFERENCES:
             ax.set_title(f"forgetting, {title}")
-            _scale_differences(ax, [metrics[key] for metrics in runs.values()], error_name)
+            means = [_measured_interval(metrics[key])[0][start:] for metrics in runs.values()]
+            _scale_differences(ax, means, error_name)
         else:
             ax.set(title=title, ylabel="mean reward")
     _legend_below(fig, axes)
@@ -291,14 +294,18 @@ def _scale_differences(ax, values, error_name):
     """A line at 0, and a scale on which both the typical and the largest difference are seen."""
     ax.axhline(0, color="black", linewidth=0.8)
     ax.set_ylabel(f"rise in {error_name}, err2 − err1")
-    sizes = np.abs(np.concatenate([np.ravel(v) for v in values]))
-    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    shown = np.concatenate([[0], *map(np.ravel, values)])
+    shown = shown[np.isfinite(shown)]
+    sizes = np.abs(shown[shown != 0])
     if sizes.size and sizes.max() > 20 * np.median(sizes):
         linear = 10.0 ** np.round(np.log10(np.median(sizes)))
         decades = int(np.ceil(np.log10(sizes.max() / linear)))
         ticks = linear * np.array([0.5, *10.0 ** np.arange(0, decades + 1, 1 + decades // 6)])
         ax.set_yscale("symlog", linthresh=linear)
         _set_ticks(ax, FixedLocator([*-ticks[::-1], 0, *ticks]))
+    elif sizes.size:
+        margin = 0.08 * np.ptp(shown)
+        ax.set_ylim(shown.min() - margin, shown.max() + margin)
 
 
 def _scale_errors(ax, values):

@@ -693,13 +693,13 @@ def test_graphs():
     assert list(graphs) == ["cell"]
     graph = graphs["cell"]
     assert dict(graph.nodes(data="kind")) == {
-        **{"x_t": "input", "h_{t-1}": "input", "h_t": "output"},
+        **{"xₜ": "input", "hₜ₋₁": "input", "hₜ": "output"},
         **{0: "tanh", 1: "relu", 2: "sigmoid", 3: "identity"},
     }
     assert set(graph.edges) == {
-        *[("x_t", 0), ("h_{t-1}", 0)],
+        *[("xₜ", 0), ("hₜ₋₁", 0)],
         *[(0, 1), (0, 2), (2, 3)],
-        *[(1, "h_t"), (3, "h_t")],  # the loose ends
+        *[(1, "hₜ"), (3, "hₜ")],  # the loose ends
     }
 
 

@@ -155,7 +155,7 @@ def cut(config: SearchRun, text: Text) -> Data:
 
 
 def folder_of(config: SearchRun) -> Path:
-    name = f"{config.plasticity}_{config.search.strategy}_{config.seed}"
+    name = f"{config.preset}_{config.plasticity}_{config.search.strategy}_{config.seed}"
     return config.out or Path("results/search", config.space, name)
 
 

@@ -185,7 +185,7 @@ def part(config: FinalRun, text: Text, tokens: np.ndarray, batch_size: int) -> P
 
 
 def folder_of(config: FinalRun) -> Path:
-    name = f"{Path(str(config.architecture)).stem}_{config.seed}"
+    name = f"{config.preset}_{Path(str(config.architecture)).stem}_{config.seed}"
     return config.out or Path("results/train_final", config.space, name)
 
 

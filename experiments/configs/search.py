@@ -23,7 +23,9 @@ class SearchRun:
     text_dir: Path | None = None
     """Folder with train.txt, valid.txt and test.txt, to be read instead of --data."""
     out: Path | None = None
-    """Folder of the results; results/search/<space>/<plasticity>_<strategy>_<seed> if not given."""
+    """Folder of the results.
+
+    results/search/<space>/<preset>_<plasticity>_<strategy>_<seed> if not given."""
     seed: int = 0
     """Where all random numbers come from."""
     resume: bool = False

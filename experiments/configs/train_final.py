@@ -28,7 +28,9 @@ class FinalRun:
     text_dir: Path | None = None
     """Folder with train.txt, valid.txt and test.txt, to be read instead of --data."""
     out: Path | None = None
-    """Folder of the results; results/train_final/<space>/<architecture>_<seed> if not given."""
+    """Folder of the results.
+
+    results/train_final/<space>/<preset>_<architecture>_<seed> if not given."""
     seed: int = 0
     """Where all random numbers come from."""
     resume: bool = False

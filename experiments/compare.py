@@ -6,7 +6,6 @@ summary.json, curves.npz, report.md, figures and cells to --out. A comparison th
 goes on where it stopped when the same command is given again.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import json
@@ -19,10 +18,9 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-import tyro
 from rich.console import Console
 
-from experiments import compare_report, records, search, train_final
+from experiments import command_line, compare_report, records, search, train_final
 from experiments.compare_report import ARMS, Arm, Plan, Results, Searched
 from experiments.configs.compare import PRESETS, Compare
 from experiments.configs.search import SearchRun
@@ -66,18 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> Compare:
-    """Defaults are those of the preset that --preset names; every other flag overrides one."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="paper")
-    name = first.parse_known_args(argv)[0].preset
-    if name not in PRESETS:
-        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {name!r}")
-    return tyro.cli(
-        Compare,
-        prog="python -m experiments.compare",
-        description=__doc__,
-        args=argv,
-        default=PRESETS[name],
+    return command_line.parse(
+        PRESETS, argv, prog="python -m experiments.compare", description=__doc__
     )
 
 

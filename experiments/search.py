@@ -4,15 +4,12 @@ Writes metrics.jsonl, TensorBoard's scalars, checkpoints and, at the end, best.j
 summary.json and figures to --out. A run that was interrupted goes on with --resume.
 """
 
-import argparse
-import contextlib
 import dataclasses
 import io
 import json
 import math
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,9 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
-from experiments import records
+from experiments import command_line, records
 from experiments.configs.search import PRESETS, SearchRun
 from experiments.running import Display, MetricsLog, interruptible
 from wpl_jax import drawing, plotting
@@ -65,37 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> SearchRun:
-    """Defaults are those of the preset that --preset names; every other flag overrides one."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="paper")
-    name = first.parse_known_args(argv)[0].preset
-    if name not in PRESETS:
-        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {name!r}")
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                SearchRun,
-                prog="python -m experiments.search",
-                description=__doc__,
-                args=argv,
-                default=PRESETS[name],
-            )
-    except SystemExit as end:
-        if refusal := refusal_behind(end):
-            raise refusal from None
-        sys.stderr.write(said.getvalue())
-        raise
-
-
-def refusal_behind(end: SystemExit) -> ValueError | None:
-    """What a class of settings said of its values, where tyro boxed that and ended for it."""
-    error: BaseException | None = end
-    while error := error.__context__:
-        raised_in = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
-        if isinstance(error, ValueError) and "__post_init__" in raised_in:
-            return error
-    return None
+    return command_line.parse(
+        PRESETS, argv, prog="python -m experiments.search", description=__doc__
+    )
 
 
 def check(config: SearchRun) -> None:

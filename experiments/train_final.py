@@ -5,7 +5,6 @@ Writes architecture.json, metrics.jsonl, TensorBoard's scalars, checkpoints and,
 summary.json and a drawing to --out. A run that was interrupted goes on with --resume.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import io
@@ -22,10 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from rich.console import Console
 
-from experiments import records
+from experiments import command_line, records
 from experiments.configs.train_final import PRESETS, FinalRun
 from experiments.running import Display, MetricsLog, interruptible
 from experiments.search import Diverged, read, write_json
@@ -99,18 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> FinalRun:
-    """Defaults are those of the preset that --preset names; every other flag overrides one."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="paper")
-    name = first.parse_known_args(argv)[0].preset
-    if name not in PRESETS:
-        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {name!r}")
-    return tyro.cli(
-        FinalRun,
-        prog="python -m experiments.train_final",
-        description=__doc__,
-        args=argv,
-        default=PRESETS[name],
+    return command_line.parse(
+        PRESETS, argv, prog="python -m experiments.train_final", description=__doc__
     )
 
 

@@ -4,7 +4,6 @@ Writes summary.json, curves.npz, report.md and figures to --out. A run that was 
 where it stopped when the same command is given again.
 """
 
-import argparse
 import dataclasses
 import functools
 import logging
@@ -17,11 +16,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from experiments import records, two_models_report
+from experiments import command_line, records, two_models_report
 from experiments.configs.two_models import PRESETS, TwoModels
 from experiments.shared_mlps import NEVER, Accuracies, Method, Outcome, compared, run, stack
 from experiments.two_models_report import Condition, Regime, Result
@@ -60,18 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> TwoModels:
-    """Defaults are those of the preset that --dataset names; every other flag overrides one."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--dataset", default="mnist5k")
-    name = first.parse_known_args(argv)[0].dataset
-    if name not in PRESETS:
-        raise ValueError(f"--dataset must be one of {', '.join(PRESETS)}, got {name!r}")
-    return tyro.cli(
-        TwoModels,
+    return command_line.parse(
+        PRESETS,
+        argv,
         prog="python -m experiments.two_models",
         description=__doc__,
-        args=argv,
-        default=PRESETS[name],
+        flag="dataset",
+        default="mnist5k",
     )
 
 

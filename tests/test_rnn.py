@@ -253,9 +253,9 @@ def test_batches_go_around():
 
 
 @norms
-def test_the_mask_is_the_support_of_the_gradient(float64, rnn):
+def test_the_mask_is_the_support_of_the_gradient(rnn):
     for seed in range(12):
-        params, words, hidden = draw(rnn, seed)
+        params, words, hidden = draw(rnn, seed, np.float32)
         cell = random_architecture(seed)
         _, grads = loss_and_grads(rnn, params, cell, words, hidden)
         mask = rnn.mask(cell)
@@ -495,14 +495,13 @@ def test_activation_regularisation_is_of_what_dropout_leaves_and_temporal_of_all
 def test_the_hidden_norm_is_clipped():
     wide = replace(PLAIN, max_hidden_norm=1e6)
     params, words, hidden = draw(PLAIN, 12, np.float32)
-    grown = {**params, "input": 30 * params["input"]}
+    grown = {**params, "input": 2 * params["input"]}
     cell = chain("identity", "relu", "tanh", "identity", "sigmoid", "identity")
     states, last = apply(PLAIN, grown, cell, words[:, :1], hidden)
     free, _ = apply(wide, grown, cell, words[:, :1], hidden)
-    assert (np.linalg.norm(free, axis=-1) > 3).any()
-    lengths = np.minimum(np.linalg.norm(free, axis=-1, keepdims=True), 1.5)
-    directions = free / np.linalg.norm(free, axis=-1, keepdims=True)
-    np.testing.assert_allclose(states, lengths * directions, rtol=1e-5)
+    lengths = np.linalg.norm(free, axis=-1, keepdims=True)
+    assert 1.25 < lengths.min() < 1.5 and lengths.max() > 3
+    np.testing.assert_allclose(states, free * np.minimum(1, 1.5 / lengths), rtol=1e-5)
     np.testing.assert_array_equal(states[:, -1], last)
 
     states, _ = apply(PLAIN, grown, cell, words[:, :-1], hidden)

@@ -566,46 +566,30 @@ def test_what_diverged_does_not_reach_the_fisher_or_the_controller():
 # --- One program ----------------------------------------------------------------------------------
 
 
-def test_one_compilation_for_all_architectures_epochs_and_seeds():
-    """Of recurrent cells with all that is random about them; the state's buffers are reused."""
-    search = Search(
-        RNN(vocabulary=11, nodes=4, units=UNITS, init_scale=0.3),
-        SearchConfig(
-            architectures=2,
-            batches=2,
-            chunk=1,
-            eval_batches=2,
-            controller_steps=3,
-            warmup_epochs=1,
-            flush_every=1,
-        ),
-        optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0, momentum=0.9)),
-        strength=optax.linear_schedule(60.0, 0.0, 10),
-        learning_rate=optax.exponential_decay(1.0, 2, 0.5),
-    )
-    traces = []
-
-    def counted(state, data):
-        traces.append(None)
-        return search.step(state, data)
-
-    step = jit(counted, donate_argnums=0)
-    ends, seen = [], []
-    for seed, data_seed in ((0, 0), (1, 7), (0, 0)):
-        data = Data(text(data_seed, 5), text(data_seed + 1, 3))
+@pytest.mark.parametrize("name", ["toy", "cells"])
+def test_one_compilation_for_all_architectures_epochs_and_seeds(name):
+    """And the buffers of the state are used again, where those of the data stay."""
+    search, data = (TOY, TOY_DATA) if name == "toy" else PLAIN_LOOPS["cells, explicit, edges"]
+    states, _ = toy_run() if name == "toy" else plain_run("cells, explicit, edges")
+    assert len(np.unique(np.concatenate([state.actions for state in states]), axis=0)) >= 4
+    others = Data(data.train[::-1], data.validation + 0)
+    for seed, given in ((2, data), (3, others)):
         state = search.init(jax.random.key(seed))
-        for _ in range(6):  # three epochs
-            given = jax.tree.leaves(state)
-            state, progress = step(state, data)
-            assert all(leaf.is_deleted() for leaf in given)
-        assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(data))
-        ends.append(raw(state))
-        seen.append(progress.epoch.actions)
-    assert len(traces) == 1 and step._cache_size() == 1
-    assert len(np.unique(np.concatenate(seen), axis=0)) >= 4
-    assert_same_bits(ends[0], ends[2])  # the key decides everything
-    assert not np.allclose(ends[0].params["input"], ends[1].params["input"], atol=1e-3)
-    chex.assert_tree_all_finite(ends[0].params)
+        for _ in range(5):  # into a second epoch, and past the warm-up
+            buffers = jax.tree.leaves(state)
+            state, _ = compiled(search)(state, given)
+            assert all(buffer.is_deleted() for buffer in buffers)
+        assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((state, given)))
+    assert compiled(search)._cache_size() == 1
+
+
+@plain_loops
+def test_a_run_is_a_function_of_the_key(name):
+    search, data = PLAIN_LOOPS[name]
+    states, progress = plain_run(name)
+    again = run(search, data, 12, search.init(jax.random.key(1)))
+    assert_same_bits(again, (states, progress))
+    assert not same_bits(search.init(jax.random.key(2)).params, states[0].params)
 
 
 def test_the_key_decides_what_is_random_in_training():

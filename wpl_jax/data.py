@@ -1,19 +1,21 @@
 """Image data sets as arrays in memory, split for training, validation and testing."""
 
+import contextlib
+import hashlib
 import importlib.util
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-# Read through TensorFlow Datasets: how many of the official training images become the validation
-# set. The official test set stays whole.
+# How many of TFDS's official training images become the validation set, where not a tenth.
 _TFDS_VALIDATION = {"mnist": 10_000}
 
-DATASETS = ("mnist5k", *_TFDS_VALIDATION)
-"""The names that `load_images` knows."""
+_TFDS_CATALOG = "https://www.tensorflow.org/datasets/catalog/overview#image_classification"
 
 
 class Images(NamedTuple):
@@ -21,7 +23,7 @@ class Images(NamedTuple):
 
     Attributes:
       images: Pixels from 0 to 255, uint8 [n, height, width, channels].
-      labels: Classes counted from 0, int32 [n].
+      labels: Classes counted from 0, int32 [n]; -1 for what is not an image (see `batches`).
     """
 
     images: npt.NDArray[np.uint8]
@@ -35,6 +37,14 @@ class Splits(NamedTuple):
     validation: Images
     test: Images
 
+    @property
+    def classes(self) -> int:
+        """The number of classes: one more than the highest label of any part.
+
+        It is read from the labels, which therefore must not be traced: call it outside of `jit`.
+        """
+        return 1 + max(int(part.labels.max(initial=-1)) for part in self)
+
 
 def load_images(name: str, data_dir: str | os.PathLike[str] | None = None) -> Splits:
     """Loads an image data set.
@@ -46,9 +56,16 @@ def load_images(name: str, data_dir: str | os.PathLike[str] | None = None) -> Sp
       3,500/500/1,000.
     * `"mnist"`: MNIST through TensorFlow Datasets (TFDS), as 50,000/10,000 and the official 10,000
       test images.
+    * `"cifar10"`, or any other image classification set of TFDS whose images have one size: the
+      official test set whole, a tenth of the official training set as the validation part, the
+      rest to train on. CIFAR-10 has 45,000/5,000/10,000. Other splits of TFDS are not read.
+
+    Decoding a set takes seconds or minutes, so the arrays are kept in wpl_jax/tfds in the user's
+    cache directory (XDG_CACHE_HOME or ~/.cache), as large as they are in memory: 184 MB for
+    CIFAR-10. They are decoded anew when the prepared data have changed.
 
     Args:
-      name: One of `DATASETS`.
+      name: `"mnist5k"`, or the name of a set in TFDS, such as `"cifar10"` or `"emnist/letters"`.
       data_dir: The folder of TFDS's prepared data; unused by mnist5k. If None, TFDS's default
         folder, into which TFDS downloads what is missing if TensorFlow is installed. Nothing is
         ever downloaded into a folder named here.
@@ -57,7 +74,7 @@ def load_images(name: str, data_dir: str | os.PathLike[str] | None = None) -> Sp
       The three splits.
 
     Raises:
-      ValueError: If `name` is not known.
+      ValueError: If `name` is not known, or not an image classification set as above.
       FileNotFoundError: If the prepared data are not there; says how to prepare them.
       OSError: If they are there but cannot be read.
       ImportError: If the packages of the `experiments` extra are missing.
@@ -71,12 +88,51 @@ def load_images(name: str, data_dir: str | os.PathLike[str] | None = None) -> Sp
     if name == "mnist5k":
         train, validation, test = _deal(_read_mnist5k(), (3_500, 500, 1_000))
         return Splits(train, validation, test)
-    if name in _TFDS_VALIDATION:
-        official, test = _read_tfds(name, data_dir)
-        held_out = _TFDS_VALIDATION[name]
-        train, validation = _deal(official, (len(official.labels) - held_out, held_out))
-        return Splits(train, validation, test)
-    raise ValueError(f"name must be one of {', '.join(DATASETS)}, got {name!r}")
+    return _read_tfds(name, data_dir)
+
+
+def batches(data: Images, batch_size: int, pad: bool = False) -> Images:
+    """Cuts labelled images into batches, in their order.
+
+    Args:
+      data: The images.
+      batch_size: The number of images in a batch.
+      pad: What becomes of a remainder that does not fill a batch: dropped if false; if true,
+        filled up with black images whose label is -1: not an image, and not to be counted.
+
+    Returns:
+      Images [num_batches, batch_size, height, width, channels] and their labels
+      [num_batches, batch_size].
+
+    Raises:
+      ValueError: If `batch_size` is below 1 or, without `pad`, more than there are images.
+
+    Example:
+      >>> import numpy as np
+      >>> from wpl_jax.data import Images, batches
+      >>> data = Images(np.ones((5, 28, 28, 1), np.uint8), np.arange(5, dtype=np.int32))
+      >>> batches(data, 2).images.shape
+      (2, 2, 28, 28, 1)
+      >>> batches(data, 2, pad=True).labels.tolist()
+      [[0, 1], [2, 3], [4, -1]]
+    """
+    total = len(data.labels)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if batch_size > total and not pad:
+        raise ValueError(
+            f"batch_size must be at most the number of images, {total:,}, got {batch_size:,}: "
+            "lower it, or fill the batch up (pad=True)"
+        )
+    missing = -total % batch_size if pad else 0
+    num_batches = (total + missing) // batch_size
+
+    def cut(array: npt.NDArray[Any], filling: int) -> npt.NDArray[Any]:
+        widths = [(0, missing)] + [(0, 0)] * (array.ndim - 1)
+        padded = np.pad(array, widths, constant_values=filling)
+        return padded[: num_batches * batch_size].reshape(num_batches, batch_size, *array.shape[1:])
+
+    return Images(cut(data.images, 0), cut(data.labels, -1))
 
 
 def _deal(data: Images, sizes: Sequence[int]) -> list[Images]:
@@ -95,8 +151,8 @@ def _read_mnist5k() -> Images:
     return Images(pixels.reshape(-1, 28, 28, 1).astype(np.uint8), labels.astype(np.int32))
 
 
-def _read_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> tuple[Images, Images]:
-    """Reads the official training and test sets; prepares them first only in the default folder."""
+def _read_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> Splits:
+    """Reads a data set of TFDS; prepares it first only in the default folder."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -106,7 +162,25 @@ def _read_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> tuple[Imag
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # whatever the parser of a broken dataset_info.json raises
+        try:
+            tfds.builder_cls(name)
+        except ValueError:
+            raise ValueError(
+                "name must be mnist5k or one of TensorFlow Datasets' image classification sets, "
+                f"such as mnist or cifar10, got {name!r}: {_TFDS_CATALOG} lists them"
+            ) from error
         raise _unreadable(name, data_dir, folder, error) from error
+
+    # Before anything is downloaded or read.
+    features = dict(builder.info.features)
+    image, label = features.get("image"), features.get("label")
+    if not (
+        isinstance(image, tfds.features.Image)
+        and None not in image.shape
+        and image.np_dtype == np.uint8
+        and isinstance(label, tfds.features.ClassLabel)
+    ):
+        raise _wrong_kind(name, features)
 
     folder = os.fspath(builder.data_path)
     if not builder.data_path.exists():
@@ -117,12 +191,21 @@ def _read_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> tuple[Imag
             )
         builder = tfds.builder(name, file_format="array_record")
         builder.download_and_prepare()
+    # Where none are known, dataset_info.json is missing.
+    if (splits := set(builder.info.splits)) and not {"train", "test"} <= splits:
+        raise _wrong_kind(name, f"the splits {', '.join(sorted(splits))}")
 
-    try:
-        train, test = builder.as_data_source(["train", "test"])
-        return _stack(train), _stack(test)
-    except Exception as error:  # TFDS, array_record and the image decoders share no error type
-        raise _unreadable(name, data_dir, folder, error) from error
+    def read() -> Splits:
+        try:
+            official, test = map(_stack, builder.as_data_source(["train", "test"]))
+        except Exception as error:  # TFDS, array_record and the image decoders share no error type
+            raise _unreadable(name, data_dir, folder, error) from error
+        total = len(official.labels)
+        held_out = _TFDS_VALIDATION.get(builder.name, total // 10)
+        train, validation = _deal(official, (total - held_out, held_out))
+        return Splits(train, validation, test)
+
+    return _cached(builder.info.full_name, Path(folder), read)
 
 
 def _stack(source: Any) -> Images:
@@ -132,6 +215,44 @@ def _stack(source: Any) -> Images:
         np.stack([example["image"] for example in examples]),
         np.array([example["label"] for example in examples], np.int32),
     )
+
+
+def _cached(version: str, folder: Path, read: Callable[[], Splits]) -> Splits:
+    """What `read` makes of a folder, from the user's cache if the folder is as it was then."""
+    try:
+        folder = folder.resolve()
+        files = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except (OSError, RuntimeError):  # a folder that is no local one, a user without a home
+        return read()
+    listing = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in files])
+    # The same path after a change of the folder, so that nothing stale piles up.
+    place = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    path = cache / "wpl_jax" / "tfds" / f"{version.replace('/', '-')}-{place}.npz"
+
+    # There may be no file, or a damaged one, for which np.load has many errors. It leaves some
+    # damaged files open, if it is left to open them.
+    with contextlib.suppress(Exception), path.open("rb") as opened, np.load(opened) as file:
+        if file["listing"].item() == listing:
+            parts = [
+                Images(file[f"{part}_images"], file[f"{part}_labels"]) for part in Splits._fields
+            ]
+            return Splits(*parts)
+
+    splits = read()
+    arrays = {
+        f"{part}_{field}": array
+        for part, images in splits._asdict().items()
+        for field, array in images._asdict().items()
+    }
+    # Nothing but time is lost if it cannot be written.
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Whole or not at all: a rename, from a folder that goes away whatever happens.
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            np.savez(whole := Path(scratch, path.name), listing=np.array(listing), **arrays)
+            whole.replace(path)
+    return splits
 
 
 def _can_prepare() -> bool:
@@ -155,6 +276,14 @@ def _unreadable(
         f"{name} in {folder} cannot be read ({' '.join(str(error).split())}): if it is damaged, or "
         "in another format than array_record, delete its folder there and prepare it anew with "
         f"{_recipe(name, data_dir)}"
+    )
+
+
+def _wrong_kind(name: str, found: object) -> ValueError:
+    return ValueError(
+        f"{name} has {' '.join(str(found).split())}, but what is needed is an 'image' in uint8 "
+        "whose height, width and channels are fixed, a 'label' that is a ClassLabel, and the "
+        f"splits train and test: choose another set from {_TFDS_CATALOG}"
     )
 
 

@@ -21,12 +21,14 @@ import numpy as np
 from rich.console import Console
 
 from experiments import command_line, compare_report, records, search, train_final
+from experiments.cells import shipped
 from experiments.compare_report import ARMS, Arm, Plan, Results, Searched
 from experiments.configs.compare import PRESETS, Compare
 from experiments.configs.search import SearchRun
 from experiments.configs.train_final import FinalRun
 from experiments.pool import Interrupted, Pool, Run
 from experiments.running import interruptible
+from experiments.tasks import language
 
 TRIAL = Arm("wpl", "reinforce")  # what the strength is chosen by
 Settings = TypeVar("Settings", SearchRun, FinalRun)
@@ -65,7 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> Compare:
     return command_line.parse(
-        PRESETS, argv, prog="python -m experiments.compare", description=__doc__
+        PRESETS,
+        argv,
+        prog="python -m experiments.compare",
+        description=__doc__,
+        flags={"preset": "paper"},
     )
 
 
@@ -90,14 +96,12 @@ def plan_of(config: Compare) -> Plan:
     """The plan; refuses what every run would refuse: bad settings, a text that is not there."""
     searches = search.parse(common_flags(config, config.search_flags))
     finals = train_final.parse(common_flags(config, config.final_flags))
-    search.check(searches)
-    train_final.check(finals)
     if searches.epochs <= searches.search.warmup_epochs:
         raise ValueError(
             f"searches must have more epochs than the {searches.search.warmup_epochs} of the "
             f"warm-up, got --epochs {searches.epochs}"
         )
-    text, final_text = search.read(searches), train_final.read(finals)
+    text, final_text = language.read(searches), language.read(finals)
     search.cut(searches, text)
     return Plan(
         config,
@@ -182,8 +186,8 @@ def experiment(plan: Plan, pool: Pool) -> Results:
         if arms[arm][seed]
     }
     cells |= {("random", seed): "random" for seed in range(config.random_cells or config.seeds)}
-    for path in sorted(train_final.CELLS.glob("*.json")):
-        cells |= {(path.stem, seed): path.stem for seed in range(config.seeds)}
+    for name in shipped(plan.final.space):
+        cells |= {(name, seed): name for seed in range(config.seeds)}
     finals = {
         (name, seed): final_run(plan, f"final/{name}_{seed}", architecture, seed)
         for (name, seed), architecture in cells.items()

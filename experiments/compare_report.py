@@ -577,8 +577,8 @@ def difference_table(plan: Plan, results: Results) -> str:
     """The settings in which searches and final trainings are not the paper's."""
     rows = []
     for script, settings, paper in (
-        ("search", plan.search, search_settings.PRESETS["paper"]),
-        ("train_final", plan.final, final_settings.PRESETS["paper"]),
+        ("search", plan.search, search_settings.PRESETS["rnn"]["paper"]),
+        ("train_final", plan.final, final_settings.PRESETS["rnn"]["paper"]),
     ):
         if script == "search":
             settings = dataclasses.replace(settings, strength=results.strength)

@@ -89,6 +89,11 @@ def npz(arrays: dict[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
+def key(name: str) -> str:
+    """What the words of a name are in a file: ``"error_rate"`` say."""
+    return name.replace(" ", "_")
+
+
 def writable_folder(path: Path) -> Path:
     """Create the folder where it is missing and make sure that files can be written there.
 

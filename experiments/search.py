@@ -10,22 +10,21 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from experiments import command_line, records
+from experiments import cells, command_line, records
 from experiments.configs.search import PRESETS, SearchRun
 from experiments.running import Display, MetricsLog, interruptible
+from experiments.tasks import TASKS
 from wpl_jax import drawing, plotting
 from wpl_jax.checkpoint import Checkpoints
 from wpl_jax.forgetting import forgetting
 from wpl_jax.search import Data, Epoch, Search, SearchState
-from wpl_jax.text import Text, load_text, read_text_dir, unknown_share, windows
 
 
 class Diverged(Exception):
@@ -35,12 +34,10 @@ class Diverged(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse(argv)
-        check(config)
-        text = read(config)
-        config = dataclasses.replace(
-            config, rnn=dataclasses.replace(config.rnn, vocabulary=len(text.vocabulary))
-        )
-        data = cut(config, text)
+        task = TASKS[config.space]
+        corpus = task.read(config)
+        config = task.fit(config, corpus)
+        data = cut(config, corpus)
         out = records.writable_folder(folder_of(config))
         checkpoints = open_checkpoints(config, out)
     except (ValueError, OSError, ImportError) as error:
@@ -51,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     try:
         with checkpoints:
-            return run(config, checkpoints, text, jax.device_put(data), out)
+            return run(config, checkpoints, jax.device_put(data), task.facts(corpus), out)
     except Diverged as error:
         print(f"search: {error}", file=sys.stderr)
         return 1
@@ -62,62 +59,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> SearchRun:
     return command_line.parse(
-        PRESETS, argv, prog="python -m experiments.search", description=__doc__
+        PRESETS,
+        argv,
+        prog="python -m experiments.search",
+        description=__doc__,
+        flags={"space": "rnn", "preset": "paper"},
     )
 
 
-def check(config: SearchRun) -> None:
-    """Refuse, before anything is loaded, what cannot work."""
-    for flag in (
-        "epochs",
-        "batch_size",
-        "length",
-        "max_skipped",
-        "derive_samples",
-        "derive_batches",
-    ):
-        if getattr(config, flag) < 1:
-            raise ValueError(
-                f"--{flag.replace('_', '-')} must be at least 1, got {getattr(config, flag)}"
-            )
-    for flag in ("learning_rate", "learning_rate_decay", "clip", "strength"):
-        if not 0 < getattr(config, flag) < math.inf:
-            raise ValueError(
-                f"--{flag.replace('_', '-')} must be finite and above 0, got "
-                f"{getattr(config, flag)}"
-            )
-    for flag in ("strength_decay", "weight_decay", "decay_from", "seed"):
-        if not 0 <= getattr(config, flag) < math.inf:
-            raise ValueError(
-                f"--{flag.replace('_', '-')} must be finite and not negative, got "
-                f"{getattr(config, flag)}"
-            )
-    if config.seed >= 2**32:  # a key has the same numbers as that of the remainder
-        raise ValueError(f"--seed must be below 2**32, got {config.seed}")
-
-
-def read(config: SearchRun) -> Text:
-    if config.text_dir is not None:
-        return read_text_dir(config.text_dir, config.rnn.vocabulary)
-    return load_text(config.data, config.data_dir, config.rnn.vocabulary)
-
-
-def cut(config: SearchRun, text: Text) -> Data:
-    """The text as batches; refuses a search that asks for more of them than there are."""
-    data = Data(
-        windows(text.train, config.batch_size, config.length),
-        windows(text.validation, config.batch_size, config.length),
-    )
+def cut(config: SearchRun, corpus: Any) -> Data:
+    """The data as batches; refuses a search that asks for more of them than there are."""
+    data = TASKS[config.space].cut(config, corpus)
     for flag, wanted, part in (
         ("search.batches", config.search.batches, "train"),
         ("search.eval-batches", config.search.eval_batches, "validation"),
         ("derive-batches", config.derive_batches, "validation"),
     ):
-        there = len(getattr(data, part))
+        there = config.search_space.num_batches(getattr(data, part))
         if wanted > there:
             raise ValueError(
                 f"--{flag} must be at most {there}, all the batches of the {part} part at "
-                f"--batch-size {config.batch_size} and --length {config.length}, got {wanted}"
+                f"--batch-size {config.batch_size}, got {wanted}"
             )
     return data
 
@@ -136,42 +98,33 @@ def open_checkpoints(config: SearchRun, out: Path) -> Checkpoints:
 
 
 def settings(config: SearchRun) -> dict[str, object]:
-    """What a run's numbers depend on; --epochs may be raised to train a finished run further."""
-    inessential = ("out", "resume", "data_dir", "max_skipped", "derive_samples", "derive_batches")
-    names = {field.name for field in dataclasses.fields(config)}.difference(inessential, ["epochs"])
-    plain = dataclasses.asdict(config) | {"text_dir": config.text_dir and str(config.text_dir)}
-    return {name: plain[name] for name in sorted(names)}
+    """What a run's numbers depend on."""
+    plain = dataclasses.asdict(config)
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in sorted(plain.items())
+        if name not in config.inessential
+    }
 
 
 def search_of(config: SearchRun) -> Search:
     """The search that the settings describe."""
-    per_epoch = config.search.architectures * config.search.batches
-
-    def learning_rate(step):
-        decaying = jnp.maximum(step // per_epoch - config.decay_from, 0)
-        return config.learning_rate * config.learning_rate_decay**decaying
-
-    def strength(step):
-        epoch = step // per_epoch
-        decayed = config.strength - config.strength_decay * jnp.maximum(
-            epoch - config.decay_from, 0
-        )
-        return jnp.where(epoch < config.search.warmup_epochs, 0.0, jnp.maximum(decayed, 0.0))
-
     return Search(
-        space=config.rnn,
+        space=config.search_space,
         config=config.search,
-        optimizer=optax.chain(
-            optax.clip_by_global_norm(config.clip),
-            optax.add_decayed_weights(config.weight_decay),
-            optax.sgd(learning_rate),
-        ),
-        strength=strength if config.plasticity == "wpl" else 0.0,
-        learning_rate=learning_rate if config.implicit else None,
+        optimizer=config.optimizer(),
+        strength=config.strength_at if config.plasticity == "wpl" else 0.0,
+        learning_rate=config.learning_rate_at if config.implicit else None,
     )
 
 
-def run(config: SearchRun, checkpoints: Checkpoints, text: Text, data: Data, out: Path) -> int:
+def run(
+    config: SearchRun,
+    checkpoints: Checkpoints,
+    data: Data,
+    facts: Mapping[str, object],
+    out: Path,
+) -> int:
     """Search until --epochs are over, then derive the best architecture."""
     search, size = search_of(config), config.search.architectures
     state = jax.jit(search.init)(jax.random.key(config.seed))
@@ -223,7 +176,7 @@ def run(config: SearchRun, checkpoints: Checkpoints, text: Text, data: Data, out
     if stop:
         print("search: interrupted and saved; --resume goes on from here", file=sys.stderr)
         return stop.exit_code
-    write_results(config, search, state, text, data, memory, out)
+    write_results(config, search, state, data, facts | {"memory_per_device": memory}, out)
     return 0
 
 
@@ -243,8 +196,8 @@ def diverged(config: SearchRun, state: SearchState) -> str:
     return (
         f"stopped in epoch {epoch + 1} at architecture {place + 1}: the last {int(state.streak)} "
         "training steps were skipped because their loss or gradient was not finite, and the state "
-        "that they left as it was is saved; try a lower --learning-rate, --implicit or "
-        "--rnn.batch-norm, in another --out"
+        "that they left as it was is saved; try a lower --learning-rate or --implicit, in another "
+        "--out"
     )
 
 
@@ -273,7 +226,7 @@ def summarise(
         "forgetting_share": lost.share,
         "kendall_tau": lost.rank_correlation,
         "diverged": lost.diverged,
-        "reward": mean(config.rnn.reward(result.err2)),
+        "reward": mean(config.search_space.reward(result.err2)),
         "controller_reward": mean(result.reward),
         "entropy": mean(result.entropy),
         "baseline": float(state.baseline),
@@ -286,12 +239,13 @@ def write_results(
     config: SearchRun,
     search: Search,
     state: SearchState,
-    text: Text,
     data: Data,
-    memory: int,
+    facts: Mapping[str, object],
     out: Path,
 ) -> None:
     """Derive the best architecture and write every output, the summary last."""
+    space, error_name = config.search_space, TASKS[config.space].ERROR
+    error_key = records.key(error_name)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     rank = jax.jit(search.rank, static_argnums=(3, 4))
     actions, errors = jax.device_get(
@@ -300,14 +254,10 @@ def write_results(
     if not np.isfinite(errors[0]):
         raise Diverged(
             f"none of the {config.derive_samples} architectures sampled at the end has a finite "
-            "perplexity; try a lower --learning-rate, in another --out"
+            f"{error_name}; try a lower --learning-rate, in another --out"
         )
-    space = config.rnn
     ranking = [
-        {
-            "perplexity": float(error) if np.isfinite(error) else None,
-            **space.to_json(space.decode(a)),
-        }
+        {error_key: finite(error)} | space.to_json(space.decode(a))
         for a, error in zip(actions, errors, strict=True)
     ]
     best = space.decode(actions[0])
@@ -319,36 +269,60 @@ def write_results(
     graphs = space.graphs(best)
     write_json(out / "ranking.json", ranking)
     write_json(out / "best.json", ranking[0])
+    if config.probes:
+        measured = probe(config, search, state, data)
+        probes = [{"seed": k, error_key: finite(error)} for k, error in enumerate(measured)]
+        write_json(out / "probes.json", probes)
     for name, graph in graphs.items():
-        records.write_atomically(out / f"{name}.dot", drawing.dot(graph, name))
+        records.write_atomically(out / f"{records.key(name)}.dot", drawing.dot(graph, name))
     for name, figure in {
         "cell": drawing.draw(graphs),
-        "curves": plotting.run_curves(columns, error_name="perplexity"),
+        "curves": plotting.run_curves(columns, error_name),
     }.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=150)
         records.write_atomically(out / f"{name}.png", buffer.getvalue())
     after = columns["epoch"] > config.search.warmup_epochs
     summary = {
-        "best_perplexity": ranking[0]["perplexity"],
+        f"best_{error_key}": ranking[0][error_key],
         "after_warmup": {
             name: float(np.nanmean(values[after]))
             for name, values in columns.items()
             if after.any() and np.isfinite(values[after]).any() and name not in ("epoch", "seconds")
         },
         "parameters": space.num_parameters(best),
-        "unknown_share": unknown_share(text),
-        "memory_per_device": memory,
+        **facts,
         "seconds": round(float(columns["seconds"].sum())),
         "epochs": len(metrics),
         "configuration": settings(config)
-        | {name: getattr(config, name) for name in ("derive_samples", "derive_batches")},
+        | {n: getattr(config, n) for n in ("derive_samples", "derive_batches", "probes")},
     } | records.provenance()
     write_json(out / "summary.json", summary)
     print(
-        f"Best of {config.derive_samples}: perplexity {ranking[0]['perplexity']:.2f} on "
+        f"Best of {config.derive_samples}: {error_name} {ranking[0][error_key]:.4g} on "
         f"{config.derive_batches} validation batches. Written to {out}"
     )
+
+
+def probe(config: SearchRun, search: Search, state: SearchState, data: Data) -> list[float]:
+    """Errors of the random architectures of the seeds 0, 1, …, on the shared weights."""
+    evaluate = jax.jit(search.evaluate, static_argnums=3)
+    return [
+        float(
+            evaluate(
+                state.params,
+                cells.random_actions(config.search_space, seed),
+                data.validation,
+                config.derive_batches,
+            )
+        )
+        for seed in range(config.probes)
+    ]
+
+
+def finite(error: float) -> float | None:
+    """JSON knows no infinity and no NaN."""
+    return float(error) if np.isfinite(error) else None
 
 
 def write_json(path: Path, content: object) -> None:

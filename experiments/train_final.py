@@ -8,7 +8,6 @@ summary.json and a drawing to --out. A run that was interrupted goes on with --r
 import dataclasses
 import hashlib
 import io
-import json
 import math
 import sys
 import time
@@ -23,16 +22,15 @@ import numpy as np
 import optax
 from rich.console import Console
 
-from experiments import command_line, records
+from experiments import cells, command_line, records
 from experiments.configs.train_final import PRESETS, FinalRun
 from experiments.running import Display, MetricsLog, interruptible
-from experiments.search import Diverged, read, write_json
+from experiments.search import Diverged, write_json
+from experiments.tasks import language
 from wpl_jax import drawing
 from wpl_jax.checkpoint import Checkpoints
 from wpl_jax.spaces.rnn import RNN, Architecture
 from wpl_jax.text import EOS, Text, every_token, unknown_share, windows
-
-CELLS = Path(__file__).parent / "configs" / "cells"
 
 
 class Part(NamedTuple):
@@ -71,12 +69,9 @@ class State(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse(argv)
-        check(config)
         config, architecture = read_architecture(config)
-        text = read(config)
-        config = dataclasses.replace(
-            config, rnn=dataclasses.replace(config.rnn, vocabulary=len(text.vocabulary))
-        )
+        text = language.read(config)
+        config = language.fit(config, text)
         training = Training(config, architecture)
         data = cut(config, text)
         out = records.writable_folder(folder_of(config))
@@ -98,65 +93,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> FinalRun:
     return command_line.parse(
-        PRESETS, argv, prog="python -m experiments.train_final", description=__doc__
+        PRESETS,
+        argv,
+        prog="python -m experiments.train_final",
+        description=__doc__,
+        flags={"space": "rnn", "preset": "paper"},
     )
-
-
-def check(config: FinalRun) -> None:
-    """Refuse, before anything is loaded, what cannot work."""
-    for flag in (
-        "epochs",
-        "batch_size",
-        "length",
-        "patience",
-        "average_after",
-        "max_skipped",
-        "windows_per_call",
-        "validation_batch_size",
-        "test_batch_size",
-    ):
-        if getattr(config, flag) < 1:
-            raise ValueError(
-                f"--{flag.replace('_', '-')} must be at least 1, got {getattr(config, flag)}"
-            )
-    for flag in ("learning_rate", "clip"):
-        if not 0 < getattr(config, flag) < math.inf:
-            raise ValueError(
-                f"--{flag.replace('_', '-')} must be finite and above 0, got "
-                f"{getattr(config, flag)}"
-            )
-    for flag in ("weight_decay", "seed", "seed_architecture"):
-        if not 0 <= (getattr(config, flag) or 0) < math.inf:
-            raise ValueError(
-                f"--{flag.replace('_', '-')} must be finite and not negative, got "
-                f"{getattr(config, flag)}"
-            )
 
 
 def read_architecture(config: FinalRun) -> tuple[FinalRun, Architecture]:
     """The architecture, and the settings with as many nodes as it has."""
-    shipped = {path.stem: path for path in sorted(CELLS.glob("*.json"))}
+    shipped = cells.shipped(config.space)
     known = f"random, {', '.join(shipped)}"
     if config.architecture is None:
         raise ValueError(f"--architecture must be given: a JSON file, or one of {known}")
     if config.architecture == "random":
         seed = config.seed if config.seed_architecture is None else config.seed_architecture
-        decisions = jnp.array(config.rnn.decisions)
-        key = jax.random.split(jax.random.key(seed), 3)[2]
-        return config, config.rnn.decode(jax.random.randint(key, decisions.shape, 0, decisions))
+        actions = cells.random_actions(config.search_space, seed)
+        return config, config.search_space.decode(actions)
     path = shipped.get(config.architecture, Path(config.architecture))
     if not path.is_file():
         raise FileNotFoundError(
             f"--architecture: there is no file {path}; give a JSON file, or one of {known}"
         )
-    try:
-        stored = json.loads(path.read_bytes())
-        nodes = stored.get("nodes") if isinstance(stored, dict) else None
-        count = len(nodes) if isinstance(nodes, list) else config.rnn.nodes
-        rnn = dataclasses.replace(config.rnn, nodes=count)
-        return dataclasses.replace(config, rnn=rnn), rnn.from_json(stored)
-    except ValueError as error:
-        raise ValueError(f"{path} is not an architecture of --space rnn: {error}") from error
+    return cells.read(config, config.space, path)
 
 
 def cut(config: FinalRun, text: Text) -> Data:

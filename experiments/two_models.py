@@ -63,8 +63,7 @@ def parse(argv: Sequence[str] | None) -> TwoModels:
         argv,
         prog="python -m experiments.two_models",
         description=__doc__,
-        flag="dataset",
-        default="mnist5k",
+        flags={"dataset": "mnist5k"},
     )
 
 

@@ -17,8 +17,10 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import running, search
 from experiments.configs.search import PRESETS
+from experiments.tasks import TASKS
+from wpl_jax.data import Images, Splits
 from wpl_jax.spaces.rnn import RNN
-from wpl_jax.text import Text, load_text
+from wpl_jax.text import Text
 
 TINY = shlex.split(
     "--preset smoke --epochs 3 --batch-size 4 --length 4 --rnn.units 4 --rnn.nodes 3 "
@@ -323,16 +325,31 @@ def test_a_misspelt_option_is_refused_and_help_is_grouped(capsys):
     assert "rnn options" in output and "search options" in output
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_can_train(preset):
-    config = search.parse(["--preset", preset])
-    assert config == PRESETS[preset] and config.preset == preset
-    search.check(config)
-    ptb = (np.zeros(size, np.int32) for size in (929_589, 73_760, 82_430))
-    text = Text(*ptb, ()) if config.data == "ptb" else load_text(config.data)
-    data = jax.eval_shape(lambda: search.cut(config, text))
+@pytest.mark.parametrize(
+    ("space", "preset"), [(space, preset) for space in PRESETS for preset in PRESETS[space]]
+)
+def test_every_preset_can_train(space, preset):
+    config = search.parse(["--space", space, "--preset", preset])
+    assert config == PRESETS[space][preset]
+    assert (config.space, config.preset) == (space, preset)
+    there = corpus(config)
+    config = TASKS[space].fit(config, there)
+    data = jax.eval_shape(lambda: search.cut(config, there))
     found = search.search_of(config)
     state = jax.eval_shape(found.init, jax.random.key(0))
     after, progress = jax.eval_shape(found.step, state, data)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
     assert progress.epoch.err2.shape == (config.search.architectures,)
+
+
+def corpus(config):
+    """Data of the sizes of those that a preset names."""
+    if config.data == "ptb":
+        ptb = (np.zeros(size, np.int32) for size in (929_589, 73_760, 82_430))
+        return Text(*ptb, ("",) * config.rnn.vocabulary)
+    if config.data == "cifar10":
+        sizes = (config.train_images or 45_000, 5_000, 10_000)
+        return Splits(
+            *(Images(np.zeros((n, 32, 32, 3), np.uint8), np.zeros(n, np.int32)) for n in sizes)
+        )
+    return TASKS[config.space].read(config)

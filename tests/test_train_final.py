@@ -16,10 +16,11 @@ import optax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from experiments import search, train_final
+from experiments import cells, train_final
 from experiments.configs.train_final import PRESETS, FinalRun
 from experiments.running import Display
-from experiments.train_final import CELLS, Training
+from experiments.tasks import language
+from experiments.train_final import Training
 from wpl_jax.checkpoint import Checkpoints
 from wpl_jax.spaces.rnn import RNN
 from wpl_jax.text import Text, load_text
@@ -29,6 +30,8 @@ TINY = shlex.split(
     "--batch-size 8 --length 10 --epochs 4 --average-after 2 --windows-per-call 1"
 )
 WINDOWS = (12_000 - 1) // (8 * 10)
+SHIPPED = cells.shipped("rnn")
+READ = language.read
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,7 +56,7 @@ def text():
     whole = load_text("topics", vocabulary_size=60)
     text = Text(whole.train[:12_000], whole.validation[:1000], whole.test[:600], whole.vocabulary)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_final, "read", lambda config: text)
+        patch.setattr(language, "read", lambda config: text)
         yield text
 
 
@@ -124,7 +127,7 @@ def test_everything_promised_is_written_and_agrees(finished):
     assert {path.name for path in finished.iterdir()} == expected | {"tensorboard"}
     summary, log = read(finished / "summary.json"), metrics(finished)
     assert summary["architecture"] == read(finished / "architecture.json")
-    assert summary["architecture"]["nodes"] == read(CELLS / "enas.json")["nodes"]
+    assert summary["architecture"]["nodes"] == read(SHIPPED["enas"])["nodes"]
     assert {"command", "versions", "configuration", "unknown_share"} <= set(summary)
     assert summary["parameters"] == 60 * 16 + 60 + 16 * 32 * (2 + 11)
     assert [record["epoch"] for record in log] == [1, 2, 3, 4]
@@ -257,7 +260,7 @@ def test_checkpoints_of_another_run_are_refused(interrupted, text, monkeypatch, 
         assert train_final.main([*command, *flags.split()]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
-    monkeypatch.setattr(train_final, "read", lambda _: text._replace(test=text.test[:-1]))
+    monkeypatch.setattr(language, "read", lambda _: text._replace(test=text.test[:-1]))
     assert train_final.main([*command, "--resume"]) == 2
     assert "text=" in capsys.readouterr().err
 
@@ -277,7 +280,7 @@ def test_a_run_that_only_skips_stops_and_says_so(tmp_path, monkeypatch, capsys):
 
 def test_the_cells_that_ship_are_those_that_were_published():
     space = RNN(vocabulary=9)
-    cells = {path.stem: read(path) for path in CELLS.glob("*.json")}
+    cells = {name: read(path) for name, path in SHIPPED.items()}
     assert set(cells) == {"enas", "darts_style"} and all(cell["source"] for cell in cells.values())
     # scripts/ptb_final.sh of melodyguan/enas: activation, then predecessor and activation.
     actions = [0, 0, 0, 1, 1, 2, 1, 2, 0, 2, 0, 5, 1, 1, 0, 6, 1, 8, 1, 8, 1, 8, 1]
@@ -361,7 +364,7 @@ def test_bad_input_gives_one_clear_line_and_exit_code_2(flags, message, finished
 
 
 def test_missing_data_are_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_final, "read", search.read)
+    monkeypatch.setattr(language, "read", READ)
     flags = ["--data", "ptb", "--data-dir", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
     assert train_final.main([*TINY, *flags]) == 2
     error = capsys.readouterr().err
@@ -369,6 +372,5 @@ def test_missing_data_are_refused(tmp_path, monkeypatch, capsys):
 
 
 def test_every_preset_is_accepted():
-    for name, preset in PRESETS.items():
+    for name, preset in PRESETS["rnn"].items():
         assert preset.preset == name and not preset.rnn.batch_norm
-        train_final.check(preset)

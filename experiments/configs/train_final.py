@@ -2,13 +2,15 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
+from experiments.command_line import check
+from experiments.configs.space import InSpace
 from wpl_jax.spaces.rnn import RNN
 
 
 @dataclasses.dataclass(frozen=True)
-class FinalRun:
+class FinalRun(InSpace):
     """Settings; the defaults are those of the preset that --preset names."""
 
     preset: str = "paper"
@@ -65,6 +67,20 @@ class FinalRun:
     rnn: RNN = RNN(vocabulary=10_000, batch_norm=False)
     """The recurrent space; its vocabulary is the most words that are told apart."""
 
+    space_field: ClassVar[str] = "rnn"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        check(
+            self,
+            at_least_1=(
+                *("epochs", "batch_size", "length", "patience", "average_after", "max_skipped"),
+                *("windows_per_call", "validation_batch_size", "test_batch_size"),
+            ),
+            above_0=("learning_rate", "clip"),
+            not_negative=("weight_decay", "seed", "seed_architecture"),
+        )
+
 
 _SMALL = RNN(
     vocabulary=2_000,
@@ -78,30 +94,32 @@ _SMALL = RNN(
 )
 
 PRESETS = {
-    # What is known of the paper's settings; hours on a GPU.
-    "paper": FinalRun(),
-    # Real text at sizes that one core trains in two minutes: too few weights and epochs to need
-    # dropout.
-    "cpu": FinalRun(
-        preset="cpu",
-        epochs=5,
-        batch_size=32,
-        length=20,
-        learning_rate=10.0,
-        average_after=3,
-        validation_batch_size=32,
-        rnn=_SMALL,
-    ),
-    # Whether all of it works.
-    "smoke": FinalRun(
-        preset="smoke",
-        data="topics",
-        epochs=6,
-        batch_size=16,
-        length=20,
-        learning_rate=20.0,
-        average_after=3,
-        validation_batch_size=8,
-        rnn=dataclasses.replace(_SMALL, vocabulary=1_000, units=32, init_scale=0.2),
-    ),
+    "rnn": {
+        # What is known of the paper's settings; hours on a GPU.
+        "paper": FinalRun(),
+        # Real text at sizes that one core trains in two minutes: too few weights and epochs to need
+        # dropout.
+        "cpu": FinalRun(
+            preset="cpu",
+            epochs=5,
+            batch_size=32,
+            length=20,
+            learning_rate=10.0,
+            average_after=3,
+            validation_batch_size=32,
+            rnn=_SMALL,
+        ),
+        # Whether all of it works.
+        "smoke": FinalRun(
+            preset="smoke",
+            data="topics",
+            epochs=6,
+            batch_size=16,
+            length=20,
+            learning_rate=20.0,
+            average_after=3,
+            validation_batch_size=8,
+            rnn=dataclasses.replace(_SMALL, vocabulary=1_000, units=32, init_scale=0.2),
+        ),
+    },
 }

@@ -288,9 +288,8 @@ class Search:
         def loss(params, batch):
             return self.space.loss(params, architecture, batch, self.space.start(batch), None)[0]
 
-        step_key, batch_key = jax.random.split(key)
-        step = self._random_step(data.validation, step_key)
-        batch = self.space.batch(data.validation, step, batch_key)
+        step = self._random_step(data.validation, jax.random.split(key)[0])
+        batch = self.space.batch(data.validation, step, None)
         fisher = squared_batch_gradient(loss)(params, jax.tree.map(lambda x: x[None], batch))
         if self.config.protect == "edges":
             mask = jax.tree.map(lambda m: False if m is True else m, mask)

@@ -38,7 +38,10 @@ class Space(Protocol):
     def batch(
         self, split: chex.ArrayTree, step: jax.typing.ArrayLike, key: jax.Array | None
     ) -> chex.ArrayTree:
-        """Batch number ``step`` of a data split, around and around; ``key`` for augmentation."""
+        """Batch number ``step`` of a data split, around and around.
+
+        With ``key`` it is to train on: it may be shuffled and augmented. Without, it is to measure.
+        """
 
     def start(self, batch: chex.ArrayTree) -> chex.ArrayTree:
         """The carry before the first of several batches such as this one."""

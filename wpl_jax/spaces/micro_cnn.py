@@ -15,7 +15,8 @@ earlier node, as in ENAS; pooling and identity have none.
 
 All architectures share one tree of parameters. A pass runs the sampled operations alone: a cell is
 a scan over its edges, each a branch on the operation (:func:`_run_one`), and a stage is a scan over
-its cells, so that the compiled program holds five cells whatever the depth.
+its layers, of which the first, but for that of the first stage, is the reduction cell: the compiled
+program holds one cell a stage, whatever the depth.
 
 Inside, images are ``[groups, height, channels, width, batch]``. Depthwise convolution and pooling
 are sums and maxima of shifted blocks, in which the batch is contiguous, and a 1×1 convolution is a
@@ -119,7 +120,7 @@ class MicroCNN:
 
     It rises to it from the first cell to the last; identities are never dropped."""
     auxiliary: float = 0.0
-    """Weight in the training loss of a second classifier, before the last stage; 0 for none."""
+    """Weight in the training loss of a second classifier, of the second stage; 0 for none."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -155,20 +156,27 @@ class MicroCNN:
         """Which shared parameters it uses: of its cells, those of the edges and the loose ends."""
         shapes = jax.eval_shape(self.init, jax.random.key(0))
 
-        def of_cell(cell, params):
+        def of_cell(cell):
             edges = jnp.zeros(self.nodes * (self.nodes + 3), jnp.int32)
             edges = edges.at[_edge_index(cell)].set(cell.operations.ravel())
             used = {name: edges == OPERATIONS.index(name) for name in _SEPARABLE}
-            used["project"] = _loose(cell)
-            return {
-                name: jax.tree.map(functools.partial(_lead, mask), params[name])
-                for name, mask in used.items()
-            } | {"norm": True}
+            return used | {"project": _loose(cell)}
 
-        masks: Params = {name: True for name in shapes}
-        masks["normal"] = [of_cell(architecture.normal, p) for p in shapes["normal"]]
-        masks["reduction"] = [of_cell(architecture.reduction, p) for p in shapes["reduction"]]
-        return masks
+        def of_stage(stage, params):
+            used = jax.vmap(of_cell)(self._layers(architecture, stage))
+            return {"norm": True} | {
+                name: jax.tree.map(functools.partial(_broadcastable, mask), params[name])
+                for name, mask in used.items()
+            }
+
+        stages = [of_stage(stage, params) for stage, params in enumerate(shapes["stages"])]
+        return {name: True for name in shapes} | {"stages": stages}
+
+    def _layers(self, architecture, stage):
+        """The cells of a stage in their order, as one with leading axes."""
+        reductions = [architecture.reduction] if stage else []
+        cells = reductions + self.cells * [architecture.normal]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *cells)
 
     # --- Parameters ------------------------------------------------------------------------------
 
@@ -178,12 +186,14 @@ class MicroCNN:
         stages = self._stage_channels()
         params: Params = {
             "stem": _convolution(next(keys), stages[0], 9 * self.image_shape[2]),
-            "normal": [self._init_cell(next(keys), channels, self.cells) for channels in stages],
+            "stages": [
+                self._init_cells(next(keys), channels, self.cells + bool(stage))
+                for stage, channels in enumerate(stages)
+            ],
             "inputs": [
                 {f"h_{i}": _convolution(next(keys), after, before, groups=2) for i in range(2)}
                 for before, after in itertools.pairwise(stages)
             ],
-            "reduction": [self._init_cell(next(keys), channels, 1) for channels in stages[1:]],
             "classifier": _linear(next(keys), self.classes, stages[-1]),
         }
         if self.auxiliary:
@@ -196,8 +206,8 @@ class MicroCNN:
             }
         return params
 
-    def _init_cell(self, key, channels, layers):
-        """Of ``layers`` cells that have one shape; edges lead, then layers, for the mask."""
+    def _init_cells(self, key, channels, layers):
+        """Of the cells of a stage, which have one shape; layers lead, then edges or nodes."""
         edges = self.nodes * (self.nodes + 3)
         keys = iter(jax.random.split(key, 2 * len(_SEPARABLE) + 1))
         params: Params = {}
@@ -371,7 +381,7 @@ class MicroCNN:
         x = jnp.transpose(x, (0, 2, 4, 3, 1))
         given: Params = statistics if statistics is not None else {}
         keep = self._keep(architecture, key, progress, len(images), x.dtype)
-        new: Params = {"normal": [], "reduction": [], "inputs": []}
+        new: Params = {"stages": [], "inputs": []}
         auxiliary = None
         x = jnp.concatenate(list(itertools.chain(*_shifted(x, 3))), axis=_CHANNELS)
         x = x[:, :: self.stem_stride, :, :: self.stem_stride]
@@ -379,34 +389,27 @@ class MicroCNN:
         states = x, x
         for stage in range(_STAGES):
             if stage:
-                i = stage - 1
-                reduce, seen = params["inputs"][i], given["inputs"][i] if given else {}
+                seen = given["inputs"][stage - 1] if given else {}
                 halved = {
-                    name: _halve(reduce[name], h, seen.get(name))
-                    for name, h in zip(reduce, states, strict=True)
+                    name: _halve(halving, h, seen.get(name))
+                    for (name, halving), h in zip(
+                        params["inputs"][stage - 1].items(), states, strict=True
+                    )
                 }
                 new["inputs"].append({name: stats for name, (_, stats) in halved.items()})
                 states = tuple(h for h, _ in halved.values())
-                states, stats = self._layers(
-                    params["reduction"][i],
-                    architecture.reduction,
-                    states,
-                    given["reduction"][i] if given else None,
-                    keep["reduction"][i],
+            if self.auxiliary and stage == _STAGES - 1:
+                auxiliary, new["auxiliary"] = self._auxiliary(
+                    params["auxiliary"], states[1], given.get("auxiliary")
                 )
-                new["reduction"].append(stats)
-                if self.auxiliary and stage == _STAGES - 1:
-                    auxiliary, new["auxiliary"] = self._auxiliary(
-                        params["auxiliary"], states[1], given.get("auxiliary")
-                    )
-            states, stats = self._layers(
-                params["normal"][stage],
-                architecture.normal,
+            states, stats = self._run_stage(
+                params["stages"][stage],
+                self._layers(architecture, stage),
                 states,
-                given["normal"][stage] if given else None,
-                keep["normal"][stage],
+                given["stages"][stage] if given else None,
+                keep[stage],
             )
-            new["normal"].append(stats)
+            new["stages"].append(stats)
         pooled = jax.nn.relu(states[1]).mean((_HEIGHT, _WIDTH))
         return Output(_classify(params["classifier"], pooled), auxiliary, new)
 
@@ -424,17 +427,19 @@ class MicroCNN:
             statistics,
         )
 
-    def _layers(self, params, cell, states, given, keep):
-        """Cells of one shape, one after another: the last two outputs, and their statistics."""
-        index = _edge_index(cell)
-        loose = _loose(cell)
+    def _run_stage(self, params, cells, states, given, keep):
+        """The layers of a stage: its last two outputs, and the statistics of all."""
         nodes = jnp.repeat(jnp.arange(self.nodes) + 2, 2)
-        edges = nodes, cell.inputs.ravel(), cell.operations.ravel()
-        weights = {name: jax.tree.map(lambda p: p[:, index], params[name]) for name in _SEPARABLE}
+        index = jax.vmap(_edge_index)(cells)
+        pick = jax.vmap(lambda weights, index: weights[index])
+        weights = {
+            name: jax.tree.map(lambda p: pick(p, index), params[name]) for name in _SEPARABLE
+        }
 
         def layer(states, inputs):
-            weights, project, norm, given, keep = inputs
+            cell, weights, project, norm, given, keep = inputs
             given = {} if given is None else given
+            edges = nodes, cell.inputs.ravel(), cell.operations.ravel()
 
             def edge(hidden, inputs):
                 (node, source, operation), weights, given, keep = inputs
@@ -452,33 +457,28 @@ class MicroCNN:
                 y, _ = _run_one(_PROJECTIONS, used.astype(jnp.int32), h, kernel, None)
                 return total + y, None
 
-            total, _ = jax.lax.scan(add, jnp.zeros_like(states[1]), (loose, hidden, project))
+            total, _ = jax.lax.scan(add, jnp.zeros_like(states[1]), (_loose(cell), hidden, project))
             output, norm_stats = _normalise(norm, total, given.get("norm"))
             return (states[1], output), {"edges": stats, "norm": norm_stats}
 
-        xs = weights, params["project"], params["norm"], given, keep
+        xs = cells, weights, params["project"], params["norm"], given, keep
         return jax.lax.scan(layer, states, xs)
 
     def _keep(self, architecture, key, progress, count, dtype):
-        """What drop-path multiplies each edge of each layer by, or ``None`` for each stage."""
-        nothing = {"normal": [None] * _STAGES, "reduction": [None] * (_STAGES - 1)}
+        """What drop-path multiplies each edge of each stage's layers by, or ``None`` for each."""
         if key is None or not self.drop_path:
-            return nothing
+            return [None] * _STAGES
         layers = _STAGES * self.cells + _STAGES - 1
         rates = self.drop_path * progress * (jnp.arange(layers, dtype=dtype) + 1) / layers
         shape = (layers, 2 * self.nodes, self.groups, count // self.groups)
         rates = rates[:, None, None, None]
         kept = (jax.random.uniform(key, shape, dtype) >= rates) / (1 - rates)
-
-        def of(cell, layers):
-            identity = cell.operations.ravel() == OPERATIONS.index("identity")
-            return jnp.where(identity[None, :, None, None], 1, layers)
-
-        starts = [stage * (self.cells + 1) for stage in range(_STAGES)]
-        return {
-            "normal": [of(architecture.normal, kept[i : i + self.cells]) for i in starts],
-            "reduction": [of(architecture.reduction, kept[i - 1 : i]) for i in starts[1:]],
-        }
+        keep = jnp.split(kept, [self.cells, 2 * self.cells + 1])
+        for stage, factors in enumerate(keep):
+            operations = self._layers(architecture, stage).operations.reshape(len(factors), -1)
+            identity = operations == OPERATIONS.index("identity")
+            keep[stage] = jnp.where(identity[:, :, None, None], 1, factors)
+        return keep
 
     def _auxiliary(self, params, x, given):
         """The auxiliary head: pooling 5×5 in steps of 3, two convolutions, a classifier."""
@@ -862,9 +862,9 @@ def _loose(cell):
     return ~read
 
 
-def _lead(mask, param):
-    """A mask over the second axis of a parameter, after the layers'."""
-    return jnp.reshape(mask, (1, -1, *[1] * (param.ndim - 2)))
+def _broadcastable(mask, param):
+    """A mask over the first two axes of a parameter."""
+    return jnp.reshape(mask, (*mask.shape, *[1] * (param.ndim - 2)))
 
 
 def _graph(cell):

@@ -26,7 +26,7 @@ def random_actions(space: Space, seed: int) -> jax.Array:
     return jax.random.randint(key, decisions.shape, 0, decisions)
 
 
-def read(config: Settings, space: str, path: Path) -> tuple[Settings, Any]:
+def read(config: Settings, path: Path) -> tuple[Settings, Any]:
     """The architecture in a file, and the settings with as many nodes as it has.
 
     Raises:
@@ -39,4 +39,6 @@ def read(config: Settings, space: str, path: Path) -> tuple[Settings, Any]:
             config = config.with_space(nodes=len(cell[0]))
         return config, config.search_space.from_json(stored)
     except ValueError as error:
-        raise ValueError(f"{path} is not an architecture of --space {space}: {error}") from error
+        raise ValueError(
+            f"{path} is not an architecture of --space {config.space}: {error}"
+        ) from error

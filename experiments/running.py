@@ -19,6 +19,10 @@ from rich.text import Text
 from experiments import records
 
 
+class Diverged(Exception):
+    """What was trained is not finite."""
+
+
 @dataclasses.dataclass
 class Stop:
     """Whether the run was asked to stop: true once a signal has come."""

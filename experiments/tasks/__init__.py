@@ -21,6 +21,9 @@ class Task(Protocol):
     def cut(self, config: Any, corpus: Any) -> Data:
         """What a search reads of it."""
 
+    def fingerprint(self, corpus: Any) -> dict[str, object]:
+        """What changes whenever it does."""
+
     def facts(self, corpus: Any) -> dict[str, object]:
         """What a summary says of it."""
 

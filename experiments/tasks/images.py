@@ -1,18 +1,22 @@
 """Image classification, what convolutional cells are for."""
 
+import hashlib
 import logging
 from typing import TypeVar
 
+import jax
+
 from experiments.configs.search import CNNSearch
+from experiments.configs.train_final import CNNFinal
 from wpl_jax.data import Images, Splits, batches, load_images
 from wpl_jax.search import Data
 
-Settings = TypeVar("Settings", bound=CNNSearch)
+Settings = TypeVar("Settings", CNNSearch, CNNFinal)
 
 ERROR = "error rate"
 
 
-def read(config: CNNSearch) -> Splits:
+def read(config: CNNSearch | CNNFinal) -> Splits:
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS recommends to install OpenCV
     splits = load_images(config.data, config.data_dir)
     there, wanted = len(splits.train.labels), config.train_images
@@ -36,6 +40,13 @@ def cut(config: CNNSearch, splits: Splits) -> Data:
         batches(splits.train, config.batch_size),
         batches(splits.validation, config.batch_size),
     )
+
+
+def fingerprint(splits: Splits) -> dict[str, object]:
+    digest = hashlib.sha256()
+    for array in jax.tree.leaves(splits):
+        digest.update(array.tobytes())
+    return {"images": digest.hexdigest()}
 
 
 def facts(splits: Splits) -> dict[str, object]:

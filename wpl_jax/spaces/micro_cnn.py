@@ -750,10 +750,8 @@ def _depthwise_backward(saved, cotangent):
         jnp.einsum("ghcvn,ghcwn->ghcvw", block, cotangent).sum((0, 1))
         for block in _blocks(_pad(x, size, (_HEIGHT, _WIDTH), 0), size, _HEIGHT)
     ]
-    grads = [
-        [jnp.trace(row[:, j : j + width], axis1=1, axis2=2) for j in range(size)] for row in rows
-    ]
-    grad = jnp.stack([jnp.stack(row, -1) for row in grads], -2)
+    places = jnp.stack([jnp.eye(width + size - 1, width, -j) for j in range(size)])
+    grad = jnp.einsum("icvw,jvw->cij", jnp.stack(rows), places.astype(x.dtype))
     return _depthwise(cotangent, kernel[:, ::-1, ::-1]), grad
 
 

@@ -55,7 +55,7 @@ CNN = MicroCNN(
 )
 SEARCHES = {
     "rnn": (Search(CELLS, CONFIG, optax.sgd(0.1), strength=1.0), Data(words(0), words(1))),
-    "cnn": (Search(CNN, CONFIG, optax.sgd(0.01), strength=1.0), Data(pictures(0), pictures(1))),
+    "cnn": (Search(CNN, CONFIG, optax.sgd(1e-3), strength=1.0), Data(pictures(0), pictures(1))),
 }
 STEPS = 2 * CONFIG.architectures
 # Compiling a search of convolutional cells takes over a minute.

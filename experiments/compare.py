@@ -1,4 +1,4 @@
-"""Searches with and without plasticity, by a controller and at random, compared (figures 3 and 5).
+"""Searches with and without plasticity, by a controller and at random, compared (figures 3 to 5).
 
 In turn, each stage by runs of experiments.search or experiments.train_final: searches that choose
 the strength, the searches to compare, and final trainings of their cells and of others. Writes
@@ -14,7 +14,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import jax
 import numpy as np
@@ -24,14 +23,11 @@ from experiments import command_line, compare_report, records, search, train_fin
 from experiments.cells import shipped
 from experiments.compare_report import ARMS, Arm, Plan, Results, Searched
 from experiments.configs.compare import PRESETS, Compare
-from experiments.configs.search import SearchRun
-from experiments.configs.train_final import FinalRun
 from experiments.pool import Interrupted, Pool, Run
 from experiments.running import interruptible
-from experiments.tasks import language
+from experiments.tasks import TASKS
 
 TRIAL = Arm("wpl", "reinforce")  # what the strength is chosen by
-Settings = TypeVar("Settings", SearchRun, FinalRun)
 
 
 class NoResult(Exception):
@@ -61,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return stop.exit_code
         summary = compare_report.summarise(plan, results)
         compare_report.write(plan, results, summary)
-        Console().print(compare_report.table(summary), f"Written to {plan.out}", highlight=False)
+        table = compare_report.table(plan, summary)
+        Console().print(table, f"Written to {plan.out}", highlight=False)
         return 1 if results.failed else 0
 
 
@@ -71,7 +68,7 @@ def parse(argv: Sequence[str] | None) -> Compare:
         argv,
         prog="python -m experiments.compare",
         description=__doc__,
-        flags={"preset": "paper"},
+        flags={"space": "rnn", "preset": "paper"},
     )
 
 
@@ -93,7 +90,7 @@ def check(config: Compare) -> None:
 
 
 def plan_of(config: Compare) -> Plan:
-    """The plan; refuses what every run would refuse: bad settings, a text that is not there."""
+    """The plan; refuses what every run would refuse: bad settings, data that are not there."""
     searches = search.parse(common_flags(config, config.search_flags))
     finals = train_final.parse(common_flags(config, config.final_flags))
     if searches.epochs <= searches.search.warmup_epochs:
@@ -101,33 +98,38 @@ def plan_of(config: Compare) -> Plan:
             f"searches must have more epochs than the {searches.search.warmup_epochs} of the "
             f"warm-up, got --epochs {searches.epochs}"
         )
-    text, final_text = language.read(searches), language.read(finals)
-    search.cut(searches, text)
+    task = TASKS[config.space]
+    corpora = {"search": task.read(searches), "final": task.read(finals)}
+    sizes = {name: task.sizes(corpus) for name, corpus in corpora.items()}
+    searches = searches.with_space(**sizes["search"])
+    search.cut(searches, corpora["search"])
+    folder = Path("results/compare", config.space)
     return Plan(
-        config,
-        with_vocabulary(searches, len(text.vocabulary)),
-        with_vocabulary(finals, len(final_text.vocabulary)),
-        out=config.out or Path("results/compare", config.preset),
-        runs=config.runs or Path("results/compare", f"{config.preset}_runs"),
+        dataclasses.replace(config, random_cells=config.random_cells or config.seeds),
+        searches,
+        finals.with_space(**sizes["final"]),
+        sizes,
+        facts={name: task.facts(corpus) for name, corpus in corpora.items()},
+        out=config.out or folder / config.preset,
+        runs=config.runs or folder / f"{config.preset}_runs",
     )
 
 
 def common_flags(config: Compare, more: str) -> list[str]:
     data_dir = ["--data-dir", str(config.data_dir)] if config.data_dir else []
-    return ["--preset", config.preset, *data_dir, *shlex.split(more)]
-
-
-def with_vocabulary(settings: Settings, size: int) -> Settings:
-    return dataclasses.replace(settings, rnn=dataclasses.replace(settings.rnn, vocabulary=size))
+    return ["--space", config.space, "--preset", config.preset, *data_dir, *shlex.split(more)]
 
 
 def search_run(plan: Plan, name: str, arm: Arm, seed: int, strength: float) -> Run:
     flags = common_flags(plan.config, plan.config.search_flags)
     flags += ["--plasticity", arm.plasticity, "--search.strategy", arm.strategy]
     flags += ["--strength", f"{strength:.12g}"] if arm.plasticity == "wpl" else []
-    flags += ["--seed", f"{seed}"]
-    settings = with_vocabulary(search.parse(flags), plan.search.rnn.vocabulary)
-    expected = {"configuration": search.settings(settings), "epochs": settings.epochs}
+    flags += ["--seed", f"{seed}", "--probes", f"{plan.config.random_cells}"]
+    settings = search.parse(flags).with_space(**plan.sizes["search"])
+    expected = {
+        "configuration": search.settings(settings) | {"probes": settings.probes},
+        "epochs": settings.epochs,
+    }
     return Run(name, "search", tuple(flags), expected)
 
 
@@ -135,9 +137,9 @@ def final_run(plan: Plan, name: str, architecture: str, seed: int) -> Run:
     flags = common_flags(plan.config, plan.config.final_flags)
     flags += ["--architecture", architecture, "--seed", f"{seed}"]
     if architecture == "random":  # of as many nodes as those that are found
-        flags += ["--rnn.nodes", f"{plan.search.rnn.nodes}"]
-    settings = with_vocabulary(train_final.parse(flags), plan.final.rnn.vocabulary)
-    settings, cell = train_final.read_architecture(settings)
+        flags += [f"--{plan.search.space_field}.nodes", f"{plan.search.search_space.nodes}"]
+    settings, cell = train_final.read_architecture(train_final.parse(flags))
+    settings = settings.with_space(**plan.sizes["final"])
     places = ("out", "resume", "data_dir", "text_dir", "architecture")
     expected = {
         "configuration": {
@@ -145,7 +147,7 @@ def final_run(plan: Plan, name: str, architecture: str, seed: int) -> Run:
             for name, value in train_final.settings(settings).items()
             if name not in places
         },
-        "architecture": settings.rnn.to_json(cell),
+        "architecture": settings.search_space.to_json(cell),
         "epochs": settings.epochs,
     }
     return Run(name, "train_final", tuple(flags), expected)
@@ -185,7 +187,7 @@ def experiment(plan: Plan, pool: Pool) -> Results:
         for seed, run in enumerate(runs)
         if arms[arm][seed]
     }
-    cells |= {("random", seed): "random" for seed in range(config.random_cells or config.seeds)}
+    cells |= {("random", seed): "random" for seed in range(config.random_cells)}
     for name in shipped(plan.final.space):
         cells |= {(name, seed): name for seed in range(config.seeds)}
     finals = {
@@ -213,13 +215,14 @@ def searched(plan: Plan, pool: Pool, run: Run) -> Searched | None:
         {name: np.array([r[name] for r in metrics], np.float64) for name in metrics[0]},
         summary,
         json.loads((folder / "best.json").read_bytes()),
+        json.loads((folder / "probes.json").read_bytes()),
     )
 
 
 def choose(candidates: Mapping[float, Sequence[Searched | None]]) -> float:
     """The strength with the lowest err2, mean over architectures, epochs after warm-up, and seeds.
 
-    None that made a search fail, or left an epoch without a finite perplexity, is chosen.
+    None that made a search fail, or left an epoch without a finite error, is chosen.
     """
     errors = {
         strength: np.mean([found.after_warmup("err2_mean").mean() for found in runs])

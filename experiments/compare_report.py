@@ -20,36 +20,31 @@ from experiments.configs.compare import Compare
 from experiments.configs.search import SearchRun
 from experiments.configs.train_final import FinalRun
 from experiments.pool import Run, clock, flat
+from experiments.tasks import TASKS, Task
 from wpl_jax import drawing, plotting
 from wpl_jax.forgetting import mean_interval
 
-# What WPL takes off the differences in the paper (figure 3), as "up to".
-PUBLISHED = {"forgetting_mean": 0.95, "forgetting_best5": 0.59, "forgetting_max": 0.51}
+# Differences of errors, by name in metrics.jsonl: heading.
+FORGETTING = {
+    "forgetting_mean": "mean",
+    "forgetting_best5": "best 5",
+    "forgetting_max": "max",
+}
 # By name in metrics.jsonl: heading, digits.
 METRICS = {
-    "forgetting_mean": ("mean", 2),
-    "forgetting_best5": ("best 5", 2),
-    "forgetting_max": ("max", 2),
+    **{name: (heading, 2) for name, heading in FORGETTING.items()},
     "forgetting_share": ("share worse", 2),
     "kendall_tau": ("Kendall's τ", 2),
     "err2_mean": ("err2", 1),
     "reward": ("reward", 3),
 }
-RULE = (
-    "the lowest err2, the mean perplexity at the end of an epoch of all its architectures, over "
-    "the epochs after the warm-up and the seeds"
-)
-# By name in the summary: heading.
-PERPLEXITIES = {
-    "derived_perplexity": "in the search",
-    "validation_perplexity": "validation",
-    "test_perplexity": "test",
-}
+# Where the error of a cell is measured: heading.
+ERRORS = {"derived": "in the search", "validation": "validation", "test": "test"}
 # Settings that say how a run is named, kept or computed, but not what it computes.
 ASIDE = (
     *("preset", "data_dir", "text_dir", "out", "resume", "seed", "max_skipped"),
     *("plasticity", "search.strategy", "search.chunk", "search.at_once"),
-    *("architecture", "seed_architecture", "windows_per_call"),
+    *("architecture", "seed_architecture", "windows_per_call", "steps_per_call", "probes"),
 )
 
 
@@ -90,8 +85,18 @@ class Plan(NamedTuple):
     config: Compare
     search: SearchRun  # what all searches have in common
     final: FinalRun  # what all final trainings have in common
+    sizes: dict[str, dict]  # of "search" and "final": what their data decide about the space
+    facts: dict[str, dict]  # of both: what there is to say of their data
     out: Path
     runs: Path
+
+    @property
+    def task(self) -> Task:
+        return TASKS[self.config.space]
+
+    def key(self, part: str) -> str:
+        """By which an error is stored: of a part of the data, or in the search."""
+        return f"{part}_{records.key(self.task.ERROR)}"
 
 
 class Searched(NamedTuple):
@@ -100,6 +105,7 @@ class Searched(NamedTuple):
     metrics: dict[str, np.ndarray]  # shape=(epochs,), NaN where there was nothing to measure
     summary: dict
     cell: dict
+    probes: Sequence[dict] = ()  # random cells' errors on the shared weights at the end, by seed
 
     def after_warmup(self, name: str) -> np.ndarray:
         """A metric of the epochs that plasticity, if any, has acted in."""
@@ -119,13 +125,13 @@ class Results(NamedTuple):
 
 def summarise(plan: Plan, results: Results) -> dict:
     """The numbers of the comparison: means over seeds with 95 % intervals."""
-    values = {arm: by_seed(results, arm) for arm in ARMS}
+    values = {arm: by_seed(plan, results, arm) for arm in ARMS}
+    keys = [plan.key(part) for part in ERRORS]
     finished = [found for of_arm in results.arms.values() for found in of_arm if found]
     trials = [found for runs in results.candidates.values() for found in runs if found]
     summaries = [found.summary for found in (*finished, *trials)] + list(results.finals.values())
     cells = [
-        {"name": arm.name, "seed": seed}
-        | {name: finite(values[arm][name][seed]) for name in PERPLEXITIES}
+        {"name": arm.name, "seed": seed} | {key: finite(values[arm][key][seed]) for key in keys}
         for arm in ARMS
         for seed, found in enumerate(results.arms[arm])
         if found
@@ -141,25 +147,26 @@ def summarise(plan: Plan, results: Results) -> dict:
             for arm in ARMS
         ],
         "wpl_against_plain": [
-            against(strategy, values[Arm("none", strategy)], values[Arm("wpl", strategy)])
+            against(plan, strategy, values[Arm("none", strategy)], values[Arm("wpl", strategy)])
             for strategy in ("reinforce", "random")
         ],
-        "published_reduction": PUBLISHED,
+        "published_reduction": plan.task.PUBLISHED,
         "cells": cells,
-        "others": [other(name, results) for name in others],
-        "rank_correlation": rank_correlation(cells),
+        "others": [other(plan, name, results) for name in others],
+        "rank_correlation": rank_correlation(*([cell[key] for cell in cells] for key in keys[:2])),
+        "probes": plan.config.random_cells,
         "strength": {
             "chosen": results.strength,
-            "rule": RULE if results.candidates else "given",
+            "rule": rule(plan) if results.candidates else "given",
             "candidates": [
                 {"strength": strength} | candidate(found)
                 for strength, found in results.candidates.items()
             ],
         },
         "failed": results.failed,
-        "unknown_share": {
-            "search": finished[0].summary["unknown_share"],
-            "final": next((s["unknown_share"] for s in results.finals.values()), None),
+        **{
+            name: {run: facts[name] for run, facts in plan.facts.items()}
+            for name in plan.facts["search"]
         },
         "configuration": {
             name: {key: str(v) if isinstance(v, Path) else v for key, v in settings.items()}
@@ -175,43 +182,65 @@ def summarise(plan: Plan, results: Results) -> dict:
     }
 
 
-def by_seed(results: Results, arm: Arm) -> dict[str, np.ndarray]:
+def rule(plan: Plan) -> str:
+    return (
+        f"the lowest err2, the mean {plan.task.ERROR} at the end of an epoch of all its "
+        "architectures, over the epochs after the warm-up and the seeds"
+    )
+
+
+def by_seed(plan: Plan, results: Results, arm: Arm) -> dict[str, np.ndarray]:
     """By name, what each seed came to; NaN for a run that failed."""
     found = results.arms[arm]
     values = {
         name: [mean(search.after_warmup(name)) if search else math.nan for search in found]
         for name in METRICS
     }
-    values["derived_perplexity"] = [
-        search.summary["best_perplexity"] if search else math.nan for search in found
-    ]
-    for name in ("validation_perplexity", "test_perplexity"):
-        values[name] = [
-            results.finals.get((arm.name, seed), {}).get(name, math.nan)
+    best = plan.key("best")
+    values[plan.key("derived")] = [search.summary[best] if search else math.nan for search in found]
+    for key in (plan.key("validation"), plan.key("test")):
+        values[key] = [
+            results.finals.get((arm.name, seed), {}).get(key, math.nan)
             for seed in range(len(found))
         ]
+    values["probes_tau"] = [
+        probes_tau(plan, results, search) if search else math.nan for search in found
+    ]
     return {name: np.array(of_seeds, np.float64) for name, of_seeds in values.items()}
 
 
-def against(strategy: str, plain: dict[str, np.ndarray], wpl: dict[str, np.ndarray]) -> dict:
-    """What WPL changes: shares of the differences, (d - d_wpl) / d, and perplexities by seed."""
-    differences = {name: (mean(plain[name]), mean(wpl[name])) for name in PUBLISHED}
+def probes_tau(plan: Plan, results: Results, search: Searched) -> float:
+    """Kendall's tau between the orders of random cells on shared weights and trained alone."""
+    error, validation = records.key(plan.task.ERROR), plan.key("validation")
+    finals = (results.finals.get(("random", p["seed"]), {}) for p in search.probes)
+    alone = [summary.get(validation) for summary in finals]
+    found = rank_correlation([probe[error] for probe in search.probes], alone)
+    tau = found["kendall_tau"]
+    return math.nan if tau is None or found["cells"] < 3 else tau
+
+
+def against(
+    plan: Plan, strategy: str, plain: dict[str, np.ndarray], wpl: dict[str, np.ndarray]
+) -> dict:
+    """What WPL changes: shares of the differences, (d - d_wpl) / d, and by seed what is last."""
+    differences = {name: (mean(plain[name]), mean(wpl[name])) for name in FORGETTING}
+    last = (*map(plan.key, ERRORS), "probes_tau")
     return {
         "strategy": strategy,
         "reduction": {
             name: finite((d - d_wpl) / d) if d > 0 else None
             for name, (d, d_wpl) in differences.items()
         },
-        "difference": {name: interval(wpl[name] - plain[name]) for name in PERPLEXITIES},
+        "difference": {name: interval(wpl[name] - plain[name]) for name in last},
     }
 
 
-def other(name: str, results: Results) -> dict:
+def other(plan: Plan, name: str, results: Results) -> dict:
     """Of a cell that no search here has found."""
     runs = [summary for (key, _), summary in results.finals.items() if key == name]
-    perplexities = ("validation_perplexity", "test_perplexity")
+    keys = (plan.key("validation"), plan.key("test"))
     return {"name": name, "runs": len(runs), "parameters": parameters(name, results)} | {
-        key: interval(np.array([run[key] for run in runs], np.float64)) for key in perplexities
+        key: interval(np.array([run[key] for run in runs], np.float64)) for key in keys
     }
 
 
@@ -224,16 +253,15 @@ def candidate(found: Sequence[Searched | None]) -> dict:
     """Of a strength, by seed: None for a run that failed."""
     return {
         name: [finite(mean(search.after_warmup(name))) if search else None for search in found]
-        for name in ("err2_mean", *PUBLISHED)
+        for name in ("err2_mean", *FORGETTING)
     }
 
 
-def rank_correlation(cells: Sequence[dict]) -> dict:
-    """Kendall's tau between the orders of cells in their searches and after training alone."""
+def rank_correlation(*errors: Sequence[float | None]) -> dict:
+    """Kendall's tau between the orders of cells by two errors; None where there is none."""
     from scipy import stats
 
-    pairs = [(cell["derived_perplexity"], cell["validation_perplexity"]) for cell in cells]
-    pairs = [pair for pair in pairs if None not in pair]
+    pairs = [pair for pair in zip(*errors, strict=True) if None not in pair]
     tau = stats.kendalltau(*zip(*pairs, strict=True)).statistic if len(pairs) > 1 else math.nan
     return {"kendall_tau": finite(tau), "cells": len(pairs)}
 
@@ -296,15 +324,15 @@ def curves(plan: Plan, results: Results, arm: Arm) -> dict[str, np.ndarray]:
     }
 
 
-def best(results: Results) -> dict[Arm, int]:
-    """Each arm's seed with the lowest validation perplexity: trained alone, or else in its search.
+def best(plan: Plan, results: Results) -> dict[Arm, int]:
+    """Each arm's seed with the lowest validation error: trained alone, or else in its search.
 
     An arm without a search that has finished has none.
     """
     chosen = {}
     for arm, found in results.arms.items():
-        values = by_seed(results, arm)
-        order = np.lexsort((values["derived_perplexity"], values["validation_perplexity"]))
+        values = by_seed(plan, results, arm)
+        order = np.lexsort((values[plan.key("derived")], values[plan.key("validation")]))
         if there := [int(seed) for seed in order if found[seed]]:
             chosen[arm] = there[0]
     return chosen
@@ -312,35 +340,46 @@ def best(results: Results) -> dict[Arm, int]:
 
 def figures(plan: Plan, results: Results) -> dict:
     """By file name, the figures of the comparison."""
-    graphs = {}
-    for arm, seed in best(results).items():
-        cell = results.arms[arm][seed].cell
-        space = dataclasses.replace(plan.search.rnn, nodes=len(cell["nodes"]))
-        graphs[f"{arm.label}, seed {seed}"] = space.graphs(space.from_json(cell))["cell"]
+    task, space, graphs = plan.task, plan.search.search_space, {}
+    for arm, seed in best(plan, results).items():
+        cells = space.graphs(space.from_json(results.arms[arm][seed].cell))
+        for name, graph in cells.items():
+            title = f"{arm.label}, seed {seed}"
+            graphs[title if len(cells) == 1 else f"{title}, {name}"] = graph
+
+    def shown(arm):
+        by_name = curves(plan, results, arm)
+        return by_name | {name: task.SCALE * by_name[name] for name in FORGETTING}
+
     return {
-        "figure3": plotting.search_curves(
-            {arm.label: curves(plan, results, arm) for arm in ARMS},
+        f"figure{task.FIGURE}": plotting.search_curves(
+            {arm.label: shown(arm) for arm in ARMS},
             epochs(plan),
             STYLES,
             plan.search.search.warmup_epochs,
-            "perplexity",
+            task.ERROR + task.UNIT,
         ),
         "figure5": drawing.draw(graphs),
     }
 
 
-def show(number: dict[str, float | None], digits: int) -> str:
+def show(number: dict[str, float | None], digits: int, scale: float = 1) -> str:
     """A mean and half of its interval."""
     if number["mean"] is None:
         return "–"
-    text = signed(number["mean"], digits)
+    text = signed(scale * number["mean"], digits)
     if number["high"] is not None:
-        text += f" ± {number['high'] - number['mean']:.{digits}f}"
+        text += f" ± {scale * (number['high'] - number['mean']):.{digits}f}"
     return text
 
 
-def show_mean(number: dict[str, float | None], digits: int) -> str:
-    return show(number | {"high": None}, digits)
+def show_mean(number: dict[str, float | None], digits: int, scale: float = 1) -> str:
+    return show(number | {"high": None}, digits, scale)
+
+
+def scale(plan: Plan, metric: str) -> float:
+    """What a metric is multiplied by to be shown."""
+    return plan.task.SCALE if metric in (*FORGETTING, "err2_mean") else 1
 
 
 def percent(share: float | None) -> str:
@@ -357,10 +396,11 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def table(summary: dict) -> Table:
+def table(plan: Plan, summary: dict) -> Table:
     """The summary for a terminal of 80 columns."""
+    task = plan.task
     view = Table(
-        title="Forgetting after the warm-up, and perplexities; means over seeds",
+        title=f"Forgetting after the warm-up, and {task.ERROR}{task.UNIT}; means over seeds",
         box=box.SIMPLE,
         collapse_padding=True,
         pad_edge=False,
@@ -368,11 +408,15 @@ def table(summary: dict) -> Table:
     for column in ("", "mean", "best 5", "max", "reward", "in search", "valid.", "test"):
         view.add_column(column, justify="right" if column else "left")
     for arm in summary["arms"]:
-        numbers = [show_mean(arm[name], METRICS[name][1]) for name in (*PUBLISHED, "reward")]
-        numbers += [show_mean(arm[name], 1) for name in PERPLEXITIES]
+        numbers = [
+            show_mean(arm[name], METRICS[name][1], scale(plan, name))
+            for name in (*FORGETTING, "reward")
+        ]
+        numbers += [show_mean(arm[plan.key(part)], 1, task.SCALE) for part in ERRORS]
         view.add_row(label(arm["name"]), *numbers)
     for cell in summary["others"]:
-        tested = [show_mean(cell[f"{part}_perplexity"], 1) for part in ("validation", "test")]
+        parts = ("validation", "test")
+        tested = [show_mean(cell[plan.key(part)], 1, task.SCALE) for part in parts]
         view.add_row(label(cell["name"]), *[""] * 5, *tested)
     return view
 
@@ -383,13 +427,13 @@ def label(name: str) -> str:
 
 def report(plan: Plan, results: Results, summary: dict) -> str:
     """The comparison as a page of Markdown."""
-    config, base = plan.config, plan.search
+    config, base, task = plan.config, plan.search, plan.task
     devices = ", ".join(sorted(set(summary["devices"])))
     return f"""# Architecture search with and without plasticity
 
 `{summary["command"]}`
 
-{config.seeds} searches of each kind on {base.data if base.text_dir is None else base.text_dir}, \
+{config.seeds} searches of each kind on {task.source(base)}, \
 {base.epochs} epochs of {base.search.architectures} architectures with {base.search.batches} \
 training batches each; {len(results.runs) - len(results.failed)} runs, {clock(summary["seconds"])} \
 of training in all, on {summary["machine"]} ({devices}), jax {summary["versions"]["jax"]}.
@@ -397,42 +441,50 @@ of training in all, on {summary["machine"]} ({devices}), jax {summary["versions"
 "Plain" is weight sharing as it is (ENAS), "WPL" the same with plasticity of strength \
 {results.strength:g} after {base.search.warmup_epochs} epochs of warm-up. A "controller" trained \
 by REINFORCE chooses the architectures, or they are "random", uniformly. Numbers are means over \
-seeds, ± half of their 95 % interval.
+seeds, ± half of their 95 % interval.{percent_points(plan)}
 {failures(summary)}
 ## Forgetting
 
-Of every architecture: err1 is its validation perplexity right after its own training, err2 that at
-the end of the epoch, and forgetting the difference err2 − err1: its mean over the architectures of
-an epoch, the mean over the 5 with the lowest err1, the maximum, and the share of architectures that
-got worse. Kendall's τ compares the orders by err1 and by err2; err2 and the reward \
-({base.rnn.reward_scale:g} / err2) are means over architectures. All are averaged over the \
+Of every architecture: err1 is its validation {task.ERROR} right after its own training, err2 \
+that at the end of the epoch, and forgetting the difference err2 − err1: its mean over the \
+architectures of an epoch, the mean over the 5 with the lowest err1, the maximum, and the share of \
+architectures that got worse. Kendall's τ compares the orders by err1 and by err2; err2 and the \
+reward ({task.reward(base.search_space)}) are means over architectures. All are averaged over the \
 {base.epochs - base.search.warmup_epochs} epochs after the warm-up.
 
-{forgetting_table(summary)}
+{forgetting_table(plan, summary)}
 
 What WPL takes off, (d − d_WPL) / d, where d is a plain search's mean over epochs and seeds ("–" \
-where d is not above 0: nothing was forgotten); and by how much it changes the perplexity of the \
+where d is not above 0: nothing was forgotten); and by how much it changes the {task.ERROR} of the \
 derived cells (below 0: better), paired by seed. Over 100 % architectures gained with WPL; where \
 the interval of d, above, reaches 0, the share says little.
 
-{reduction_table(summary)}
+{reduction_table(plan, summary)}
 
-![What searches forget, and the reward they reach, over epochs](figure3.png)
+![What searches forget, and the reward they reach, over epochs](figure{task.FIGURE}.png)
 
 ## The cells that were found
 
-Each search derives the best of {base.derive_samples} sampled cells by its perplexity on shared \
+Each search derives the best of {base.derive_samples} sampled cells by its {task.ERROR} on shared \
 weights ("in the search", {base.derive_batches} validation batches). It is then trained from \
 scratch for {plan.final.epochs} epochs, as are random cells of as many nodes and published ones, \
-and evaluated on every token of the validation and test texts.{other_text(plan)}
+and evaluated on {task.WHOLE}.
 
-{cell_table(summary)}
+{cell_table(plan, summary)}
 
 {correlation(summary)}
 
-![Each kind's cell with the lowest validation perplexity](figure5.png)
+![Each kind's cell with the lowest validation {task.ERROR}](figure5.png)
 
-{every_cell(summary)}
+{every_cell(plan, summary)}
+
+## Whether shared weights rank cells
+
+At its end every search measures the same {summary["probes"]} random cells on its shared weights. \
+Kendall's τ between their order and that by their validation {task.ERROR} when each is trained \
+from scratch ("–" for fewer than 3 cells); and WPL's less that of plain search, paired by seed.
+
+{ranking_table(summary)}
 
 ## The strength
 
@@ -448,8 +500,7 @@ Of the settings that `--preset paper` has, as far as they are known:
 what it protects: edges, which only some architectures use, or all weights. `--search.batches` is
 what an architecture trains for in an epoch. `--help` describes the others.
 
-{unknown(plan, summary)} `<unk>` is predicted as any other word. Perplexities under different \
-vocabularies do not compare.
+{task.remarks({"search": plan.search, "final": plan.final}, plan.facts)}
 
 ## Commands
 
@@ -468,62 +519,72 @@ def failures(summary: dict) -> str:
     return f"\n**Runs that failed, and are missing below:**\n\n{lines}\n"
 
 
-def forgetting_table(summary: dict) -> str:
-    return markdown(
-        ["search", *(heading for heading, _ in METRICS.values())],
-        [
-            [label(arm["name"]), *(show(arm[name], n) for name, (_, n) in METRICS.items())]
-            for arm in summary["arms"]
-        ],
-    )
+def percent_points(plan: Plan) -> str:
+    error = plan.task.ERROR
+    return f" Each {error} is in percent, and so are differences." if plan.task.UNIT else ""
 
 
-def reduction_table(summary: dict) -> str:
+def forgetting_table(plan: Plan, summary: dict) -> str:
     rows = [
         [
-            label(f"wpl_{pair['strategy']}").removeprefix("WPL, "),
-            *(percent(pair["reduction"][name]) for name in PUBLISHED),
-            *(show(pair["difference"][name], 2) for name in PERPLEXITIES),
+            label(arm["name"]),
+            *(show(arm[name], n, scale(plan, name)) for name, (_, n) in METRICS.items()),
+        ]
+        for arm in summary["arms"]
+    ]
+    return markdown(["search", *(heading for heading, _ in METRICS.values())], rows)
+
+
+def ranking_table(summary: dict) -> str:
+    rows = [[label(arm["name"]), show(arm["probes_tau"], 2)] for arm in summary["arms"]]
+    rows += [
+        [
+            f"WPL − plain, {label('wpl_' + pair['strategy']).removeprefix('WPL, ')}",
+            show(pair["difference"]["probes_tau"], 2),
         ]
         for pair in summary["wpl_against_plain"]
     ]
-    rows.append(["the paper, up to", *map(percent, PUBLISHED.values()), "", "", ""])
+    return markdown(["search", "Kendall's τ"], rows)
+
+
+def reduction_table(plan: Plan, summary: dict) -> str:
+    task = plan.task
+    rows = [
+        [
+            label(f"wpl_{pair['strategy']}").removeprefix("WPL, "),
+            *(percent(pair["reduction"][name]) for name in FORGETTING),
+            *(show(pair["difference"][plan.key(part)], 2, task.SCALE) for part in ERRORS),
+        ]
+        for pair in summary["wpl_against_plain"]
+    ]
+    rows.append(["the paper, up to", *map(percent, task.PUBLISHED.values()), "", "", ""])
     return markdown(
         [
             "architectures by",
-            *(METRICS[name][0] for name in PUBLISHED),
-            *(f"perplexity, {heading}" for heading in PERPLEXITIES.values()),
+            *FORGETTING.values(),
+            *(f"{task.ERROR}, {heading}" for heading in ERRORS.values()),
         ],
         rows,
     )
 
 
-def other_text(plan: Plan) -> str:
-    here, there = plan.search.rnn.vocabulary, plan.final.rnn.vocabulary
-    if here == there:
-        return ""
-    return (
-        f" They read {there:,} words, the searches {here:,}: the perplexities are of different "
-        "texts, and only the orders compare."
-    )
-
-
-def cell_table(summary: dict) -> str:
+def cell_table(plan: Plan, summary: dict) -> str:
+    factor = plan.task.SCALE
     rows = [
         [
             label(arm["name"]),
             f"{arm['runs']}",
             count(arm["parameters"]),
-            *(show(arm[name], 2) for name in PERPLEXITIES),
+            *(show(arm[plan.key(part)], 2, factor) for part in ERRORS),
         ]
         for arm in summary["arms"]
     ]
     for cell in summary["others"]:
-        tested = (show(cell[f"{part}_perplexity"], 2) for part in ("validation", "test"))
+        tested = (show(cell[plan.key(part)], 2, factor) for part in ("validation", "test"))
         rows.append(
             [label(cell["name"]), f"{cell['runs']}", count(cell["parameters"]), "", *tested]
         )
-    return markdown(["cells", "runs", "parameters", *PERPLEXITIES.values()], rows)
+    return markdown(["cells", "runs", "parameters", *ERRORS.values()], rows)
 
 
 def count(number: int | None) -> str:
@@ -536,18 +597,19 @@ def correlation(summary: dict) -> str:
         return "There are too few cells for a rank correlation."
     return (
         f"Kendall's τ between the orders of the {count} cells in their searches and, trained from "
-        f"scratch, on the validation text: {signed(tau, 2)}."
+        f"scratch, on validation data: {signed(tau, 2)}."
     )
 
 
-def every_cell(summary: dict) -> str:
+def every_cell(plan: Plan, summary: dict) -> str:
     """A row for each cell that was found, with the file that it is in."""
-    rows = []
+    rows, factor = [], plan.task.SCALE
     for cell in summary["cells"]:
         name = f"{cell['name']}_{cell['seed']}"
-        numbers = ("–" if cell[key] is None else f"{cell[key]:.2f}" for key in PERPLEXITIES)
+        errors = [cell[plan.key(part)] for part in ERRORS]
+        numbers = ("–" if error is None else f"{factor * error:.2f}" for error in errors)
         rows.append([f"[{label(cell['name'])}, seed {cell['seed']}](cells/{name}.json)", *numbers])
-    return markdown(["cell", *PERPLEXITIES.values()], rows)
+    return markdown(["cell", *ERRORS.values()], rows)
 
 
 def strength_section(plan: Plan, results: Results, summary: dict) -> str:
@@ -560,15 +622,15 @@ def strength_section(plan: Plan, results: Results, summary: dict) -> str:
             if row["strength"] == results.strength
             else f"{row['strength']:g}",
             *(
-                show(interval(np.array(row[name], np.float64)), 2)
-                for name in ("err2_mean", *PUBLISHED)
+                show(interval(np.array(row[name], np.float64)), 2, scale(plan, name))
+                for name in ("err2_mean", *FORGETTING)
             ),
         ]
         for row in summary["strength"]["candidates"]
     ]
-    header = ["strength", *(METRICS[name][0] for name in ("err2_mean", *PUBLISHED))]
+    header = ["strength", *(METRICS[name][0] for name in ("err2_mean", *FORGETTING))]
     return f"""Chosen by a rule on searches of their own (WPL, controller, seeds {seeds}): \
-{RULE}. A strength with which a search failed is not chosen.
+{rule(plan)}. A strength with which a search failed is not chosen.
 
 {markdown(header, rows)}"""
 
@@ -577,8 +639,8 @@ def difference_table(plan: Plan, results: Results) -> str:
     """The settings in which searches and final trainings are not the paper's."""
     rows = []
     for script, settings, paper in (
-        ("search", plan.search, search_settings.PRESETS["rnn"]["paper"]),
-        ("train_final", plan.final, final_settings.PRESETS["rnn"]["paper"]),
+        ("search", plan.search, search_settings.PRESETS[plan.config.space]["paper"]),
+        ("train_final", plan.final, final_settings.PRESETS[plan.config.space]["paper"]),
     ):
         if script == "search":
             settings = dataclasses.replace(settings, strength=results.strength)
@@ -597,21 +659,6 @@ def value(setting: object) -> str:
     if isinstance(setting, float):
         return f"{setting:g}"
     return f"{setting:,}" if isinstance(setting, int) else str(setting)
-
-
-def unknown(plan: Plan, summary: dict) -> str:
-    """How many words are told apart, and the share of all others."""
-    sentences: dict[str, list[str]] = {}
-    for name, who in (("search", "The searches"), ("final", "the final trainings")):
-        if shares := summary["unknown_share"][name]:
-            words = getattr(plan, name).rnn.vocabulary
-            parts = ", ".join(f"{100 * share:.1f} % ({part})" for part, share in shares.items())
-            told = (
-                f"tell {words:,} words apart; all others are one, `<unk>`: {parts} of the tokens."
-            )
-            sentences.setdefault(told, []).append(who)
-    lines = [f"{' and '.join(who)} {told}" for told, who in sentences.items()]
-    return "\n".join(line[0].upper() + line[1:] for line in lines)
 
 
 def commands(plan: Plan, results: Results) -> str:

@@ -12,8 +12,9 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import compare, compare_report, pool, search, train_final
+from experiments import compare, compare_report, pool, records, search, train_final
 from experiments.configs.compare import PRESETS
+from experiments.tasks import TASKS, language
 
 EPOCHS, WARMUP, VOCABULARY, FINAL_VOCABULARY = 6, 2, 500, 1000
 FLAGS = shlex.split(
@@ -68,8 +69,17 @@ def number(config, epoch, name):
     return scale * ((10.0 if plain else 1.0 + random) + seed * (-1) ** epoch)
 
 
+def key(config):
+    return records.key(TASKS[config.space].ERROR)
+
+
+# What the data decide about a space, where flags do not.
+SIZES = {"rnn": {}, "micro_cnn": {"image_shape": (28, 28, 1)}}
+
+
 def searched(flags):
     config = search.parse(flags)
+    config = config.with_space(**SIZES[config.space])
     names = (*compare_report.METRICS, "train_loss")
     metrics = [
         {"epoch": epoch + 1, "seconds": 1.0} | {n: number(config, epoch, n) for n in names}
@@ -78,39 +88,41 @@ def searched(flags):
     lines = "".join(json.dumps(record) + "\n" for record in metrics)
     (config.out / "metrics.jsonl").write_text(lines)
     rng = np.random.default_rng([config.seed, config.plasticity == "wpl"])
-    space = config.rnn
+    space, error = config.search_space, key(config)
     cell = space.to_json(space.decode(rng.integers(0, space.decisions)))
     derived = 60.0 + config.seed - 2 * (config.plasticity == "wpl")
-    (config.out / "best.json").write_text(json.dumps({"perplexity": derived} | cell))
+    (config.out / "best.json").write_text(json.dumps({error: derived} | cell))
+    order = 1 if config.plasticity == "wpl" else -1  # of random cells, against that of their seeds
+    probes = [{"seed": seed, error: 9.0 + order * seed} for seed in range(config.probes)]
+    (config.out / "probes.json").write_text(json.dumps(probes))
     summary = ORIGIN | {
-        "best_perplexity": derived,
-        "unknown_share": {"train": 0.1, "validation": 0.2, "test": 0.2},
+        f"best_{error}": derived,
         "epochs": config.epochs,
-        "configuration": search.settings(config),
+        "configuration": search.settings(config) | {"probes": config.probes},
     }
     (config.out / "summary.json").write_text(json.dumps(summary))
 
 
 def trained(flags):
     config, cell = train_final.read_architecture(train_final.parse(flags))
-    perplexity = 50.0 + config.seed + len(config.architecture) / 100
+    config = config.with_space(**SIZES[config.space])
+    error = 50.0 + config.seed + len(config.architecture) / 100
     summary = ORIGIN | {
-        "validation_perplexity": perplexity,
-        "test_perplexity": perplexity - 1 - config.seed,
+        f"validation_{key(config)}": error,
+        f"test_{key(config)}": error - 1 - config.seed,
         "parameters": 1234,
-        "unknown_share": {"train": 0.05, "validation": 0.1, "test": 0.1},
-        "architecture": config.rnn.to_json(cell),
+        "architecture": config.search_space.to_json(cell),
         "epochs": config.epochs,
         "configuration": train_final.settings(config),
     }
     (config.out / "summary.json").write_text(json.dumps(summary))
 
 
-def run(folder, monkeypatch, runs, *more):
+def run(folder, monkeypatch, runs, *more, flags=FLAGS):
     monkeypatch.setattr(pool, "launch", runs)
     monkeypatch.setattr(pool.time, "sleep", lambda seconds: None)
     places = ["--out", str(folder / "report"), "--runs", str(folder / "runs")]
-    return compare.main([*FLAGS, *places, *more])
+    return compare.main([*flags, *places, *more])
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +173,7 @@ def test_the_numbers_are_those_computed_by_hand(finished):
     )
     assert arms["wpl_random"]["kendall_tau"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
     controller, random = summary["wpl_against_plain"]
-    assert controller["reduction"] == pytest.approx(dict.fromkeys(compare_report.PUBLISHED, 0.9))
+    assert controller["reduction"] == pytest.approx(dict.fromkeys(language.PUBLISHED, 0.9))
     assert random["reduction"] == pytest.approx(
         {"forgetting_mean": 0.8, "forgetting_best5": None, "forgetting_max": 0.8}
     )
@@ -216,6 +228,50 @@ def test_what_has_finished_is_not_run_again_and_what_fails_is_left_out(
     assert "nan" not in report
 
 
+@pytest.fixture(scope="module")
+def of_images(tmp_path_factory):
+    """A comparison of searches for cells for images."""
+    folder, runs = tmp_path_factory.mktemp("compare"), Runs()
+    flags = shlex.split(
+        "--space micro_cnn --preset smoke --seeds 2 --random-cells 3 "
+        f"--search-flags='--epochs {EPOCHS} --search.warmup-epochs {WARMUP}'"
+    )
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert run(folder, monkeypatch, runs, flags=flags) == 0
+    return folder, runs
+
+
+def test_cells_for_images_are_compared_in_percent(of_images):
+    folder, runs = of_images
+    others = [*(f"random_{seed}" for seed in "012"), *(f"enas_{seed}" for seed in "01")]
+    launched = [f"search/{name}" for name in SEARCHES]
+    assert runs.launched == launched + [f"final/{name}" for name in SEARCHES + others]
+    report = (folder / "report" / "report.md").read_text()
+    assert {"figure4.png", "figure5.png"} <= set(re.findall(r"\]\(([^)]+)\)", report))
+    assert not list((folder / "report").glob("figure3*"))
+    assert "perplexity" not in report and "nan" not in report
+    assert "| plain, controller | 1000.00 ± 0.00 |" in report  # of 10, in percent
+    assert "| the paper, up to | 99 % | 96 % | 98 % |" in report
+    assert "3,500 (train), 500 (validation), 1,000 (test)" in report
+    arms = {arm["name"]: arm for arm in summary_in(folder)["arms"]}
+    assert arms["none_reinforce"]["derived_error_rate"]["mean"] == 60.5
+
+
+def test_random_cells_say_whether_shared_weights_rank_as_training_alone_does(of_images, finished):
+    summary = summary_in(of_images[0])
+    arms = {arm["name"]: arm["probes_tau"] for arm in summary["arms"]}
+    assert arms["wpl_random"] == pytest.approx({"mean": 1, "low": 1, "high": 1})
+    assert arms["none_reinforce"] == pytest.approx({"mean": -1, "low": -1, "high": -1})
+    for pair in summary["wpl_against_plain"]:
+        assert pair["difference"]["probes_tau"]["mean"] == pytest.approx(2)
+    report = (of_images[0] / "report" / "report.md").read_text()
+    assert "the same 3 random cells" in report
+    assert "| WPL − plain, random | 2.00 ± 0.00 |" in report
+    # Of two cells there is nothing to say.
+    assert all(arm["probes_tau"]["mean"] is None for arm in summary_in(finished[0])["arms"])
+    assert "| WPL, random | – |" in (finished[0] / "report" / "report.md").read_text()
+
+
 def test_without_a_search_there_is_no_report(tmp_path, monkeypatch, capsys):
     breaking = [f"search/{name}" for name in SEARCHES]
     assert run(tmp_path, monkeypatch, Runs(breaking), "--strengths", "10") == 1
@@ -268,6 +324,7 @@ def test_numbers_are_shown_with_what_is_known_of_them(values, shown):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--space", "cnn"], "--space must be one of rnn, micro_cnn, got 'cnn'"),
         (["--preset", "cqu"], "--preset must be one of paper, cpu, smoke, got 'cqu'"),
         (["--seeds", "1"], "--seeds must be at least 2, got 1"),
         (["--random-cells", "1"], "--random-cells must be at least 2, got 1"),
@@ -295,7 +352,8 @@ def test_bad_input_gives_one_clear_line_and_exit_code_2(flags, message, tmp_path
 
 
 def test_every_preset_is_one_of_the_scripts_too():
-    for name, preset in PRESETS.items():
-        assert preset.preset == name
-        compare.check(preset)
-        assert name in search.PRESETS["rnn"] and name in train_final.PRESETS["rnn"]
+    for space, presets in PRESETS.items():
+        for name, preset in presets.items():
+            assert (preset.space, preset.preset) == (space, name)
+            compare.check(preset)
+            assert name in search.PRESETS[space] and name in train_final.PRESETS[space]

@@ -66,7 +66,7 @@ def splits():
 def tiny(splits):
     """TINY's training, its compiled step, the state at the start, and the data."""
     config, architecture = train_final.read_architecture(train_final.parse(TINY))
-    training = CNNTraining(images.fit(config, splits), architecture)
+    training = CNNTraining(config.with_space(**images.sizes(splits)), architecture)
     state = jax.jit(training.init)(jax.random.key(3))
     step = jax.jit(training.train, donate_argnums=0)  # as in a run, so that it is compiled once
     data = training.cut(splits)

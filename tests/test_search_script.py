@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from experiments import running, search
+from experiments import running, search, train_final
 from experiments.configs.search import PRESETS
+from experiments.configs.train_final import RNNFinal
 from experiments.tasks import TASKS
 from wpl_jax.data import Images, Splits
 from wpl_jax.spaces.rnn import RNN
@@ -26,7 +27,12 @@ TINY = shlex.split(
     "--preset smoke --epochs 3 --batch-size 4 --length 4 --rnn.units 4 --rnn.nodes 3 "
     "--rnn.vocabulary 12 --search.architectures 2 --search.batches 3 --search.chunk 1 "
     "--search.eval-batches 2 --search.controller-steps 3 --search.warmup-epochs 1 "
-    "--derive-samples 5 --derive-batches 3"
+    "--derive-samples 5 --derive-batches 3 --probes 2"
+)
+IMAGES = shlex.split(
+    "--space micro_cnn --preset smoke --epochs 2 --batch-size 8 --cnn.nodes 1 --cnn.channels 2 "
+    "--plasticity none --search.strategy random --search.architectures 2 --search.batches 2 "
+    "--search.eval-batches 1 --search.warmup-epochs 1 --derive-samples 2 --derive-batches 2 --probes 2"
 )
 
 
@@ -85,7 +91,8 @@ def metrics(out):
 def results(out):
     """What must not depend on interruptions, to the last bit."""
     records = [{k: v for k, v in record.items() if k != "seconds"} for record in metrics(out)]
-    return records, (out / "best.json").read_bytes(), (out / "ranking.json").read_bytes()
+    files = ("best.json", "ranking.json", "probes.json")
+    return records, [(out / name).read_bytes() for name in files]
 
 
 def checkpoints(out):
@@ -114,6 +121,7 @@ def test_everything_promised_is_written(finished):
         "checkpoints",
         "best.json",
         "ranking.json",
+        "probes.json",
         "summary.json",
         "cell.dot",
         "cell.png",
@@ -156,6 +164,63 @@ def test_the_best_architecture_leads_a_sorted_ranking(finished):
         assert entry == {"perplexity": entry["perplexity"], **stored}
 
 
+def test_probes_are_the_random_cells_of_final_training(finished, flags):
+    config = search.parse([*flags, "--out", str(finished), "--resume"])
+    task = TASKS["rnn"]
+    text = task.read(config)
+    config = config.with_space(**task.sizes(text))
+    found = search.search_of(config)
+    like = jax.eval_shape(found.init, jax.random.key(0))
+    params = search.open_checkpoints(config, finished).restore(like).params
+    windows = jnp.asarray(search.cut(config, text).validation[:3])
+    probes = read(finished / "probes.json")
+    assert [probe["seed"] for probe in probes] == [0, 1]
+    for probe in probes:
+        settings = RNNFinal(architecture="random", seed=7, seed_architecture=probe["seed"])
+        _, cell = train_final.read_architecture(settings.with_space(nodes=3))
+        total, hidden = 0.0, config.rnn.start(windows[0])
+        for window in windows:
+            (nll, count), hidden = config.rnn.score(params, cell, window, hidden)
+            total += nll / count / len(windows)
+        np.testing.assert_allclose(probe["perplexity"], np.exp(total), rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def of_images(tmp_path_factory):
+    """A search for cells for images; the images are MNIST's, cut small."""
+    out = tmp_path_factory.mktemp("search")
+    whole = TASKS["micro_cnn"].read(search.parse(IMAGES))
+    small = [Images(p.images[:48, 8:20:2, 8:20:2], p.labels[:48]) for p in whole]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TASKS["micro_cnn"], "read", lambda config: Splits(*small))
+        assert search.main([*IMAGES, "--out", str(out)]) == 0
+    return out
+
+
+def test_cells_for_images_are_searched_for_by_the_same_script(of_images):
+    names = {path.name for path in of_images.iterdir()}
+    assert {"normal_cell.dot", "reduction_cell.dot", "cell.png", "curves.png"} <= names
+    summary, best = read(of_images / "summary.json"), read(of_images / "best.json")
+    assert best["space"] == "micro_cnn"
+    assert summary["best_error_rate"] == best["error_rate"]
+    assert summary["configuration"]["cnn"]["image_shape"] == [6, 6, 1]
+    assert summary["images"] == {"train": 48, "validation": 48, "test": 48}
+    assert len(metrics(of_images)) == 2
+    errors = [entry["error_rate"] for entry in read(of_images / "probes.json")]
+    assert len(errors) == 2 and all(0 <= error <= 1 for error in errors)
+
+
+def test_more_epochs_are_another_search_where_the_learning_rate_depends_on_them():
+    assert search.settings(search.parse(IMAGES))["epochs"] == 2
+    assert "epochs" not in search.settings(search.parse(TINY))
+
+
+def test_the_learning_rate_of_cells_for_images_falls_along_half_a_cosine():
+    config = search.parse([*IMAGES, "--learning-rate", "0.4", "--learning-rate-min", "0.2"])
+    rates = [float(config.learning_rate_at(step)) for step in (0, 4, 8)]  # of 2 x 2 x 2
+    np.testing.assert_allclose(rates, [0.4, 0.3, 0.2], rtol=1e-6)
+
+
 def test_the_summary_says_what_was_run_and_with_what(finished, text_dir):
     summary = read(finished / "summary.json")
     assert {"command", "python", "versions", "devices", "machine"} <= set(summary)
@@ -164,6 +229,7 @@ def test_the_summary_says_what_was_run_and_with_what(finished, text_dir):
     assert configuration["rnn"]["vocabulary"] == 12
     assert configuration["search"]["controller_steps"] == 3
     assert (configuration["derive_samples"], configuration["derive_batches"]) == (5, 3)
+    assert configuration["probes"] == 2
     assert summary["epochs"] == 3
     assert summary["best_perplexity"] == read(finished / "best.json")["perplexity"]
     after = np.mean([record["err2_mean"] for record in metrics(finished)[1:]])
@@ -277,6 +343,26 @@ def assert_one_line(capsys, message):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        ("--train-images 9999", "--train-images must be at most 3500, all the training images of"),
+        ("--train-images 7", "batch_size must be at most the number of images, 7, got 8"),
+        ("--data iris_pictures", "name must be mnist5k or one of"),
+        ("--search.batches 999", "--search.batches must be at most 437, all the batches of the"),
+        ("--learning-rate-min -1", "--learning-rate-min must be finite and not negative, got -1"),
+    ],
+)
+def test_bad_input_about_images_gives_one_clear_line_and_exit_code_2(
+    more, message, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(search, "run", lambda *args: pytest.fail("the search began"))
+    assert search.main([*IMAGES, "--out", str(tmp_path / "out"), *more.split()]) == 2
+    assert_one_line(capsys, message)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--space cnn", "--space must be one of rnn, micro_cnn, got 'cnn'"),
+        ("--probes -1", "--probes must be finite and not negative, got -1"),
         ("--preset tiny", "--preset must be one of paper, cpu, smoke, got 'tiny'"),
         ("--data ptb --data-dir {tmp}", "--data-dir"),
         ("--text-dir {tmp}/missing", "there is no file {tmp}/missing/train.txt"),
@@ -333,7 +419,7 @@ def test_every_preset_can_train(space, preset):
     assert config == PRESETS[space][preset]
     assert (config.space, config.preset) == (space, preset)
     there = corpus(config)
-    config = TASKS[space].fit(config, there)
+    config = config.with_space(**TASKS[space].sizes(there))
     data = jax.eval_shape(lambda: search.cut(config, there))
     found = search.search_of(config)
     state = jax.eval_shape(found.init, jax.random.key(0))

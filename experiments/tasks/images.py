@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from typing import TypeVar
+from collections.abc import Mapping
 
 import jax
 
@@ -10,10 +10,14 @@ from experiments.configs.search import CNNSearch
 from experiments.configs.train_final import CNNFinal
 from wpl_jax.data import Images, Splits, batches, load_images
 from wpl_jax.search import Data
-
-Settings = TypeVar("Settings", CNNSearch, CNNFinal)
+from wpl_jax.spaces.micro_cnn import MicroCNN
 
 ERROR = "error rate"
+UNIT = " (%)"
+SCALE = 100
+WHOLE = "all validation and test images"
+FIGURE = 4
+PUBLISHED = {"forgetting_mean": 0.99, "forgetting_best5": 0.96, "forgetting_max": 0.98}
 
 
 def read(config: CNNSearch | CNNFinal) -> Splits:
@@ -30,9 +34,8 @@ def read(config: CNNSearch | CNNFinal) -> Splits:
     return splits._replace(train=Images(*(part[:wanted] for part in splits.train)))
 
 
-def fit(config: Settings, splits: Splits) -> Settings:
-    shape = splits.train.images.shape[1:]
-    return config.with_space(classes=splits.classes, image_shape=shape)
+def sizes(splits: Splits) -> dict[str, object]:
+    return {"classes": splits.classes, "image_shape": splits.train.images.shape[1:]}
 
 
 def cut(config: CNNSearch, splits: Splits) -> Data:
@@ -51,3 +54,24 @@ def fingerprint(splits: Splits) -> dict[str, object]:
 
 def facts(splits: Splits) -> dict[str, object]:
     return {"images": {name: len(part.labels) for name, part in splits._asdict().items()}}
+
+
+def source(config: CNNSearch) -> str:
+    return config.data
+
+
+def reward(space: MicroCNN) -> str:
+    del space
+    return "1 − err2"
+
+
+def remarks(settings: Mapping[str, CNNSearch | CNNFinal], facts: Mapping[str, Mapping]) -> str:
+    """How many images there are in each part."""
+    del settings
+
+    def counts(name):
+        return ", ".join(f"{n:,} ({part})" for part, n in facts[name]["images"].items())
+
+    if counts("search") == counts("final"):
+        return f"Images: {counts('search')}."
+    return f"Images: {counts('search')} in the searches, {counts('final')} in final training."

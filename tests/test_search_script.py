@@ -32,7 +32,8 @@ TINY = shlex.split(
 IMAGES = shlex.split(
     "--space micro_cnn --preset smoke --epochs 2 --batch-size 8 --cnn.nodes 1 --cnn.channels 2 "
     "--plasticity none --search.strategy random --search.architectures 2 --search.batches 2 "
-    "--search.eval-batches 1 --search.warmup-epochs 1 --derive-samples 2 --derive-batches 2 --probes 2"
+    "--search.eval-batches 1 --search.warmup-epochs 1 --derive-samples 2 --derive-batches 2 "
+    "--probes 2"
 )
 
 

@@ -1,7 +1,8 @@
-"""Architecture search with shared weights, with and without plasticity (figures 3 and 5).
+"""Architecture search with shared weights, with and without plasticity (figures 3 to 5).
 
 Writes metrics.jsonl, TensorBoard's scalars, checkpoints and, at the end, best.json, ranking.json,
-summary.json and figures to --out. A run that was interrupted goes on with --resume.
+probes.json if --probes, summary.json and figures to --out. A run that was interrupted goes on with
+--resume.
 """
 
 import dataclasses

@@ -182,45 +182,43 @@ class MicroCNN:
 
     def init(self, key: jax.Array) -> Params:
         """Shared parameters, of all architectures."""
-        keys = map(functools.partial(jax.random.fold_in, key), itertools.count())
         stages = self._stage_channels()
         params: Params = {
-            "stem": _convolution(next(keys), stages[0], 9 * self.image_shape[2]),
+            "stem": _convolution(stages[0], 9 * self.image_shape[2]),
             "stages": [
-                self._init_cells(next(keys), channels, self.cells + bool(stage))
+                self._cells(channels, self.cells + bool(stage))
                 for stage, channels in enumerate(stages)
             ],
             "inputs": [
-                {f"h_{i}": _convolution(next(keys), after, before, groups=2) for i in range(2)}
+                {f"h_{i}": _convolution(after, before, groups=2) for i in range(2)}
                 for before, after in itertools.pairwise(stages)
             ],
-            "classifier": _linear(next(keys), self.classes, stages[-1]),
+            "classifier": _linear(self.classes, stages[-1]),
         }
         if self.auxiliary:
             first, second = _AUXILIARY
             pixels = math.prod(self._auxiliary_size())
             params["auxiliary"] = {
-                "first": _convolution(next(keys), first, stages[-1]),
-                "second": _convolution(next(keys), second, first * pixels),
-                "classifier": _linear(next(keys), self.classes, second),
+                "first": _convolution(first, stages[-1]),
+                "second": _convolution(second, first * pixels),
+                "classifier": _linear(self.classes, second),
             }
-        return params
+        return _drawn(key, params)
 
-    def _init_cells(self, key, channels, layers):
+    def _cells(self, channels, layers):
         """Of the cells of a stage, which have one shape; layers lead, then edges or nodes."""
         edges = self.nodes * (self.nodes + 3)
-        keys = iter(jax.random.split(key, 2 * len(_SEPARABLE) + 1))
         params: Params = {}
         for name, size in _SEPARABLE.items():
             lead = (layers, edges, 2)
             params[name] = {
-                "depthwise": _he(next(keys), (*lead, channels, size, size), size * size),
-                "pointwise": _he(next(keys), (*lead, channels, channels), channels),
+                "depthwise": _Normal((*lead, channels, size, size), 2 / size**2),
+                "pointwise": _Normal((*lead, channels, channels), 2 / channels),
                 "scale": jnp.ones((*lead, channels)),
                 "bias": jnp.zeros((*lead, channels)),
             }
         shape = (layers, self.nodes + 2, channels, channels)
-        params["project"] = _he(next(keys), shape, 2 * channels)  # a few of the nodes are loose
+        params["project"] = _Normal(shape, 1 / channels)  # a few of the nodes are loose
         params["norm"] = {
             "scale": jnp.ones((layers, channels)),
             "bias": jnp.zeros((layers, channels)),
@@ -828,23 +826,41 @@ def _scaled(images):
 # --- Parameters and architectures ----------------------------------------------------------------
 
 
-def _he(key, shape, fan_in):
-    return jax.random.normal(key, shape) * math.sqrt(2 / fan_in)
+class _Normal(NamedTuple):
+    """In the place of a parameter that starts normally distributed."""
+
+    shape: tuple[int, ...]
+    variance: float
 
 
-def _convolution(key, channels, fan_in, groups=1):
+def _drawn(key, params):
+    """The parameters with numbers in the place of every ``_Normal``; one draw compiles fastest."""
+    leaves, structure = jax.tree.flatten(params, is_leaf=_is_normal)
+    sizes = [math.prod(leaf.shape) if _is_normal(leaf) else 0 for leaf in leaves]
+    numbers = jnp.split(jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1])
+    drawn = [
+        math.sqrt(leaf.variance) * number.reshape(leaf.shape) if _is_normal(leaf) else leaf
+        for leaf, number in zip(leaves, numbers, strict=True)
+    ]
+    return jax.tree.unflatten(structure, drawn)
+
+
+def _is_normal(leaf):
+    return isinstance(leaf, _Normal)
+
+
+def _convolution(channels, fan_in, groups=1):
     """Of a 1×1 convolution with batch norm; in groups, each has its own kernel."""
     shape = (channels, fan_in) if groups == 1 else (groups, channels // groups, fan_in)
     return {
-        "kernel": _he(key, shape, fan_in),
+        "kernel": _Normal(shape, 2 / fan_in),
         "scale": jnp.ones(channels),
         "bias": jnp.zeros(channels),
     }
 
 
-def _linear(key, classes, features):
-    kernel = jax.random.normal(key, (classes, features)) / math.sqrt(features)
-    return {"kernel": kernel, "bias": jnp.zeros(classes)}
+def _linear(classes, features):
+    return {"kernel": _Normal((classes, features), 1 / features), "bias": jnp.zeros(classes)}
 
 
 def _edge_index(cell):

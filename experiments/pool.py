@@ -135,11 +135,14 @@ class Pool:
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, *run.command, "--out", str(folder), "--resume"]
         with (folder / "log.txt").open("a") as log, cores(place, self._jobs):
-            return launch(command, log, self._lock.fileno())
+            return launch(command, log, self._lock.fileno(), self._folder / "compiled")
 
 
-def launch(command, log, lock):
-    """Start a run that a terminal's Ctrl-C does not reach, and that keeps the lock till it ends."""
+def launch(command, log, lock, compiled):
+    """Start a run that a terminal's Ctrl-C does not reach, and that keeps the lock till it ends.
+
+    Runs find what others have compiled in the folder ``compiled``, unless JAX is told another.
+    """
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -147,6 +150,7 @@ def launch(command, log, lock):
         stderr=subprocess.STDOUT,
         process_group=0,
         pass_fds=[lock],
+        env={"JAX_COMPILATION_CACHE_DIR": str(compiled)} | os.environ,
     )
 
 

@@ -19,6 +19,7 @@ def save(*_):
     (out / "saved").touch()
     sys.exit(143)
 signal.signal(signal.SIGTERM, save)
+(out / "cache").write_text(os.environ["JAX_COMPILATION_CACHE_DIR"])
 (out / "cores").write_text(json.dumps(sorted(os.sched_getaffinity(0))))
 while not (out / "saved").exists():
     time.sleep(0.01)
@@ -35,9 +36,9 @@ def scripts(monkeypatch):
     """The commands launched, each of them replaced by SCRIPT."""
     commands, launch = [], pool.launch
 
-    def replaced(command, log, lock):
+    def replaced(command, log, lock, compiled):
         commands.append(command)
-        return launch([sys.executable, "-c", SCRIPT, *command[3:]], log, lock)
+        return launch([sys.executable, "-c", SCRIPT, *command[3:]], log, lock, compiled)
 
     monkeypatch.setattr(pool, "launch", replaced)
     return commands
@@ -58,6 +59,8 @@ def test_interrupted_runs_save_and_the_same_call_goes_on(tmp_path, scripts, caps
     first.close()
     assert {path.parent.name for path in tmp_path.glob("*/saved")} == {"a", "b"}
     assert first.failed == []
+    caches = {path.read_text() for path in tmp_path.glob("*/cache")}
+    assert caches == {os.environ.get("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))}
     assert first.summary(runs[0]) is None
     assert scripts[0] == [
         *(sys.executable, "-m", "experiments.search", "--seed", "0"),
@@ -108,7 +111,8 @@ def test_a_folder_is_one_pool_s_and_that_of_the_runs_it_has_left(tmp_path, scrip
         Pool(tmp_path, 1, Stop())
     (tmp_path / "a").mkdir()
     with (tmp_path / "a" / "log.txt").open("w") as log:
-        left = pool.launch([*"---", "--out", str(tmp_path / "a")], log, pools._lock.fileno())
+        command = [*"---", "--out", str(tmp_path / "a")]
+        left = pool.launch(command, log, pools._lock.fileno(), tmp_path)
     pools.close()
     with pytest.raises(OSError, match="at work in .*--runs"):
         Pool(tmp_path, 1, Stop())

@@ -53,7 +53,7 @@ PRESETS = {
         "cpu": Compare(
             space="micro_cnn",
             preset="cpu",
-            strengths=(1e1, 1e2, 1e3, 1e4),
+            strengths=(1e3, 1e4, 1e5),
             random_cells=12,
             jobs=2,
         ),

@@ -209,8 +209,9 @@ PRESETS = {
         "cpu": CNNFinal(
             preset="cpu",
             train_images=10_000,
-            epochs=10,
-            cnn=MicroCNN(channels=8, cells=1),
+            epochs=8,
+            learning_rate=0.1,
+            cnn=MicroCNN(channels=8, cells=1, stem_stride=2),
         ),
         # Whether all of it works.
         "smoke": CNNFinal(

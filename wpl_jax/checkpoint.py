@@ -32,6 +32,9 @@ class Checkpoints:
     A checkpoint is whole or it does not count: a run that is killed while it saves resumes from the
     checkpoint before, and so does a run whose last checkpoint was damaged since.
 
+    Several processes share the folder: the first one writes what all of them save, which each must
+    hold whole, and all read.
+
     Example:
       >>> import tempfile, jax
       >>> from wpl_jax.checkpoint import Checkpoints
@@ -67,13 +70,23 @@ class Checkpoints:
                 f"checkpoints in {self._folder} were made with {differences}; choose another "
                 "folder or give the same settings"
             )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        process = jax.process_index()
+        self._writes = process == 0
         self._manager = ocp.CheckpointManager(
             self._folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
-                cleanup_tmp_directories=True,
+                create=False,
+                cleanup_tmp_directories=self._writes,
                 enable_async_checkpointing=False,
                 lightweight_initialize=True,
+                # Each process on its own: none waits for another.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=process,
+                    active_processes={process},
+                    barrier_sync_key_prefix=f"process{process}",
+                ),
             ),
         )
 
@@ -95,10 +108,12 @@ class Checkpoints:
           step: how far the run has come.
           state: a pytree of JAX arrays, typed keys among them, NumPy arrays and numbers.
         """
+        leaves = jax.device_get({name: _untyped(leaf) for name, leaf in _by_name(state).items()})
+        if not self._writes:
+            return
         for obsolete in self._manager.all_steps():
             if obsolete >= step:
                 self._manager.delete(obsolete)
-        leaves = jax.device_get({name: _untyped(leaf) for name, leaf in _by_name(state).items()})
         arrays = {name: np.asarray(leaf) for name, leaf in leaves.items() if np.size(leaf)}
         self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays)))
         # Orbax does not notice when a bit of an array is wrong, or a file is cut.
@@ -253,4 +268,8 @@ def _placed_like(like: Any, array: np.ndarray):
         impl = jax.random.key_impl(jnp.empty((), like.dtype))
         value = jax.random.wrap_key_data(jnp.asarray(array), impl=impl)
     committed = isinstance(like, jax.ShapeDtypeStruct) or like.committed
+    if committed and like.sharding and not like.sharding.is_fully_addressable:
+        # Not device_put, which compares the values of all processes, and NaN is not itself.
+        value = jax.make_array_from_callback(array.shape, like.sharding, lambda i: array[i])
+        return jax.random.wrap_key_data(value, impl=impl) if _is_key(like) else value
     return jax.device_put(value, like.sharding if committed else None)

@@ -16,7 +16,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from experiments import records
+from experiments import processes, records
 
 
 class Diverged(Exception):
@@ -28,6 +28,13 @@ class Stop:
     """Whether the run was asked to stop: true once a signal has come."""
 
     by: signal.Signals | None = None
+
+    def agreed(self) -> bool:
+        """Whether any process of the run was asked to, the same in all; every process must ask."""
+        signals = processes.all_have(self.by or 0)
+        if signals.any():
+            self.by = signal.Signals(signals.max())
+        return bool(signals.any())
 
     def __bool__(self) -> bool:
         return self.by is not None
@@ -67,7 +74,7 @@ class MetricsLog:
 
     A record has the number of its ``epoch``, from 1. It is appended before the state after that
     epoch is saved; then the log of a resumed run is, ``seconds`` apart, that of an uninterrupted
-    one, byte for byte.
+    one, byte for byte. Of several processes, the first one writes it.
     """
 
     def __init__(self, folder: Path, resume_from: int = 0) -> None:
@@ -78,6 +85,9 @@ class MetricsLog:
             raise ImportError(
                 "the log needs tensorboardX: pip install 'wpl_jax[experiments]'"
             ) from error
+        self._writes = processes.is_first()
+        if not self._writes:
+            return
         path, board = folder / "metrics.jsonl", folder / "tensorboard"
         kept = [r for r in records.read_json_lines(path) if r["epoch"] <= resume_from]
         records.write_atomically(path, "".join(map(_line, kept)))
@@ -91,11 +101,14 @@ class MetricsLog:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            self._file.close()
+            self._board.close()
 
     def append(self, record: Mapping[str, object]) -> None:
         """Append a record, which is in the file when this returns. What is not finite is null."""
+        if not self._writes:
+            return
         plain = {name: _plain(value) for name, value in record.items()}
         self._file.write(_line(plain))
         self._file.flush()
@@ -108,11 +121,12 @@ class MetricsLog:
 
 
 class Display(Progress):
-    """How far a run is, on stderr: live on a terminal, elsewhere one line an epoch."""
+    """How far a run is, on the first process's stderr: live on a terminal, or a line an epoch."""
 
     def __init__(self, epochs: int, per_epoch: int, unit: str, start: int = 0) -> None:
         """A run of ``epochs``, each of ``per_epoch`` units, of which ``start`` epochs are done."""
         console = Console(stderr=True)
+        console.quiet = not processes.is_first()
         self._epoch, self._epochs, self._per_epoch, self._numbers = start, epochs, per_epoch, ""
         super().__init__(
             TextColumn("{task.description}"),

@@ -2,7 +2,7 @@
 
 Writes metrics.jsonl, TensorBoard's scalars, checkpoints and, at the end, best.json, ranking.json,
 probes.json if --probes, summary.json and figures to --out. A run that was interrupted goes on with
---resume.
+--resume. Each batch is shared by all devices, with --distributed by those of several processes.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,25 +19,32 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import cells, command_line, records
+from experiments import cells, command_line, processes, records
 from experiments.configs.search import PRESETS, SearchRun
 from experiments.running import Display, Diverged, MetricsLog, interruptible
 from experiments.tasks import TASKS
 from wpl_jax import drawing, plotting
 from wpl_jax.checkpoint import Checkpoints
 from wpl_jax.forgetting import forgetting
+from wpl_jax.parallel import everywhere, split_batches
 from wpl_jax.search import Data, Epoch, Search, SearchState
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse(argv)
-        task = TASKS[config.space]
-        corpus = task.read(config)
-        config = config.with_space(**task.sizes(corpus))
-        data = cut(config, corpus)
-        out = records.writable_folder(folder_of(config))
-        checkpoints = open_checkpoints(config, out)
+        if config.distributed:
+            processes.join(config)
+        with processes.all_or_none():
+            task = TASKS[config.space]
+            corpus = task.read(config)
+            config = config.with_space(**task.sizes(corpus))
+            data = split_batches(cut(config, corpus), devices_of(config))
+            out = folder_of(config)
+            if processes.is_first():
+                records.writable_folder(out)
+            checkpoints = open_checkpoints(config, out)
+        check_agreement(config, checkpoints)
     except (ValueError, OSError, ImportError) as error:
         print(f"search: {error}", file=sys.stderr)
         return 2
@@ -45,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     try:
         with checkpoints:
-            return run(config, checkpoints, jax.device_put(data), task.facts(corpus), out)
+            return run(config, checkpoints, data, task.facts(corpus), out)
     except Diverged as error:
         print(f"search: {error}", file=sys.stderr)
         return 1
@@ -81,6 +89,20 @@ def cut(config: SearchRun, corpus: Any) -> Data:
     return data
 
 
+def devices_of(config: SearchRun) -> list[jax.Device]:
+    """The devices that share each batch."""
+    there = jax.devices()
+    if config.devices is not None and config.devices > len(there):
+        raise ValueError(f"--devices must be at most {len(there)}, got {config.devices}")
+    devices = there[: config.devices]
+    if config.batch_size % len(devices):
+        raise ValueError(
+            f"--batch-size must be a multiple of the {len(devices)} devices that share a batch, "
+            f"got {config.batch_size}; choose another, or fewer --devices"
+        )
+    return devices
+
+
 def folder_of(config: SearchRun) -> Path:
     name = f"{config.preset}_{config.plasticity}_{config.search.strategy}_{config.seed}"
     return config.out or Path("results/search", config.space, name)
@@ -92,6 +114,16 @@ def open_checkpoints(config: SearchRun, out: Path) -> Checkpoints:
     checkpoints = Checkpoints(out / "checkpoints", settings(config))
     checkpoints.latest()  # damage shows here
     return checkpoints
+
+
+def check_agreement(config: SearchRun, checkpoints: Checkpoints) -> None:
+    """Refuse what several processes would not finish together."""
+    own = dict.fromkeys(("process_id", "coordinator", "out", "data_dir", "text_dir"))
+    same = repr(dataclasses.replace(config, **{k: v for k, v in own.items() if hasattr(config, k)}))
+    if not processes.agree(zlib.crc32(same.encode())):
+        raise ValueError("the processes have different settings or data; give all the same flags")
+    if not processes.agree(checkpoints.latest() or 0):
+        raise ValueError("the processes find different checkpoints in --out; it must be shared")
 
 
 def settings(config: SearchRun) -> dict[str, object]:
@@ -107,7 +139,7 @@ def settings(config: SearchRun) -> dict[str, object]:
 def search_of(config: SearchRun) -> Search:
     """The search that the settings describe."""
     return Search(
-        space=config.search_space,
+        space=config.space_over(len(devices_of(config))),
         config=config.search,
         optimizer=config.optimizer(),
         strength=config.strength_at if config.plasticity == "wpl" else 0.0,
@@ -124,15 +156,16 @@ def run(
 ) -> int:
     """Search until --epochs are over, then derive the best architecture."""
     search, size = search_of(config), config.search.architectures
-    state = jax.jit(search.init)(jax.random.key(config.seed))
+    whole = everywhere(devices_of(config))
+    state = jax.jit(search.init, out_shardings=whole)(jax.random.key(config.seed))
     if checkpoints.latest() is not None:
         state = checkpoints.restore(state)
     start = time.monotonic()
-    compiled = jax.jit(search.step, donate_argnums=0).lower(state, data).compile()
+    step = jax.jit(search.step, donate_argnums=0, out_shardings=whole)
+    compiled = step.lower(state, data).compile()
     memory = memory_per_device(compiled)
-    print(
-        f"compiled in {time.monotonic() - start:.0f} s; at most {memory / 2**20:,.0f} MiB a device",
-        file=sys.stderr,
+    processes.say(
+        f"compiled in {time.monotonic() - start:.0f} s; at most {memory / 2**20:,.0f} MiB a device"
     )
     done = int(state.trained) // size
     with (
@@ -144,9 +177,10 @@ def run(
         while not (
             int(state.trained) >= config.epochs * size
             or int(state.streak) >= config.max_skipped
-            or stop
+            or stop.agreed()
         ):
             state, progress = compiled(state, data)
+            progress = jax.device_get(progress)
             trained = int(state.trained)
             display.show(
                 (trained - 1) % size + 1,
@@ -154,7 +188,7 @@ def run(
                 err1=float(progress.err1.mean()),
             )
             if progress.finished:
-                record = summarise(config, trained // size, jax.device_get(progress.epoch), state)
+                record = summarise(config, trained // size, progress.epoch, state)
                 record["seconds"] = round(time.monotonic() - start, 3)
                 log.append(record)
                 display.end_epoch(
@@ -170,8 +204,8 @@ def run(
             checkpoints.save(int(state.trained), state)
     if int(state.streak) >= config.max_skipped:
         raise Diverged(diverged(config, state))
-    if stop:
-        print("search: interrupted and saved; --resume goes on from here", file=sys.stderr)
+    if stop.agreed():
+        processes.say("search: interrupted and saved; --resume goes on from here")
         return stop.exit_code
     write_results(config, search, state, data, facts | {"memory_per_device": memory}, out)
     return 0
@@ -244,7 +278,8 @@ def write_results(
     space, error_name = config.search_space, TASKS[config.space].ERROR
     error_key = records.key(error_name)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    rank = jax.jit(search.rank, static_argnums=(3, 4))
+    whole = everywhere(devices_of(config))
+    rank = jax.jit(search.rank, static_argnums=(3, 4), out_shardings=whole)
     actions, errors = jax.device_get(
         rank(state, data.validation, key, config.derive_samples, config.derive_batches)
     )
@@ -253,6 +288,9 @@ def write_results(
             f"none of the {config.derive_samples} architectures sampled at the end has a finite "
             f"{error_name}; try a lower --learning-rate, in another --out"
         )
+    measured = probe(config, search, state, data)
+    if not processes.is_first():
+        return
     ranking = [
         {error_key: finite(error)} | space.to_json(space.decode(a))
         for a, error in zip(actions, errors, strict=True)
@@ -267,7 +305,6 @@ def write_results(
     write_json(out / "ranking.json", ranking)
     write_json(out / "best.json", ranking[0])
     if config.probes:
-        measured = probe(config, search, state, data)
         probes = [{"seed": k, error_key: finite(error)} for k, error in enumerate(measured)]
         write_json(out / "probes.json", probes)
     for name, graph in graphs.items():
@@ -303,7 +340,8 @@ def write_results(
 
 def probe(config: SearchRun, search: Search, state: SearchState, data: Data) -> list[float]:
     """Errors of the random architectures of the seeds 0, 1, …, on the shared weights."""
-    evaluate = jax.jit(search.evaluate, static_argnums=3)
+    whole = everywhere(devices_of(config))
+    evaluate = jax.jit(search.evaluate, static_argnums=3, out_shardings=whole)
     return [
         float(
             evaluate(

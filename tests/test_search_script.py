@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ TINY = shlex.split(
     "--preset smoke --epochs 3 --batch-size 4 --length 4 --rnn.units 4 --rnn.nodes 3 "
     "--rnn.vocabulary 12 --search.architectures 2 --search.batches 3 --search.chunk 1 "
     "--search.eval-batches 2 --search.controller-steps 3 --search.warmup-epochs 1 "
-    "--derive-samples 5 --derive-batches 3 --probes 2"
+    "--derive-samples 5 --derive-batches 3 --probes 2 --devices 1"
 )
 IMAGES = shlex.split(
     "--space micro_cnn --preset smoke --epochs 2 --batch-size 8 --cnn.nodes 1 --cnn.channels 2 "
@@ -276,6 +277,67 @@ def test_a_signal_stops_and_saves_in_mid_epoch(finished, flags, tmp_path, monkey
     assert results(tmp_path / "out") == results(finished)
 
 
+def two_processes(command, environment, stop=False):
+    """Exit code, output and errors of each of two processes; the second is sent a signal or not."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    code = "import sys; import test_search_script as test\n"
+    code += "if int(sys.argv[1]):\n    test.search.Display = test.signalled(15, after=1)\n"
+    code += "sys.exit(test.search.main(sys.argv[2:]))"
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()} | environment
+    environment |= {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": os.pathsep.join(folders)}
+    processes = []
+    for number in range(2):
+        flags = ["--distributed", "--coordinator", f"localhost:{port}", "--num-processes", "2"]
+        flags += ["--process-id", str(number), "--devices", "None"]
+        arguments = [str(int(stop and number == 1)), *command, *flags]
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            **{"env": environment, "text": True},
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
+        )
+        processes.append(process)
+    try:
+        outputs = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [
+        (process.returncode, *output) for process, output in zip(processes, outputs, strict=True)
+    ]
+
+
+def test_two_processes_stop_together_resume_and_find_what_one_does(
+    finished, flags, tmp_path, compiled_programs
+):
+    command = [*flags, "--out", str(tmp_path / "out")]
+    stopped = two_processes(command, compiled_programs, stop=True)
+    assert [code for code, *_ in stopped] == [143, 143], stopped
+    assert "--resume goes on from here" in stopped[0][2]
+    assert checkpoints(tmp_path / "out") == [1]  # and no baseline yet: NaN
+
+    resumed = two_processes([*command, "--resume"], compiled_programs)
+    assert [code for code, *_ in resumed] == [0, 0], resumed
+    assert "epoch 3/3" in resumed[0][2] and "epoch 3/3" not in resumed[1][2]
+    assert "Best of 5" in resumed[0][1] and "Best of" not in resumed[1][1]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in finished.iterdir()}
+    assert checkpoints(tmp_path / "out") == [4, 6]
+    records, *_ = results(tmp_path / "out")
+    expected, *_ = results(finished)
+    assert [record.keys() for record in records] == [record.keys() for record in expected]
+    for record, wanted in zip(records, expected, strict=True):
+        np.testing.assert_allclose(
+            *([*r.values()] for r in (record, wanted)), rtol=2e-3, atol=2e-3, err_msg=str(wanted)
+        )
+    errors = [
+        [entry["perplexity"] for entry in read(out / "ranking.json")]
+        for out in (tmp_path / "out", finished)
+    ]
+    np.testing.assert_allclose(*errors, rtol=2e-3)
+
+
 def test_a_finished_run_trained_further_is_one_long_run(finished, flags, tmp_path):
     command = [*flags, "--out", str(tmp_path / "out")]
     assert search.main([*command, "--epochs", "2"]) == 0
@@ -379,6 +441,11 @@ def test_bad_input_about_images_gives_one_clear_line_and_exit_code_2(
         ("--learning-rate nan", "--learning-rate must be finite and above 0, got nan"),
         ("--strength inf", "--strength must be finite and above 0, got inf"),
         ("--weight-decay -1", "--weight-decay must be finite and not negative, got -1.0"),
+        ("--devices 9", "--devices must be at most 8, got 9"),
+        ("--devices None", "--batch-size must be a multiple of the 8 devices that share a batch"),
+        ("--process-id 0", "--coordinator, --num-processes and --process-id need --distributed"),
+        ("--distributed", "--devices and --distributed exclude each other"),
+        ("--distributed --devices None", "--distributed: jax.distributed.initialize() must be"),
         ("--seed -1", "--seed must be finite and not negative, got -1"),
         ("--seed 4294967296", "--seed must be below 2**32, got 4294967296"),
         ("--search.chunk 3", "chunk must be a divisor of architectures (2), got 3"),

@@ -32,6 +32,19 @@ class SearchRun(InSpace):
     resume: bool = False
     """Go on with the run whose checkpoints are in --out, if there are any."""
 
+    devices: int | None = None
+    """Devices that share each batch; all if not given."""
+    distributed: bool = False
+    """Be one of several processes that share the search, each started with the same settings.
+
+    Slurm, Open MPI, Kubernetes and TPUs say who they are, and the next three say it elsewhere."""
+    coordinator: str | None = None
+    """HOST:PORT, the machine of the first process and a port of it that is free."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this one is, from 0, which is the one that writes."""
+
     plasticity: Literal["none", "wpl"] = "wpl"
     """Whether what earlier architectures have learned is protected."""
     strength: float = 60.0
@@ -63,6 +76,7 @@ class SearchRun(InSpace):
     inessential: ClassVar[tuple[str, ...]] = (
         *("out", "resume", "data_dir", "max_skipped"),
         *("derive_samples", "derive_batches", "probes"),
+        *("devices", "distributed", "coordinator", "num_processes", "process_id"),
     )
     """Settings that the states of a run do not depend on."""
 
@@ -70,12 +84,24 @@ class SearchRun(InSpace):
         """Refuse what cannot work."""
         check(
             self,
-            at_least_1=("epochs", "batch_size", "max_skipped", "derive_samples", "derive_batches"),
+            at_least_1=(
+                *("epochs", "batch_size", "max_skipped", "derive_samples", "derive_batches"),
+                *("devices", "num_processes"),
+            ),
             above_0=("strength",),
-            not_negative=("strength_decay", "decay_from", "seed", "probes"),
+            not_negative=("strength_decay", "decay_from", "seed", "probes", "process_id"),
         )
+        alone = (self.coordinator, self.num_processes, self.process_id) == (None,) * 3
+        if not (self.distributed or alone):
+            raise ValueError("--coordinator, --num-processes and --process-id need --distributed")
+        if self.distributed and self.devices is not None:
+            raise ValueError("--devices and --distributed exclude each other: all devices are used")
         if self.seed >= 2**32:  # a key has the same numbers as that of the remainder
             raise ValueError(f"--seed must be below 2**32, got {self.seed}")
+
+    def space_over(self, devices: int) -> RNN | MicroCNN:
+        """The search space, computed on so many devices."""
+        return self.search_space
 
     @property
     def steps_per_epoch(self) -> int:
@@ -183,6 +209,11 @@ class CNNSearch(SearchRun):
     """The space of cells; the classes and the shape of images are those of --data."""
 
     space_field: ClassVar[str] = "cnn"
+
+    def space_over(self, devices: int) -> MicroCNN:
+        """The search space, with as many groups of images on each device."""
+        fits = self.cnn.groups % devices == 0
+        return self.cnn if fits else dataclasses.replace(self.cnn, groups=devices)
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""

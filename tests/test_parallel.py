@@ -28,7 +28,7 @@ jit = functools.partial(
     jax.jit,
     compiler_options={
         "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
+        "xla_cpu_use_fusion_emitters": False,
     },
 )
 
@@ -146,10 +146,10 @@ def test_data_that_cannot_be_split():
 # --- Two processes --------------------------------------------------------------------------------
 
 
-def one_of_two_processes(coordinator, number):
+def one_of_two_processes(coordinator, number, name):
     """What each of the two processes runs: the search, on the devices of both."""
     jax.distributed.initialize(coordinator, 2, int(number), initialization_timeout=60)
-    _, states, progress = run("rnn")
+    _, states, progress = run(name)
     report = {
         "devices": [jax.device_count(), jax.local_device_count()],
         "trained": int(states[-1].trained),
@@ -164,7 +164,8 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def test_two_processes_report_what_one_does():
+@searches
+def test_two_processes_report_what_one_does(name):
     coordinator, here = f"localhost:{free_port()}", Path(__file__).parent
     code = "import sys, test_parallel; test_parallel.one_of_two_processes(*sys.argv[1:])"
     environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()} | {
@@ -174,7 +175,7 @@ def test_two_processes_report_what_one_does():
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", code, coordinator, str(number)],
+            [sys.executable, "-c", code, coordinator, str(number), name],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -183,8 +184,8 @@ def test_two_processes_report_what_one_does():
         for number in range(2)
     ]
     try:
-        *_, expected = run("rnn", 1)  # while they start
-        outputs = [process.communicate(timeout=240) for process in processes]
+        *_, expected = run(name, 1)  # while they start
+        outputs = [process.communicate(timeout=600) for process in processes]
     finally:
         for process in processes:
             process.kill()

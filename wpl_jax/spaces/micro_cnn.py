@@ -77,7 +77,8 @@ class MicroCNN:
 
     The defaults are those of ENAS's search on CIFAR-10. A data split is a pair of images, uint8
     [batches, batch, height, width, channels], and labels, int32 [batches, batch], where -1 is for
-    padding, which counts nowhere (see :func:`wpl_jax.data.batches`).
+    padding, which no loss and no score counts (see :func:`wpl_jax.data.batches`); by the statistics
+    of the batch it would be normalised with the rest, so measure padded batches by running ones.
 
     Batch norm uses the statistics of the batch, in search and in training. :meth:`apply` takes
     running averages to measure with, and returns the statistics that they are averages of; nothing
@@ -603,8 +604,8 @@ def _run_one(
 ):
     """Branch ``index`` of ``x``, alone, forward and backward; its output and its statistics.
 
-    The gradient runs the branch once more from ``x``. Left to JAX, a switch would store the
-    intermediate values of every branch, zeros for those not taken.
+    The gradient runs the branch once more from ``x``; none passes through the statistics. Left to
+    JAX, a switch would store the intermediate values of every branch, zeros for those not taken.
     """
     return jax.lax.switch(index, branches, x, weights, given)
 

@@ -14,6 +14,7 @@ from experiments import cells, train_final
 from experiments.configs.train_final import PRESETS, CNNFinal
 from experiments.final.micro_cnn import CNNTraining
 from experiments.tasks import images
+from wpl_jax.checkpoint import Checkpoints
 from wpl_jax.data import Images, Splits
 from wpl_jax.spaces.micro_cnn import MicroCNN
 
@@ -152,6 +153,35 @@ def test_only_what_the_architecture_uses_is_trained(tiny):
     jax.tree.map(
         lambda m, p: np.testing.assert_array_equal(np.where(m, 0, p), 0), used, state.params
     )
+
+
+def test_one_compiled_program_trains_every_architecture(tiny):
+    training, _, _, data = tiny
+    programs = set()
+    for seed in range(2):
+        actions = cells.random_actions(training.space, seed)
+        other = CNNTraining(training.config, training.space.decode(actions))
+        state = jax.eval_shape(other.init, jax.random.key(0))
+        programs.add(jax.jit(other.train).lower(state, data.train).as_text())
+    assert len(programs) == 1
+
+
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(finished, tmp_path, monkeypatch):
+    save = Checkpoints.save
+
+    def save_and_interrupt(*args):
+        save(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_interrupt)
+        assert train_final.main([*TINY, "--out", str(tmp_path)]) == 130
+    assert len(metrics(tmp_path)) == 1
+    assert train_final.main([*TINY, "--out", str(tmp_path), "--resume"]) == 0
+    assert metrics(tmp_path) == metrics(finished)
+    ours, theirs = read(tmp_path / "summary.json"), read(finished / "summary.json")
+    for name in ("validation_error_rate", "test_error_rate", "architecture"):
+        assert ours[name] == theirs[name]
 
 
 def test_the_learning_rate_falls_along_half_a_cosine():

@@ -19,7 +19,7 @@ from experiments.final.training import Data, Training
 from experiments.running import Diverged
 from wpl_jax import data
 from wpl_jax.data import Images, Splits
-from wpl_jax.spaces.micro_cnn import cross_entropy
+from wpl_jax.spaces.micro_cnn import Architecture, cross_entropy
 
 
 class State(NamedTuple):
@@ -28,6 +28,7 @@ class State(NamedTuple):
     params: chex.ArrayTree
     opt_state: chex.ArrayTree
     statistics: chex.ArrayTree  # of batch norm: the running average
+    architecture: Architecture  # so that one compiled program trains them all
     key: jax.Array  # of these, see Training
     trained: jax.Array
     loss: jax.Array
@@ -58,6 +59,7 @@ class CNNTraining(Training):
             params=params,
             opt_state=self._tx().init(params),
             statistics=self.space.init_statistics(),
+            architecture=self.architecture,
             key=key,
             trained=zero,
             loss=jnp.zeros([]),
@@ -75,7 +77,9 @@ class CNNTraining(Training):
         progress = state.trained / (config.epochs * space.num_batches(batches))
 
         def loss(params):
-            output = space.apply(params, self.architecture, images, key=drop_key, progress=progress)
+            output = space.apply(
+                params, state.architecture, images, key=drop_key, progress=progress
+            )
             loss = cross_entropy(output.logits, labels)
             if output.auxiliary is not None:
                 loss += space.auxiliary * cross_entropy(output.auxiliary, labels)
@@ -116,7 +120,7 @@ class CNNTraining(Training):
 
         def score(_, step):
             batch = space.batch(images, step)
-            return space.score(state.params, self.architecture, batch, (), state.statistics)[::-1]
+            return space.score(state.params, state.architecture, batch, (), state.statistics)[::-1]
 
         steps = jnp.arange(space.num_batches(images))
         _, (totals, counts) = jax.lax.scan(score, (), steps)

@@ -209,7 +209,7 @@ PRESETS = {
         "cpu": CNNFinal(
             preset="cpu",
             train_images=10_000,
-            epochs=6,
+            epochs=4,
             learning_rate=0.1,
             cnn=MicroCNN(channels=8, cells=1, stem_stride=2),
         ),

@@ -9,6 +9,7 @@ and their ratios to the form chosen. At the end, how long the search's whole ste
 import functools
 import statistics
 import time
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from rich.table import Table
 
 from wpl_jax.search import Data, Search, SearchConfig
 from wpl_jax.spaces import micro_cnn
-from wpl_jax.spaces.micro_cnn import OPERATIONS, MicroCNN
+from wpl_jax.spaces.micro_cnn import MicroCNN
 
 REPEATS = 11
 SIZE, CHANNELS, BATCH = 16, 8, 64  # of the cpu preset's first stage
@@ -26,21 +27,21 @@ SPACE = MicroCNN(channels=CHANNELS, cells=1, stem_stride=2)
 
 
 def main():
-    table = Table("what", "form", "ms", "ratio", title=f"{jax.devices()[0].device_kind}")
+    table = Table("what", "form", "ms", "ratio", "MiB", title=jax.devices()[0].device_kind)
     for what, forms in {
         **{f"depthwise {size}×{size}": depthwise(size) for size in (3, 5)},
         "max pooling 3×3": max_pooling(),
-        "one edge, of 5 operations": edge(),
+        "8 training steps": training_steps(),
     }.items():
-        for name, (median, ratio) in timed(forms).items():
-            table.add_row(what, name, f"{1000 * median:.2f}", f"{ratio:.1f}")
+        for name, (median, ratio, memory) in timed(forms).items():
+            numbers = f"{1000 * median:.2f}", f"{ratio:.1f}", f"{memory / 2**20:.0f}"
+            table.add_row(what, name, *numbers)
     Console().print(table)
-    print(f"a training step of an architecture: {1000 * training_step():.0f} ms")
     print(f"the search's step, plastic, with a controller: compiled in {compiling():.0f} s")
 
 
 def timed(forms):
-    """Median seconds of each form, run in turn, and the ratio to the first's, round by round."""
+    """Of each form: median seconds, their ratio to the first form's in its turn, bytes."""
     compiled = {name: jax.jit(form).lower(*args).compile() for name, (form, args) in forms}
     seconds = {name: [] for name in compiled}
     for _ in range(REPEATS + 1):
@@ -53,6 +54,7 @@ def timed(forms):
         name: (
             statistics.median(of_form[1:]),
             statistics.median(t / f for t, f in zip(of_form[1:], first[1:], strict=True)),
+            compiled[name].memory_analysis().temp_size_in_bytes,
         )
         for name, of_form in seconds.items()
     }
@@ -115,61 +117,46 @@ def max_pooling():
     ]
 
 
-def edge():
-    """The mean over all operations of an edge, forward and backward."""
-    params = SPACE.init(jax.random.key(0))["stages"][0]
-    weights = {name: jax.tree.map(lambda p: p[0, 0], params[name]) for name in micro_cnn._SEPARABLE}
-    branches = micro_cnn._BRANCHES
+def training_steps():
+    """Steps of random architectures, in the forms in which a step can run one operation of five."""
 
-    def chosen(index, x, weights):
-        return micro_cnn._run_one(branches, index, x, weights, None)[0]
+    def differentiated(branches, index, x, weights, given):
+        return jax.lax.switch(index, branches, x, weights, given)
 
-    def switch(index, x, weights):
-        return jax.lax.switch(index, branches, x, weights, None)[0]
+    def masked(branches, index, x, weights, given):
+        outputs, statistics = zip(*(b(x, weights, given) for b in branches), strict=True)
+        chosen = jax.nn.one_hot(index, len(branches))
+        return tuple(
+            None if parts[0] is None else jnp.tensordot(chosen, jnp.stack(parts), 1)
+            for parts in (outputs, statistics)
+        )
 
-    def masked(index, x, weights):
-        outputs = jnp.stack([branch(x, weights, None)[0] for branch in branches])
-        return jnp.tensordot(jax.nn.one_hot(index, len(branches)), outputs, 1)
+    params, split = SPACE.init(jax.random.key(0)), random_images(0)
+    decisions = jnp.array(SPACE.decisions)
+    actions = jax.random.randint(jax.random.key(0), (8, len(decisions)), 0, decisions[None])
 
-    def every(form):
-        def run(x, weights, g):
-            def one(_, index):
-                return None, backward(functools.partial(form, index))(x, weights, g)
+    def steps(form):
+        def step(params, actions, key):
+            batch = SPACE.batch(split, 0, key)
+            return jax.grad(lambda p: SPACE.loss(p, SPACE.decode(actions), batch)[0])(params)
 
-            return jax.lax.scan(one, None, jnp.arange(len(OPERATIONS)))[1]
+        def run(params, actions, key):
+            with mock.patch.object(micro_cnn, "_run_one", form):
+                return jax.lax.scan(lambda _, a: (None, step(params, a, key)), None, actions)[1]
 
         return run
 
-    arguments = images(0, "ghcwn"), weights, images(1, "ghcwn")
+    arguments = params, actions, jax.random.key(1)
     return [
-        ("a branch, run again for its gradient", (every(chosen), arguments)),
-        ("a branch, differentiated by JAX", (every(switch), arguments)),
-        ("all operations, all but one times 0", (every(masked), arguments)),
+        ("a branch, run again for its gradient", (steps(micro_cnn._run_one), arguments)),
+        ("a branch, differentiated by JAX", (steps(differentiated), arguments)),
+        ("all operations, all but one times 0", (steps(masked), arguments)),
     ]
 
 
 def random_images(key):
     pixels = jax.random.randint(jax.random.key(key), (16, BATCH, 32, 32, 3), 0, 256)
     return pixels.astype(jnp.uint8), jnp.zeros((16, BATCH), jnp.int32)
-
-
-def training_step():
-    """Median seconds over random architectures."""
-    params, split = SPACE.init(jax.random.key(0)), random_images(0)
-
-    @jax.jit
-    def step(params, actions, key):
-        batch = SPACE.batch(split, 0, key)
-        return jax.grad(lambda p: SPACE.loss(p, SPACE.decode(actions), batch)[0])(params)
-
-    seconds = []
-    for i in range(REPEATS + 1):
-        key = jax.random.key(i)
-        actions = jax.random.randint(key, (len(SPACE.decisions),), 0, jnp.array(SPACE.decisions))
-        start = time.perf_counter()
-        jax.block_until_ready(step(params, actions, key))
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
 
 
 def compiling():

@@ -67,7 +67,7 @@ def test_a_run_ends_its_step_saves_and_says_by_its_exit_code_what_stopped_it():
     with subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout.readline() == "started\n"
         run.send_signal(signal.SIGTERM)
-        output, _ = run.communicate(timeout=10)
+        output, _ = run.communicate(timeout=60)
     assert (run.returncode, output) == (143, "saved\n")
 
 

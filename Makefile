@@ -9,6 +9,7 @@ PYTEST_ARGS ?=
 
 BIN := .venv/bin
 STAMP := .venv/.stamp
+PEERS_STAMP := .venv-peers/.stamp
 
 define check_python
 version=$$($(PYTHON) -c 'import sys; print(*sys.version_info[:3], sep=".")') \
@@ -60,7 +61,21 @@ $(STAMP): requirements.txt setup.cfg pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $(STAMP)
 
+.PHONY: bench
+bench: $(STAMP) $(PEERS_STAMP)  ## time everything beside other libraries; minutes, on an idle machine
+	for name in fisher plasticity search_step decoder end_to_end; do \
+	  $(BIN)/python -m benchmarks.$$name; done
+
+.PHONY: peers
+peers: $(PEERS_STAMP)  ## install the libraries that benchmarks compare with, in .venv-peers
+
+$(PEERS_STAMP): benchmarks/peers/requirements.txt
+	@$(check_python)
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --requirement benchmarks/peers/requirements.txt
+	touch $(PEERS_STAMP)
+
 .PHONY: clean
-clean:  ## remove .venv and everything else that is built
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove .venv, .venv-peers and everything else that is built
+	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find wpl_jax experiments tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,236 @@
+"""Time forms of the same computation in turn, and report their ratios.
+
+A form is a jitted function of this process (:class:`Jitted`) or a function in a process of its own
+(:class:`Peer`), which can live in another environment. Forms of one table run alternately, so that
+a slow minute of the machine falls on all of them, and ratios are taken within a turn.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
+REPEATS = 11
+REST = 0.05  # seconds between forms, for the threads of the last to go to sleep
+
+
+class Form(Protocol):
+    """Something to time."""
+
+    def run(self) -> float:
+        """Run once, and return the seconds it took."""
+
+    def memory(self) -> int | None:
+        """The bytes it needs beyond its arguments and results, at its peak."""
+
+
+class Jitted:
+    """A function of this process, compiled for its arguments."""
+
+    def __init__(self, function: Callable, *arguments, **options):
+        self.compiled = jax.jit(function, **options).lower(*arguments).compile()
+        self.arguments = arguments
+
+    def run(self) -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(self.compiled(*self.arguments))
+        return time.perf_counter() - start
+
+    def memory(self) -> int | None:
+        analysis = self.compiled.memory_analysis()
+        return analysis and analysis.temp_size_in_bytes
+
+
+class Peer:
+    """A case of ``benchmarks/peers/<module>.py``, in a process of the peers' environment.
+
+    Raises:
+      PeerError: if the environment is not there, or the case failed, with its last line.
+    """
+
+    def __init__(self, module: str, case: str, **sizes):
+        if not PEERS_PYTHON.exists():
+            raise PeerError("not installed: make peers")
+        self.process = subprocess.Popen(
+            [PEERS_PYTHON, "-m", "benchmarks.peers.serve", module, case, json.dumps(sizes)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=ROOT,
+        )
+        self._answer()
+
+    def run(self) -> float:
+        return self._ask("run")["seconds"]
+
+    def memory(self) -> int | None:
+        return self._ask("memory")["bytes"]
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def _ask(self, question):
+        print(question, file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self):
+        line = self.process.stdout.readline()
+        answer = json.loads(line) if line else {"error": "its process ended"}
+        if "error" in answer:
+            self.close()
+            raise PeerError(answer["error"])
+        return answer
+
+
+class PeerError(Exception):
+    """A peer that does not run here; the report says why."""
+
+
+def compare(
+    title: str, forms: Mapping[str, Callable[[], Form]], repeats: int = REPEATS
+) -> dict[str, Any]:
+    """Time forms in turn; the first is what the ratios are taken to.
+
+    Args:
+      title: of the table.
+      forms: what builds each, by name. One that raises PeerError is reported with its reason.
+      repeats: turns, after one that is not counted.
+
+    Returns:
+      A table for :func:`report`.
+    """
+    built: dict[str, Form] = {}
+    failed: dict[str, str] = {}
+    for name, build in forms.items():
+        try:
+            built[name] = build()
+            built[name].run()
+        except PeerError as error:
+            built.pop(name, None)
+            failed[name] = str(error)
+    seconds: dict[str, list[float]] = {name: [] for name in built}
+    for _ in range(repeats):
+        for name, form in built.items():
+            time.sleep(REST)
+            seconds[name].append(form.run())
+    first = next(iter(seconds.values()))
+    rows = []
+    for name in forms:
+        if name in failed:
+            rows.append({"name": name, "failed": failed[name]})
+            continue
+        ratios = [t / f for t, f in zip(seconds[name], first, strict=True)]
+        rows.append(
+            {
+                "name": name,
+                "milliseconds": _spread([1000 * s for s in seconds[name]]),
+                "ratio": _spread(ratios),
+                "bytes": built[name].memory(),
+            }
+        )
+    for form in built.values():
+        if isinstance(form, Peer):
+            form.close()
+    table = {"title": title, "turns": repeats, "rows": rows}
+    Console(width=120).print(_rich(table))
+    return table
+
+
+def report(name: str, tables: list[dict[str, Any]], **more) -> None:
+    """Write ``benchmarks/results/<name>.json`` and the page ``docs/benchmarks.md`` anew."""
+    from benchmarks.page import write
+
+    result = {
+        "benchmark": name,
+        "command": f"python -m benchmarks.{name}",
+        "machine": machine(),
+        "tables": tables,
+        **more,
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.replace(path)
+    write()
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    device = jax.devices()[0]
+    cpu = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        )
+        if Path("/proc/cpuinfo").exists()
+        else (),
+        platform.processor(),
+    )
+    return {
+        "device": cpu if device.platform == "cpu" else device.device_kind,
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("jax", "jaxlib", "flax", "optax")},
+        **_peers_versions(),
+    }
+
+
+def _peers_versions():
+    if not PEERS_PYTHON.exists():
+        return {}
+    listing = subprocess.run(
+        [PEERS_PYTHON, "-m", "benchmarks.peers.serve", "versions"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    return json.loads(listing.stdout) if listing.returncode == 0 else {}
+
+
+def _spread(values):
+    """Median and quartiles."""
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": median, "quartiles": [low, high]}
+
+
+def _rich(table):
+    columns = ("", "ms", "quartiles", "ratio", "quartiles", "MiB")
+    drawn = Table(*columns, title=table["title"])
+    for row in table["rows"]:
+        drawn.add_row(*cells(row))
+    return drawn
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """A row as text: name, milliseconds, their quartiles, ratio, its quartiles, MiB."""
+    if "failed" in row:
+        return [row["name"], row["failed"], "", "", "", ""]
+    time, ratio = row["milliseconds"], row["ratio"]
+    return [
+        row["name"],
+        f"{time['median']:.3g}",
+        "–".join(f"{q:.3g}" for q in time["quartiles"]),
+        f"{ratio['median']:.2f}",
+        "–".join(f"{q:.2f}" for q in ratio["quartiles"]),
+        "" if row["bytes"] is None else f"{row['bytes'] / 2**20:.0f}",
+    ]

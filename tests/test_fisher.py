@@ -1,6 +1,7 @@
 """Every estimator against a Python loop over examples, closed forms, and laplax on two networks."""
 
 import functools
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -94,17 +95,17 @@ def scores(make_model):
 # --- The estimators: how to call them, and what they are ------------------------------------------
 
 
-def empirical(logits, microbatch_size=None):
-    return wpl_jax.empirical_fisher(nll_of(logits), microbatch_size)
+def empirical(logits, *args, **options):
+    return wpl_jax.empirical_fisher(nll_of(logits), *args, **options)
 
 
-def sampled(logits, microbatch_size=None):
-    fisher = wpl_jax.sampled_fisher(logits, microbatch_size)
+def sampled(logits, *args, **options):
+    fisher = wpl_jax.sampled_fisher(logits, *args, **options)
     return lambda params, batch, weights=None: fisher(params, batch, jax.random.key(2), weights)
 
 
-def exact(logits, microbatch_size=None):
-    return wpl_jax.exact_fisher(logits, microbatch_size)
+def exact(logits, *args, **options):
+    return wpl_jax.exact_fisher(logits, *args, **options)
 
 
 def squared_batch(logits, microbatch_size=None):
@@ -289,12 +290,15 @@ def test_a_loss_over_the_whole_batch_is_one_example():
 
 
 @pytest.mark.parametrize("estimator", [empirical, sampled, exact])
-def test_microbatch_size_bounds_the_gradients_held(estimator):
+@pytest.mark.parametrize("bound", [{"microbatch_size": 3}, {"max_bytes": 3 * 2 * 20}])
+def test_microbatches_bound_what_is_held(estimator, bound):
+    """An example's use of the weights holds 3 floats of its data and 2 of its logits: 20 bytes."""
     params, logits, batch = softmax_regression()
     whole = str(jax.make_jaxpr(estimator(logits))(params, batch))
-    parts = str(jax.make_jaxpr(estimator(logits, 3))(params, batch))
-    assert f"f32[{N},3,2]" in whole
-    assert f"f32[{N},3,2]" not in parts and "f32[3,3,2]" in parts
+    parts = str(jax.make_jaxpr(estimator(logits, **bound))(params, batch))
+    assert re.search(rf"f32\[{N},2\] = dot_general", whole)
+    assert not re.search(rf"f32\[{N},2\] = dot_general", parts)
+    assert re.search(r"f32\[3,2\] = dot_general", parts)
 
 
 @estimators
@@ -475,6 +479,12 @@ def test_refuses_batches_without_one_leading_axis(estimator, batch, message):
 def test_refuses_microbatch_sizes_below_one(estimator, size):
     with pytest.raises(ValueError, match=f"microbatch_size must be at least 1, .* got {size}"):
         estimator(lambda params, example: params, size)
+
+
+@pytest.mark.parametrize("estimator", [empirical, sampled, exact])
+def test_refuses_no_memory(estimator):
+    with pytest.raises(ValueError, match="max_bytes must be at least 1, got 0"):
+        estimator(lambda params, example: params, max_bytes=0)
 
 
 @estimators

@@ -3,6 +3,7 @@
 from wpl_jax.fisher import (
     empirical_fisher,
     exact_fisher,
+    explain,
     sampled_fisher,
     squared_batch_gradient,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "consolidate",
     "empirical_fisher",
     "exact_fisher",
+    "explain",
     "flush",
     "plasticity_loss",
     "proximal_plasticity",

@@ -8,9 +8,9 @@ log-likelihood. All estimators return a pytree like ``params`` whose leaves are 
 Estimator                     Diagonal                                         Cost (backward passes
                                                                                over the batch)
 ============================  ===============================================  ==================
-:func:`empirical_fisher`      ``1/n sum_i g_i(y_i)**2``, labels of the data    1, per example
-:func:`sampled_fisher`        ``1/n sum_i g_i(y)**2``, ``y ~ p(. | x_i)``      1, per example
-:func:`exact_fisher`          ``1/n sum_i sum_y p(y | x_i) g_i(y)**2``         one a class
+:func:`empirical_fisher`      ``1/n sum_i g_i(y_i)**2``, labels of the data    1 to 2
+:func:`sampled_fisher`        ``1/n sum_i g_i(y)**2``, ``y ~ p(. | x_i)``      1 to 2
+:func:`exact_fisher`          ``1/n sum_i sum_y p(y | x_i) g_i(y)**2``         1 to 2 a class
 :func:`squared_batch_gradient`  ``(1/n sum_i g_i(y_i))**2``                    1
 ============================  ===============================================  ==================
 
@@ -19,17 +19,27 @@ distribution. The last is the cheap form the paper uses in search (section 3.2).
 else: per-example gradients cancel in it, near a minimum it is smaller by orders of magnitude, and a
 plasticity strength tuned for one does not carry over to the other.
 
+The first three give the numbers of ``vmap(grad)``, squared and averaged, without the per-example
+gradients of most parameters ever being built (:mod:`wpl_jax.squared_gradients`): they read from the
+jaxpr of the function how each parameter is used, whatever framework it is written in.
+:func:`explain` tells what they found. A parameter used in ways that are not recognised is given
+its per-example gradients, so that only time and memory depend on it.
+
 Units: with the negative log-likelihood in nats, a Fisher entry is in nats per squared unit of the
 parameter. Squares and sums are in float32, or in the parameter's dtype where that is wider.
 
 None of these functions is jitted; jit the step that calls them. Batches are pytrees of arrays that
-share a leading example axis. ``microbatch_size`` bounds memory: at most that many examples'
-gradients exist at a time, any remainder is handled, and the result does not depend on it (beyond
-rounding). ``weights``, of shape ``(n,)``, turns the mean into a weighted mean; examples of weight 0
-are padding, and nothing in them, not even a NaN, reaches the result.
+share a leading example axis. ``weights``, of shape ``(n,)``, turns the mean into a weighted mean;
+examples of weight 0 are padding, and nothing in them, not even a NaN, reaches the result.
+
+Memory: ``max_bytes`` bounds what examples add to one backward pass at a time, by itself: half of it
+for the operands and gradients of the layers, in microbatches of examples, and half for per-example
+gradients. One example's may always exist. ``microbatch_size`` names the size of microbatches
+instead. The result depends on neither (beyond rounding).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -37,13 +47,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-__all__ = ["empirical_fisher", "exact_fisher", "sampled_fisher", "squared_batch_gradient"]
+from wpl_jax.squared_gradients import Plan
+
+__all__ = [
+    "empirical_fisher",
+    "exact_fisher",
+    "explain",
+    "sampled_fisher",
+    "squared_batch_gradient",
+]
 
 PerExample = Callable[[chex.ArrayTree, chex.ArrayTree], jax.Array]
 Estimator = Callable[..., chex.ArrayTree]
 
+_MAX_BYTES = 2**28
 
-def empirical_fisher(nll: PerExample, microbatch_size: int | None = None) -> Estimator:
+
+def empirical_fisher(
+    nll: PerExample, microbatch_size: int | None = None, max_bytes: int = _MAX_BYTES
+) -> Estimator:
     """Empirical Fisher: mean of the squared gradients at the labels of the data.
 
     ``F = 1/n sum_i (d nll(params, example_i) / d params)**2``, the diagonal that the paper weights
@@ -51,14 +73,16 @@ def empirical_fisher(nll: PerExample, microbatch_size: int | None = None) -> Est
 
     Args:
       nll: ``nll(params, example)``, the negative log-likelihood, a scalar, of *one* example.
-      microbatch_size: examples whose gradients are held at a time; all of them by default.
+      microbatch_size: examples in one backward pass; by default as many as ``max_bytes`` allows.
+      max_bytes: bound on the memory that examples add to a backward pass.
 
     Returns:
       ``fisher(params, batch, weights=None)``, giving a tree like ``params``.
 
     Raises:
-      ValueError: if ``microbatch_size < 1``, if ``nll`` is not scalar, or if the leaves of
-        ``batch`` disagree about the number of examples.
+      ValueError: if ``microbatch_size < 1`` or ``max_bytes < 1``, if ``nll`` is not scalar, or if
+        the leaves of ``batch`` disagree about the number of examples.
+      TypeError: if a parameter is not floating-point.
 
     Example:
       >>> import jax.numpy as jnp, wpl_jax
@@ -67,22 +91,23 @@ def empirical_fisher(nll: PerExample, microbatch_size: int | None = None) -> Est
       >>> wpl_jax.empirical_fisher(nll)({"w": jnp.array(1.0)}, batch)  # mean of 1**2 and 4**2
       {'w': Array(8.5, dtype=float32)}
     """
-    _check_microbatch_size(microbatch_size)
+    _check_sizes(microbatch_size, max_bytes)
 
     def fisher(params, batch, weights=None):
         _check_output("nll", nll, params, batch, ndim=0)
+        plan = Plan.of(nll, params, batch)
 
-        def squared_gradient(example):
-            return _square(jax.grad(nll)(params, example))
+        def total(batch, weights):
+            nlls, squares = plan.per_example(params, batch, max_bytes // 2)
+            return squares(jnp.ones_like(nlls), weights)
 
-        return _mean(_over_examples(squared_gradient), batch, weights, microbatch_size)
+        return _mean(total, batch, weights, microbatch_size or _fitting(plan, max_bytes))
 
     return fisher
 
 
 def sampled_fisher(
-    logits: Callable[[chex.ArrayTree, chex.ArrayTree], jax.Array],
-    microbatch_size: int | None = None,
+    logits: PerExample, microbatch_size: int | None = None, max_bytes: int = _MAX_BYTES
 ) -> Estimator:
     """Sampled Fisher: squared gradients at labels drawn from the model itself.
 
@@ -91,7 +116,8 @@ def sampled_fisher(
 
     Args:
       logits: ``logits(params, example)``, shape ``(classes,)``, for *one* example.
-      microbatch_size: examples whose gradients are held at a time; all of them by default.
+      microbatch_size: examples in one backward pass; by default as many as ``max_bytes`` allows.
+      max_bytes: bound on the memory that examples add to a backward pass.
 
     Returns:
       ``fisher(params, batch, key, weights=None)``, giving a tree like ``params``. An example's
@@ -99,6 +125,7 @@ def sampled_fisher(
 
     Raises:
       ValueError: as :func:`empirical_fisher`, and if ``logits`` is not one-dimensional.
+      TypeError: if a parameter is not floating-point.
 
     Example:
       >>> import jax, jax.numpy as jnp, wpl_jax
@@ -107,7 +134,7 @@ def sampled_fisher(
       >>> fisher(params, jnp.ones((4, 2)), jax.random.key(0))
       {'w': Array([0.25, 0.25], dtype=float32)}
     """
-    _check_microbatch_size(microbatch_size)
+    _check_sizes(microbatch_size, max_bytes)
 
     def fisher(
         params: chex.ArrayTree,
@@ -116,27 +143,21 @@ def sampled_fisher(
         weights: jax.Array | None = None,
     ) -> chex.ArrayTree:
         _check_output("logits", logits, params, batch, ndim=1)
-        positions = jnp.arange(_num_examples(batch))
 
-        def squared_gradient(example_and_position):
+        def nll(params, example_and_position):
             example, position = example_and_position
-            label = jax.random.categorical(
-                jax.random.fold_in(key, position), logits(params, example)
-            )
+            scores = logits(params, example)
+            label = jax.random.categorical(jax.random.fold_in(key, position), scores)
+            return -jax.nn.log_softmax(scores)[label]
 
-            def nll(params):
-                return -jax.nn.log_softmax(logits(params, example))[label]
-
-            return _square(jax.grad(nll)(params))
-
-        return _mean(_over_examples(squared_gradient), (batch, positions), weights, microbatch_size)
+        numbered = batch, jnp.arange(_num_examples(batch))
+        return empirical_fisher(nll, microbatch_size, max_bytes)(params, numbered, weights)
 
     return fisher
 
 
 def exact_fisher(
-    logits: Callable[[chex.ArrayTree, chex.ArrayTree], jax.Array],
-    microbatch_size: int | None = None,
+    logits: PerExample, microbatch_size: int | None = None, max_bytes: int = _MAX_BYTES
 ) -> Estimator:
     """Exact Fisher of a classifier: the expectation over the model's own label distribution.
 
@@ -146,13 +167,15 @@ def exact_fisher(
 
     Args:
       logits: ``logits(params, example)``, shape ``(classes,)``, for *one* example.
-      microbatch_size: examples whose gradients are held at a time; all of them by default.
+      microbatch_size: examples in one backward pass; by default as many as ``max_bytes`` allows.
+      max_bytes: bound on the memory that examples add to a backward pass.
 
     Returns:
       ``fisher(params, batch, weights=None)``, giving a tree like ``params``.
 
     Raises:
       ValueError: as :func:`sampled_fisher`.
+      TypeError: if a parameter is not floating-point.
 
     Example:
       >>> import jax.numpy as jnp, wpl_jax
@@ -160,26 +183,62 @@ def exact_fisher(
       >>> fisher({"w": jnp.zeros(2)}, jnp.ones((4, 2)))  # p (1 - p) at p = 1/2
       {'w': Array([0.25, 0.25], dtype=float32)}
     """
-    _check_microbatch_size(microbatch_size)
+    _check_sizes(microbatch_size, max_bytes)
+
+    def log_probs(params, example):
+        return jax.nn.log_softmax(logits(params, example))
 
     def fisher(params, batch, weights=None):
         _check_output("logits", logits, params, batch, ndim=1)
+        plan = Plan.of(log_probs, params, batch)
 
-        def expected_square(example):
-            log_probs, backward = jax.vjp(lambda p: jax.nn.log_softmax(logits(p, example)), params)
+        def total(batch, weights):
+            outputs, squares = plan.per_example(params, batch, max_bytes // 2)
 
-            def add_class(total, label):
-                (grads,) = backward(jnp.zeros_like(log_probs).at[label].set(1))
-                prob = jnp.exp(log_probs[label])
-                squares = _square(grads)
-                return jax.tree.map(lambda t, s: t + prob.astype(t.dtype) * s, total, squares), None
+            def of_class(label):
+                probs = jnp.exp(outputs[:, label])
+                return squares(
+                    jnp.zeros_like(outputs).at[:, label].set(1),
+                    probs if weights is None else weights * probs,
+                )
 
-            start = jax.tree.map(jnp.zeros_like, jax.eval_shape(_square, params))
-            return jax.lax.scan(add_class, start, jnp.arange(log_probs.size))[0]
+            def add(totals, label):
+                return jax.tree.map(jnp.add, totals, of_class(label)), None
 
-        return _mean(_over_examples(expected_square), batch, weights, microbatch_size)
+            start = jax.tree.map(jnp.zeros_like, jax.eval_shape(of_class, 0))
+            return jax.lax.scan(add, start, jnp.arange(outputs.shape[1]))[0]
+
+        return _mean(total, batch, weights, microbatch_size or _fitting(plan, max_bytes))
 
     return fisher
+
+
+def explain(fn: PerExample, params: chex.ArrayTree, batch: chex.ArrayTree) -> Any:
+    """How the estimators compute the squares of each parameter's gradients.
+
+    Args:
+      fn: the ``nll`` or the ``logits`` that an estimator is given.
+      params: the parameters, arrays or their shapes.
+      batch: a batch, arrays or their shapes.
+
+    Returns:
+      A tree like ``params`` of short texts: the route that :mod:`wpl_jax.squared_gradients`
+      describes, with the number of positions at which an example uses the parameter and, for
+      "per-example gradients", the operations through which it is used.
+
+    Raises:
+      TypeError: if a parameter is not floating-point.
+
+    Example:
+      >>> import jax.numpy as jnp, wpl_jax
+      >>> nll = lambda params, x: jnp.sum(params["scale"] * jnp.tanh(x @ params["w"]))
+      >>> params = {"w": jnp.ones((3, 2)), "scale": jnp.ones(())}
+      >>> wpl_jax.explain(nll, params, jnp.ones((8, 3)))
+      {'scale': 'per-example gradients, through mul', 'w': 'squared operands'}
+      >>> wpl_jax.explain(nll, params, jnp.ones((8, 35, 3)))["w"]  # 8 sequences
+      'per-example products of 35 positions'
+    """
+    return Plan.of(fn, params, batch).routes()
 
 
 def squared_batch_gradient(loss: PerExample, microbatch_size: int | None = None) -> Estimator:
@@ -207,7 +266,7 @@ def squared_batch_gradient(loss: PerExample, microbatch_size: int | None = None)
       >>> wpl_jax.squared_batch_gradient(nll)({"w": jnp.array(1.0)}, batch)  # square of (1 + 4) / 2
       {'w': Array(6.25, dtype=float32)}
     """
-    _check_microbatch_size(microbatch_size)
+    _check_sizes(microbatch_size)
 
     def fisher(params, batch, weights=None):
         _check_output("loss", loss, params, batch, ndim=0)
@@ -222,18 +281,6 @@ def squared_batch_gradient(loss: PerExample, microbatch_size: int | None = None)
         return _square(_mean(gradient_sum, batch, weights, microbatch_size))
 
     return fisher
-
-
-def _over_examples(value):
-    """Sum over examples, weighted where ``weights`` is given, of the tree ``value(example)``."""
-
-    def total(batch, weights):
-        values = jax.vmap(value)(batch)
-        if weights is None:
-            return jax.tree.map(lambda v: jnp.sum(v, axis=0), values)
-        return jax.tree.map(lambda v: jnp.tensordot(weights.astype(v.dtype), v, axes=1), values)
-
-    return total
 
 
 def _mean(total, batch, weights, microbatch_size):
@@ -296,6 +343,13 @@ def _check_output(name, fn, params, batch, ndim):
         )
 
 
-def _check_microbatch_size(microbatch_size):
+def _check_sizes(microbatch_size, max_bytes=_MAX_BYTES):
     if microbatch_size is not None and microbatch_size < 1:
         raise ValueError(f"microbatch_size must be at least 1, or None, got {microbatch_size}")
+    if max_bytes < 1:
+        raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
+
+
+def _fitting(plan, max_bytes):
+    """How many examples may enter one backward pass."""
+    return max(1, max_bytes // 2 // max(plan.bytes, 1))

@@ -13,23 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-CLASSES = 10
-
-
 # --- Networks: each with a batch, as (module, inputs, labels) -------------------------------------
 
 
-def mlp(width=1024, depth=4, batch=1024, inputs=784):
+def mlp(width=1024, depth=4, batch=1024, inputs=784, classes=10):
     widths = [inputs] + [width] * depth
     hidden = [
         layer
         for n, m in zip(widths, widths[1:], strict=False)
         for layer in (nn.Linear(n, m), nn.ReLU())
     ]
-    return nn.Sequential(*hidden, nn.Linear(width, CLASSES)), *images(batch, (inputs,), CLASSES)
+    return nn.Sequential(*hidden, nn.Linear(width, classes)), *images(batch, (inputs,), classes)
 
 
-def cnn(batch=128):
+def cnn(batch=128, classes=10):
     """3c3d, as DeepOBS has it for CIFAR-10."""
 
     def convolution(channels, out, size, **options):
@@ -49,9 +46,9 @@ def cnn(batch=128):
         nn.ReLU(),
         nn.Linear(512, 256),
         nn.ReLU(),
-        nn.Linear(256, CLASSES),
+        nn.Linear(256, classes),
     )
-    return module, *images(batch, (3, 32, 32), CLASSES)
+    return module, *images(batch, (3, 32, 32), classes)
 
 
 def lstm(vocabulary=10_000, units=200, time=35, batch=64):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from wpl_jax import cross_entropy
 from wpl_jax.cross_entropy import linear_cross_entropy
@@ -202,3 +203,20 @@ def test_logits_are_computed_and_exponentiated_once(monkeypatch):
     names = [equation.primitive.name for equation in program(function, TOKENS, VOCABULARY)]
     # Of matrices: logits, and gradients of hidden and kernel; of vectors: the weighted sum.
     assert names.count("exp") == 1 and names.count("dot_general") == 4
+
+
+def test_each_device_computes_the_logits_of_its_own_tokens(monkeypatch):
+    """Tokens over the devices: none gathers those of another, and a chunk is theirs together."""
+    tokens, vocabulary, devices = 96, 50, jax.device_count()
+    monkeypatch.setattr(cross_entropy, "_MAX_LOGITS", tokens // 2 * vocabulary)
+    arguments = problem(tokens=tokens, vocabulary=vocabulary)
+    mesh = Mesh(np.array(jax.devices()), ("batch",))
+    spread, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["batch"], []))
+    places = (spread, everywhere, everywhere, spread, spread)
+    # A function of its own, for JAX remembers what it has traced.
+    function = jax.jit(lambda *a: value_and_gradients(linear_cross_entropy)(*a))
+    spread_out = function.lower(*jax.device_put(arguments, places)).compile()
+    assert "all-gather" not in spread_out.as_text()
+    assert f"f32[{tokens // 2 // devices},{vocabulary}]" in spread_out.as_text()
+    actual = spread_out(*jax.device_put(arguments, places))
+    chex.assert_trees_all_close(jax.device_get(actual), wanted(*arguments), rtol=2e-5, atol=1e-6)

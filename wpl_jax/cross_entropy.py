@@ -43,37 +43,42 @@ def linear_cross_entropy(
       2.079
     """
 
-    def add(total, chunk):
-        hidden, labels, weights = chunk
-        return total + weights @ _nll(hidden @ kernel.T + bias[None], labels)[0], None
+    def add(_, chunk):
+        (hidden,) = chunk
+        exp, top = _exp(hidden @ kernel.T + bias[None])
+        return None, jnp.log(exp.sum(-1)) + top
 
-    return jax.lax.scan(add, jnp.zeros([], hidden.dtype), _chunks(hidden, kernel, labels, weights))[
-        0
-    ]
+    _, normalisers = jax.lax.scan(add, None, _chunks(len(bias), hidden))
+    return weights @ (_joined(normalisers, len(labels)) - _label(hidden, kernel, bias, labels))
 
 
 def _forward(hidden, kernel, bias, labels, weights):
-    """The loss and, while the logits are there, its gradients."""
+    """The loss and, while the logits are there, its gradients.
 
-    def add(totals, chunk):
-        hidden, labels, weights = chunk
-        nll, probs = _nll(hidden @ kernel.T + bias[None], labels)
-        residual = probs * weights[:, None]
-        residual = residual.at[jnp.arange(labels.size), labels].add(-weights)
-        loss, grad_kernel, grad_bias = totals
-        totals = (
-            loss + weights @ nll,
-            grad_kernel + residual.T @ hidden,
-            grad_bias + residual.sum(0),
-        )
-        return totals, (residual @ kernel, nll)
+    Each pass over the logits costs, and another copy of them more. So the products that there must
+    be take the bias and its gradient with them, as the weight of an input that is 1, and what is
+    the labels' alone is left to the end.
+    """
+    with_bias = jnp.concatenate([kernel, bias[:, None]], 1)
 
-    start = (jnp.zeros([], hidden.dtype), jnp.zeros_like(kernel), jnp.zeros_like(bias))
-    (loss, grad_kernel, grad_bias), chunks = jax.lax.scan(
-        add, start, _chunks(hidden, kernel, labels, weights)
+    def add(grad, chunk):
+        hidden, weights = chunk
+        inputs = jnp.pad(hidden, ((0, 0), (0, 1)), constant_values=1)
+        exp, top = _exp(inputs @ with_bias.T)
+        total = exp.sum(-1)
+        grad = grad + (inputs * (weights / total)[:, None]).T @ exp
+        return grad, (exp @ kernel / total[:, None], jnp.log(total) + top)
+
+    start = jnp.zeros_like(with_bias.T)
+    grad, chunks = jax.lax.scan(add, start, _chunks(len(bias), hidden, weights))
+    expected, normalisers = (_joined(x, len(labels)) for x in chunks)
+    nll = normalisers - _label(hidden, kernel, bias, labels)
+    return weights @ nll, (
+        (expected - kernel[labels]) * weights[:, None],
+        grad[:-1].T.at[labels].add(-hidden * weights[:, None]),
+        grad[-1].at[labels].add(-weights),
+        nll,
     )
-    grad_hidden, nll = (x.reshape(-1, *x.shape[2:])[: labels.size] for x in chunks)
-    return loss, (grad_hidden, grad_kernel, grad_bias, nll)
 
 
 def _backward(gradients, cotangent):
@@ -84,23 +89,34 @@ def _backward(gradients, cotangent):
 linear_cross_entropy.defvjp(_forward, _backward)
 
 
-def _chunks(hidden, kernel, labels, weights):
-    """Tokens in as few equal chunks as the bound on logits allows, padded by weight 0."""
-    tokens, vocabulary = len(labels), len(kernel)
-    count = max(1, -(-tokens * vocabulary // _MAX_LOGITS))
+def _chunks(vocabulary, *arrays):
+    """Tokens in as few equal chunks as the bound on logits allows, padded by zeros if need be.
+
+    A chunk takes one token in so many, from all over, for each device to have its part of every
+    chunk where tokens are spread over several. Padding would shift them: rather a few chunks more.
+    """
+    tokens = len(arrays[0])
+    least = max(1, -(-tokens * vocabulary // _MAX_LOGITS))
+    count = next((n for n in range(least, 2 * least) if tokens % n == 0), least)
     size = -(-tokens // count)
 
     def split(x):
         padded = jnp.pad(x, [(0, count * size - tokens)] + [(0, 0)] * (x.ndim - 1))
-        return padded.reshape(count, size, *x.shape[1:])
+        return padded.reshape(size, count, *x.shape[1:]).swapaxes(0, 1)
 
-    return split(hidden), split(labels), split(weights)
+    return jax.tree.map(split, arrays)
 
 
-def _nll(logits, labels):
-    """Negative log-likelihoods [tokens] and probabilities [tokens, vocabulary]."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    exp = jnp.exp(shifted)
-    total = exp.sum(-1, keepdims=True)
-    label = jnp.take_along_axis(shifted, labels[:, None], -1)
-    return (jnp.log(total) - label)[:, 0], exp / total
+def _joined(chunks, tokens):
+    return chunks.swapaxes(0, 1).reshape(-1, *chunks.shape[2:])[:tokens]
+
+
+def _exp(logits):
+    """Exponentials [tokens, vocabulary] of the logits less their maxima; and these, [tokens]."""
+    top = logits.max(-1)
+    return jnp.exp(logits - top[:, None]), top
+
+
+def _label(hidden, kernel, bias, labels):
+    """The labels' logits: taken from the logits, they would hold these beside the exponentials."""
+    return (hidden * kernel[labels]).sum(-1) + bias[labels]

@@ -14,7 +14,15 @@ import resource
 import sys
 import time
 
-PACKAGES = ("torch", "backpack-for-pytorch", "nngeometry", "avalanche-lib", "kfac-jax", "laplax")
+PACKAGES = (
+    "torch",
+    "backpack-for-pytorch",
+    "nngeometry",
+    "asdfghjkl",
+    "avalanche-lib",
+    "kfac-jax",
+    "laplax",
+)
 
 
 def main():

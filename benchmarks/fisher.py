@@ -1,26 +1,64 @@
-"""The empirical Fisher of four networks, beside other libraries' and a batch gradient.
+"""The empirical Fisher of four networks, beside a batch gradient and other libraries' Fishers.
 
     python -m benchmarks.fisher
 
-Data are random: times do not depend on them. Rows are ratios to a batch gradient of the same
-library's network, jitted; what PyTorch's rows do is said in benchmarks/peers/torch_fisher.py.
+Data are random: times do not depend on them. What each library's row computes is said in
+benchmarks/peers/torch_fisher.py and jax_fisher.py. At the end, a figure of how the time of a
+multilayer perceptron grows with its batch, width and depth.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import optax
 
 import wpl_jax
 from benchmarks.networks import NETWORKS
-from benchmarks.timing import Jitted, compare, report
+from benchmarks.peers.cases import TORCH_FISHERS
+from benchmarks.timing import RESULTS, Jitted, Peer, compare, report
+
+GRADIENT, OURS, PLAIN = "batch gradient", "wpl_jax.empirical_fisher", "vmap(grad), 16 at a time"
+FIGURE = "fisher_scaling.png"
+SIZES = {
+    "batch": (64, 128, 256, 512, 1024),
+    "width": (128, 256, 512, 1024),
+    "depth": (1, 2, 4, 8),
+}
 
 
 def main():
-    report("fisher", [of_network(name) for name in NETWORKS])
+    tables = [of_network(name) for name in NETWORKS]
+    scaling = {
+        size: {value: of_mlp(**{size: value}) for value in values} for size, values in SIZES.items()
+    }
+    draw(scaling)
+    tables += [table for of_size in scaling.values() for table in of_size.values()]
+    caption = "The Fisher of a multilayer perceptron by batch, width and depth"
+    report("fisher", tables, figures=[{"file": FIGURE, "caption": caption}])
 
 
-def of_network(name, **sizes):
-    nll, params, batch = NETWORKS[name](**sizes)
+def of_network(network):
+    """Ours and every library's."""
+    forms = in_jax(*NETWORKS[network]())
+    forms |= {
+        f"{library} (JAX)": functools.partial(Peer, "jax_fisher", f"{network}/{library}")
+        for library in ("kfac-jax", "laplax")
+    }
+    forms |= {
+        f"{library} (PyTorch)": functools.partial(Peer, "torch_fisher", f"{network}/{library}")
+        for library in TORCH_FISHERS[network]
+    }
+    return compare(network, forms)
+
+
+def of_mlp(batch=256, width=256, depth=4):
+    problem = NETWORKS["mlp"](batch=batch, width=width, depth=depth)
+    return compare(f"mlp, batch {batch}, width {width}, depth {depth}", in_jax(*problem), repeats=7)
+
+
+def in_jax(nll, params, batch):
     n = len(jax.tree.leaves(batch)[0])
 
     def gradient(params, batch):
@@ -28,18 +66,28 @@ def of_network(name, **sizes):
 
     def squares(params, batch):
         grads = jax.vmap(jax.grad(nll), (None, 0))(params, batch)
-        return jax.tree.map(lambda g: jnp.square(g).sum(0), grads)
+        return jax.tree.map(lambda g: jnp.square(g).sum(0) / n, grads)
 
-    def microbatched(size):
-        sums = optax.microbatching.microbatch(squares, argnums=1, microbatch_size=size)
-        return Jitted(lambda p, b: jax.tree.map(lambda s: s / n, sums(p, b)), params, batch)
+    plain = optax.microbatching.microbatch(squares, argnums=1, microbatch_size=16)
+    forms = {GRADIENT: gradient, OURS: wpl_jax.empirical_fisher(nll), PLAIN: plain}
+    return {name: functools.partial(Jitted, form, params, batch) for name, form in forms.items()}
 
-    forms = {
-        "batch gradient": lambda: Jitted(gradient, params, batch),
-        "wpl_jax.empirical_fisher": lambda: Jitted(wpl_jax.empirical_fisher(nll), params, batch),
-        "vmap(grad) by optax.microbatching, 16 at a time": lambda: microbatched(16),
-    }
-    return compare(name, forms)
+
+def draw(scaling):
+    figure, axes = plt.subplots(1, len(scaling), figsize=(10, 3.2), sharey=True, layout="tight")
+    for axis, (size, of_size) in zip(axes, scaling.items(), strict=True):
+        for place, name in enumerate((PLAIN, OURS, GRADIENT)):
+            rows = [table["rows"] for table in of_size.values()]
+            found = [next(row for row in of_table if row["name"] == name) for of_table in rows]
+            milliseconds = [row["milliseconds"]["median"] for row in found]
+            axis.plot(of_size.keys(), milliseconds, "o-", color=f"C{place}", label=name)
+        axis.set(xscale="log", yscale="log", xlabel=size, xticks=list(of_size))
+        axis.set_xticks(list(of_size), list(map(str, of_size)))
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("time, ms")
+    axes[0].legend(fontsize="small")
+    figure.savefig(RESULTS / FIGURE, dpi=150)
 
 
 if __name__ == "__main__":

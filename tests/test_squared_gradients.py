@@ -184,6 +184,33 @@ def rearranged(p, e):
     return jnp.tanh(e["x"] @ kernel.astype(jnp.float32))
 
 
+MASK = jnp.asarray(np.random.default_rng(5).integers(2, size=(WIDTH, WIDTH)), jnp.float32)
+
+
+def masked(p, e):
+    """And scaled: as weights that architectures share are."""
+    kernel = jnp.where(MASK > 0, -p["w"].T, 0.5)
+    return jnp.tanh(e["x"][0] @ (kernel * (1 + MASK) / 3))
+
+
+def spectral(p, e):
+    """Divided by what a loop over the weight alone finds."""
+    v = jax.lax.fori_loop(0, 3, lambda _, v: p["w"].T @ (p["w"] @ v) / 9, jnp.ones(WIDTH))
+    return jnp.tanh(e["x"] @ (p["w"] / jnp.linalg.norm(v)))
+
+
+def branches_in_a_loop(p, e):
+    def step(hidden, x):
+        branch = jax.lax.cond(x[0] > 0, lambda h: h @ p["w"], lambda h: h * p["b"], hidden)
+        return jnp.tanh(branch + x), None
+
+    return jax.lax.scan(step, e["x"][0], e["x"])[0]
+
+
+def gradient_inside(p, e):
+    return jax.grad(lambda x: jnp.sum(jnp.tanh(x @ p["w"]) ** 2))(e["x"])
+
+
 def twice_in_one(p, e):
     return jnp.tanh(e["x"] @ jnp.concatenate([p["w"], p["w"].T], axis=1))
 
@@ -250,6 +277,10 @@ FORMS = {
     only_the_penalty: {"w": "per-example gradients, through the result"},
     normalised: {"w": "per-example gradients, through dot_general"},
     rearranged: {"w": PRODUCTS.format(STEPS), "table": PRODUCTS.format(STEPS)},
+    masked: {"w": "squared operands"},
+    spectral: {"w": "per-example gradients, through dot_general"},
+    branches_in_a_loop: {"w": "per-example gradients, through scan"},
+    gradient_inside: {"w": "per-example gradients, through dot_general"},
     twice_in_one: {"w": "per-example gradients, through dot_general"},
     branches: {"w": "per-example gradients, through cond"},
     by_the_parameters: {"w": "rows of a table", "b": "no gradient"},

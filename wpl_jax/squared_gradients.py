@@ -205,7 +205,7 @@ class _Group:
         right = [weighted[:, :, p] * d[:, :, q] * (1 if p == q else 2) for p, q in pairs]
         rows = [grouped(jnp.stack(x, 2), [1], [0, 2], [3]) for x in (left, right)]
         # Rounding can take a sum over pairs below 0.
-        return self._rearranged(leaves, jnp.maximum(products(*rows), 0))
+        return self._of_parameters(leaves, jnp.maximum(products(*rows), 0))
 
     def _products(self, leaves, examples, weights, max_bytes, dtype):
         def gradient(example):
@@ -214,7 +214,7 @@ class _Group:
             ]
             return products(*(jnp.concatenate(x, axis=1) for x in zip(*both, strict=True)))
 
-        return self._rearranged(
+        return self._of_parameters(
             leaves, _sum_of_squares(gradient, examples, weights, max_bytes, dtype)
         )
 
@@ -237,7 +237,7 @@ class _Group:
         if weights is not None:
             of_positions *= weights[:, None, None]
         table = layout.scatter(indices.reshape(-1, layout.depth), _merge_examples(of_positions))
-        return self._rearranged(leaves, jnp.maximum(table, 0))
+        return self._of_parameters(leaves, jnp.maximum(table, 0))
 
     def _gradients(self, leaves, examples, weights, max_bytes, dtype):
         def values(of_group):
@@ -254,11 +254,8 @@ class _Group:
         has_products = any(isinstance(use.layout, Product) for use in self.uses)
         return _sum_of_squares(gradient, examples, weights, max_bytes, dtype, has_products)
 
-    def _rearranged(self, leaves, squares):
-        """From the entries of the value that was used to those of the parameters it consists of.
-
-        Transposed, a rearrangement puts a gradient's entries where they belong, and so squares too.
-        """
+    def _of_parameters(self, leaves, squares):
+        """From sums of squares for the value that is used to those for the parameters in it."""
         use = self.uses[0]
         if isinstance(use.layout, Product):
             squares = use.layout.assemble(squares)
@@ -266,7 +263,7 @@ class _Group:
 
         def value(of_group):
             known = dict(zip(self.leaves, of_group, strict=True))
-            return value_of(use.value, known, rearrange=True)
+            return value_of(use.value, known, squared=True)
 
         return jax.vjp(value, zeros)[1](squares)[0]
 

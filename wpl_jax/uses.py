@@ -39,17 +39,17 @@ class Value:
     along one leading axis for each such loop (``mapped``, outermost first).
     """
 
-    evaluate: Callable[..., Any]  # evaluate(values of inputs, all parameters, rearrange)
+    evaluate: Callable[..., Any]  # evaluate(values of inputs, all parameters, squared)
     inputs: tuple["Value", ...] = ()
     leaves: frozenset[int] = frozenset()  # the parameters it depends on
-    exact: bool = True  # a rearrangement: each entry is one of a parameter's, none occurs twice
-    key: Any = None  # equal for equal rearrangements
+    exact: bool = True  # each entry is one of a parameter's, perhaps scaled, and none occurs twice
+    key: Any = None  # equal for equal exact values
     mapped: tuple[int, ...] = ()  # loops, by depth
     entries: frozenset[tuple[Any, int]] = frozenset()  # (loop, operand) by which it came in
 
 
 def _constant(value):
-    return Value(lambda *_: value)
+    return Value(lambda *_: value, key=object())
 
 
 def leaf(index: int) -> Value:
@@ -59,16 +59,18 @@ def leaf(index: int) -> Value:
     )
 
 
-def value_of(value: Value, leaves: Mapping[int, jax.Array], rearrange: bool = False) -> jax.Array:
+def value_of(value: Value, leaves: Mapping[int, jax.Array], squared: bool = False) -> jax.Array:
     """The array that a value stands for, given the parameters.
 
-    With ``rearrange``, casts are left out: what is there instead of parameters only changes place.
+    With ``squared``, what entries are scaled by is squared, and casts are left out. Transposed, the
+    map from an exact value's parameters to it then takes squares of its gradient to squares of
+    theirs.
     """
     known: dict[int, Any] = {}
 
     def get(value):
         if id(value) not in known:
-            known[id(value)] = value.evaluate([get(v) for v in value.inputs], leaves, rearrange)
+            known[id(value)] = value.evaluate([get(v) for v in value.inputs], leaves, squared)
         return known[id(value)]
 
     return get(value)
@@ -79,6 +81,7 @@ _REARRANGEMENTS = {
     "concatenate",
     "convert_element_type",
     "copy",
+    "neg",
     "reshape",
     "rev",
     "slice",
@@ -88,21 +91,37 @@ _REARRANGEMENTS = {
 }
 
 
+def _is_exact(eqn, inputs):
+    """Whether each entry of an equation's results is one of a parameter's, perhaps scaled."""
+    name = eqn.primitive.name
+    of_params = [i for i, v in enumerate(inputs) if v.leaves]
+    same_size = eqn.invars[of_params[0]].aval.size == eqn.outvars[0].aval.size
+    if name in ("mul", "div", "select_n"):  # by what is known: a mask, say
+        takes = {"mul": [0, 1], "div": [0], "select_n": [1, 2]}[name]
+        kind_holds = len(of_params) == 1 and of_params[0] in takes and same_size
+    else:
+        rearranges = name in _REARRANGEMENTS or (name == "broadcast_in_dim" and same_size)
+        kind_holds = rearranges and len(of_params) == len(inputs)
+    inputs = [inputs[i] for i in of_params]
+    leaves = frozenset().union(*(v.leaves for v in inputs))
+    return (
+        kind_holds
+        and all(v.exact and v.mapped == inputs[0].mapped for v in inputs)
+        and len(leaves) == sum(len(v.leaves) for v in inputs)
+    )
+
+
 def _derived(eqn, inputs):
     """The results of an equation all of whose operands depend on parameters alone."""
     name = eqn.primitive.name
     mapped = tuple(sorted({loop for v in inputs for loop in v.mapped}))
     leaves: frozenset[int] = frozenset().union(*(v.leaves for v in inputs))
-    exact = (
-        (name in _REARRANGEMENTS or (name == "broadcast_in_dim" and _keeps_size(eqn)))
-        and all(v.leaves and v.exact and v.mapped == mapped for v in inputs)
-        and len(leaves) == sum(len(v.leaves) for v in inputs)
-    )
+    exact = bool(leaves) and _is_exact(eqn, inputs)
 
-    def evaluate(values, _, rearrange):
-        if rearrange and name == "convert_element_type":
-            return values
+    def evaluate(values, _, squared):
         function = functools.partial(_evaluate, eqn)
+        if squared:
+            function = functools.partial(_evaluate_squared, eqn, [bool(v.leaves) for v in inputs])
         for loop in reversed(mapped):  # the innermost vmap takes the innermost loop's axis
             axes = tuple(0 if loop in v.mapped else None for v in inputs)
             function = jax.vmap(function, in_axes=axes)
@@ -124,8 +143,19 @@ def _derived(eqn, inputs):
     return [result(index) for index in range(len(eqn.outvars))]
 
 
-def _keeps_size(eqn):
-    return eqn.invars[0].aval.size == eqn.outvars[0].aval.size
+def _evaluate_squared(eqn, of_params, *values):
+    """Apply an equation to exact values, with what it scales them by squared and without casts."""
+    name = eqn.primitive.name
+    if name in ("convert_element_type", "neg"):
+        return values
+    if name in ("mul", "div"):
+        dtype = values[of_params.index(True)].dtype
+        left, right = (
+            x if of_param else jnp.square(jnp.asarray(x, dtype))
+            for x, of_param in zip(values, of_params, strict=True)
+        )
+        return [left * right if name == "mul" else left / right]
+    return _evaluate(eqn, *values)
 
 
 def _evaluate(eqn, *values):

@@ -43,6 +43,9 @@ class Toy:
     def mask(self, architecture):
         return {"arms": jax.nn.one_hot(architecture, 4, dtype=bool)[..., None], "shared": True}
 
+    def rows(self, architecture):
+        return {"arms": architecture[:, None], "shared": ...}
+
     def num_batches(self, split):
         return len(split)
 
@@ -53,7 +56,9 @@ class Toy:
         return jnp.zeros([])
 
     def residual(self, params, architecture, batch, carry):
-        weights = params["shared"] + params["arms"][jnp.arange(3), architecture].sum(0)
+        arms = params["arms"]
+        own = arms[:, 0] if arms.shape[1] == 1 else arms[jnp.arange(3), architecture]
+        weights = params["shared"] + own.sum(0)
         return batch[:, :-1] @ weights - batch[:, -1] + 0.1 * carry
 
     def loss(self, params, architecture, batch, carry, key):

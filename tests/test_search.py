@@ -452,6 +452,24 @@ def test_weights_off_the_path_do_not_change(name):
         assert all(jax.tree.leaves(moved))
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.adafactor(0.01, min_dim_size_to_factor=2),  # weights share its memory
+        optax.masked(optax.sgd(0.1, momentum=0.5), {"arms": True, "shared": False}),
+    ],
+    ids=["adafactor", "masked"],
+)
+def test_weights_off_the_path_do_not_change_whatever_the_optimizer(optimizer):
+    search = dataclasses.replace(TOY, optimizer=optimizer)
+    states, _ = run(search, TOY_DATA, 3, search.init(jax.random.key(0)))
+    for n, (before, after) in enumerate(zip(states[:-1], states[1:], strict=True)):
+        own = inside(search, after.actions[n], before.params)["arms"]
+        arms = [np.asarray(state.params["arms"]) for state in (before, after)]
+        assert_same_bits(*(a[~own] for a in arms))
+        assert (arms[0] != arms[1])[own].all()
+
+
 @plastic_loops
 def test_what_is_protected(name):
     """Edges that were trained, or all; anchored where they were left, from the warm-up's end."""

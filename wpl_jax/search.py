@@ -237,9 +237,9 @@ class Search:
         sample_key, train_key, fisher_key = jax.random.split(key, 3)
         actions = self._sample(state, sample_key, 1)[0]
         architecture = space.decode(actions)
-        mask = _take(space.mask(architecture), space.rows(architecture))
         shared = state.params, state.opt_state
         rows = self._rows(architecture, *shared)
+        mask = _take(jax.tree.broadcast(space.mask(architecture), state.params), rows[0])
 
         def train(carry, i):
             params, opt_state, hidden, skipped, streak = carry
@@ -287,23 +287,22 @@ class Search:
         )
 
     def _rows(self, architecture, params, opt_state):
-        """The space's ``rows`` for every leaf of the parameters and of the optimiser's state."""
-        rows = jax.tree.broadcast(self.space.rows(architecture), params)
-
-        def of_memory(leaf, param, rows):
-            if is_hidden(leaf) or rows is ...:
-                return leaf if is_hidden(leaf) else ...
-            # Memory that has another shape is of several rows, and whole.
-            return rows if leaf.shape[: rows.ndim] == param.shape[: rows.ndim] else ...
-
-        return rows, optax.tree.map_params(
-            self._tx(),
-            of_memory,
+        """The space's ``rows`` of every parameter and of what the optimiser remembers of each."""
+        map_params = functools.partial(optax.tree.map_params, self._tx(), is_leaf=is_hidden)
+        fits = map_params(
+            lambda leaf, param: is_hidden(leaf) or leaf.shape == param.shape,
             opt_state,
             params,
+            transform_non_params=lambda _: True,
+        )
+        if not all(jax.tree.leaves(fits)):  # weights share memory (adafactor's): it needs them all
+            return jax.tree.map(lambda _: ..., (params, opt_state))
+        rows = jax.tree.broadcast(self.space.rows(architecture), params)
+        return rows, map_params(
+            lambda leaf, rows: leaf if is_hidden(leaf) else rows,
+            opt_state,
             rows,
             transform_non_params=lambda _: ...,
-            is_leaf=is_hidden,
         )
 
     def _protect(self, opt_state, params, architecture, mask, data, key):

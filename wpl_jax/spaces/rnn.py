@@ -432,11 +432,9 @@ def _backward(max_norm, saved, cotangents):
     of_hidden, of_products = jax.lax.scan(
         step, jnp.zeros_like(means[0]), (cotangents, means, reads, values), reverse=True
     )
+    # Over time and batch without a reshape, which no batch split over devices would survive.
     of_kernels = jnp.stack(
-        [
-            read.reshape(-1, read.shape[-1]).T @ of_products[j].reshape(-1, 2 * read.shape[-1])
-            for j, read in enumerate(reads)
-        ]
+        [jnp.tensordot(read, of_products[j], ((0, 1), (0, 1))) for j, read in enumerate(reads)]
     )
     return None, of_kernels[0], of_kernels[1:], of_products[0], of_hidden
 

@@ -29,20 +29,20 @@ from wpl_jax.spaces.rnn import RNN
 VOCABULARY, UNITS, NODES, BATCH, TIME, BATCHES = 10_000, 100, 12, 64, 35, 7
 ALONE, SEARCH, PLASTIC = "written out, compiled alone", "search", "search, with plasticity"
 RATES = ("input_dropout", "output_dropout", "drop_connect", "embedding_dropout")
-FIGURE = "search_step_nodes.png"
+FIGURE, NODES_DRAWN = "search_step_nodes.png", (4, 8, 12, 16)
 
 
 def main():
-    by_nodes = {nodes: rnn(nodes, UNITS, turns=7) for nodes in (4, 8, 12, 16)}
+    by_nodes = side_by_side("nodes", {f"{n} nodes": (n, UNITS) for n in NODES_DRAWN})
     draw(by_nodes)
     report(
         "search_step",
         [
-            rnn(NODES, UNITS, peers=True),
+            rnn(),
             cnn(),
-            *by_nodes.values(),
-            *(rnn(NODES, units, turns=7) for units in (50, 200)),
-            *(controller(samples) for samples in (1, 4, 8)),
+            by_nodes,
+            side_by_side("units", {f"{n} units": (NODES, n) for n in (50, 200)}),
+            *(controller(samples) for samples in (1, 8)),
         ],
         figures=[{"file": FIGURE, "caption": "A training step by the nodes of the recurrent cell"}],
     )
@@ -87,10 +87,11 @@ def written_out(loss, params, tx, batches, start, batch, split):
     return Steps(run, (params, tx.init(params)), split, steps=batches)
 
 
-def rnn(nodes, units, turns=11, peers=False):
+def recurrent_forms(nodes, units):
+    """The limit, the search and the plastic search."""
     space, words, architecture = recurrent(nodes, units)
     tx, params = optimizer(1.0, 0.25), space.init(jax.random.key(0))
-    forms = {
+    return {
         ALONE: functools.partial(
             written_out,
             static.rnn_loss(space, architecture),
@@ -100,14 +101,31 @@ def rnn(nodes, units, turns=11, peers=False):
         SEARCH: functools.partial(searching, space, words, tx, BATCHES),
         PLASTIC: functools.partial(searching, space, words, tx, BATCHES, 10.0, 1.0),
     }
+
+
+def rnn():
+    space, _, architecture = recurrent(NODES, UNITS)
     sizes = {
-        **{"nodes": nodes, "units": units, "vocabulary": VOCABULARY},
+        **{"nodes": NODES, "units": UNITS, "vocabulary": VOCABULARY},
         **{"batch": BATCH, "time": TIME},
         **{name: leaf.tolist() for name, leaf in architecture._asdict().items()},
     }
-    for case in ("eager", "masked", "compiled") if peers else ():
-        forms[f"PyTorch, {case}"] = functools.partial(Peer, "torch_enas", case, **sizes)
-    return compare(f"Search over {named(space)}", forms, turns)
+    peers = {
+        f"PyTorch, {case}": functools.partial(Peer, "torch_enas", case, **sizes)
+        for case in ("eager", "masked", "compiled")
+    }
+    return compare(f"Search over {named(space)}", recurrent_forms(NODES, UNITS) | peers)
+
+
+def side_by_side(what, cases):
+    """Recurrent searches of several sizes in one table, each beside its own limit."""
+    forms, limits = {}, {}
+    for case, sizes in cases.items():
+        for name, form in recurrent_forms(*sizes).items():
+            forms[f"{case}, {name}"] = form
+            limits[f"{case}, {name}"] = f"{case}, {ALONE}"
+    title = f"By {what}, of {NODES} nodes and {UNITS} units otherwise"
+    return compare(f"{title}; ratios to the same size written out", forms, 7, limits)
 
 
 def cnn():
@@ -184,17 +202,17 @@ def optimizer(rate, clip):
     return optax.chain(optax.clip_by_global_norm(clip), optax.sgd(rate))
 
 
-def draw(tables):
+def draw(table):
     """Milliseconds of a step by nodes, medians and quartiles."""
     figure, ax = plt.subplots(figsize=(5.5, 3.5), layout="constrained")
+    rows = {row["name"]: row["milliseconds"] for row in table["rows"]}
     for name, style in ((ALONE, "k--"), (SEARCH, "C0-"), (PLASTIC, "C1-")):
-        rows = [next(r for r in t["rows"] if r["name"] == name) for t in tables.values()]
-        spread = [row["milliseconds"] for row in rows]
+        spread = [rows[f"{n} nodes, {name}"] for n in NODES_DRAWN]
         medians = [s["median"] for s in spread]
-        (line,) = ax.plot(list(tables), medians, style, marker=".", label=name)
+        (line,) = ax.plot(NODES_DRAWN, medians, style, marker=".", label=name)
         low, high = zip(*(s["quartiles"] for s in spread), strict=True)
-        ax.fill_between(list(tables), low, high, color=line.get_color(), alpha=0.15, lw=0)
-    ax.set_xticks(list(tables))
+        ax.fill_between(NODES_DRAWN, low, high, color=line.get_color(), alpha=0.15, lw=0)
+    ax.set_xticks(NODES_DRAWN)
     ax.set(xlabel="nodes of the cell", ylabel="milliseconds a training step", ylim=(0, None))
     ax.legend(frameon=False)
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -133,14 +133,18 @@ class PeerError(Exception):
 
 
 def compare(
-    title: str, forms: Mapping[str, Callable[[], Form]], repeats: int = REPEATS
+    title: str,
+    forms: Mapping[str, Callable[[], Form]],
+    repeats: int = REPEATS,
+    relative_to: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Time forms in turn; the first is what the ratios are taken to.
+    """Time forms in turn, and take their ratios to the first.
 
     Args:
       title: of the table.
       forms: what builds each, by name. One that raises PeerError is reported with its reason.
       repeats: turns, after one that is not counted.
+      relative_to: for some, the name of another that their ratios are taken to.
 
     Returns:
       A table for :func:`report`.
@@ -159,13 +163,14 @@ def compare(
         for name, form in built.items():
             time.sleep(REST)
             seconds[name].append(form.run())
-    first = next(iter(seconds.values()))
+    first = next(iter(seconds))
     rows = []
     for name in forms:
         if name in failed:
             rows.append({"name": name, "failed": failed[name]})
             continue
-        ratios = [t / f for t, f in zip(seconds[name], first, strict=True)]
+        reference = seconds[(relative_to or {}).get(name, first)]
+        ratios = [t / r for t, r in zip(seconds[name], reference, strict=True)]
         rows.append(
             {
                 "name": name,

@@ -195,18 +195,14 @@ def exact_fisher(
         def total(batch, weights):
             outputs, squares = plan.per_example(params, batch, max_bytes // 2)
 
-            def of_class(label):
+            def cotangents(label):
+                return jnp.zeros_like(outputs).at[:, label].set(1)
+
+            def weights_of(label):
                 probs = jnp.exp(outputs[:, label])
-                return squares(
-                    jnp.zeros_like(outputs).at[:, label].set(1),
-                    probs if weights is None else weights * probs,
-                )
+                return probs if weights is None else weights * probs
 
-            def add(totals, label):
-                return jax.tree.map(jnp.add, totals, of_class(label)), None
-
-            start = jax.tree.map(jnp.zeros_like, jax.eval_shape(of_class, 0))
-            return jax.lax.scan(add, start, jnp.arange(outputs.shape[1]))[0]
+            return squares(cotangents, weights_of, rounds=jnp.arange(outputs.shape[1]))
 
         return _mean(total, batch, weights, microbatch_size or _fitting(plan, max_bytes))
 

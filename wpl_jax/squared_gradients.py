@@ -37,9 +37,10 @@ class PerExample(NamedTuple):
 
     outputs: jax.Array
     """Shape ``(n, ...)``."""
-    squares: Callable[[jax.Array, jax.Array | None], chex.ArrayTree]
+    squares: Callable[..., chex.ArrayTree]
     """``squares(cotangents, weights)`` is a tree like the parameters, of the sums over examples
-    ``sum_i weights[i] * (d <cotangents[i], outputs[i]> / d params)**2``."""
+    ``sum_i weights[i] * (d <cotangents[i], outputs[i]> / d params)**2``. With ``rounds``, an array,
+    both are functions of its elements instead, and all rounds are added up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,15 +113,34 @@ class Plan:
         probes = [jnp.zeros((n, *use.shape), use.dtype) for use in self.block.uses]
         outputs, pullback, captured = jax.vjp(run_all, probes, has_aux=True)
 
-        def squares(cotangents, weights):
-            (deltas,) = pullback(cotangents)
-            totals = [jnp.zeros(leaf.shape, _wide(leaf.dtype)) for leaf in leaves]
-            for group in self.groups:
-                examples = [(captured[i], deltas[i]) for i in group.places]
-                of_group = group.squares(leaves, examples, weights, max_bytes)
-                for i, total in zip(group.leaves, of_group, strict=True):
-                    totals[i] = total.astype(totals[i].dtype)
-            return jax.tree.unflatten(self.structure, totals)
+        def squares(cotangents, weights=None, rounds=None):
+            def sums(cotangents, weights):
+                (deltas,) = pullback(cotangents)
+                return [
+                    group.sums(
+                        leaves, [(captured[i], deltas[i]) for i in group.places], weights, max_bytes
+                    )
+                    for group in self.groups
+                ]
+
+            def add(total, element):
+                return jax.tree.map(jnp.add, total, of(element)), None
+
+            def of(element):
+                return sums(cotangents(element), weights(element))
+
+            if rounds is None:
+                total = sums(cotangents, weights)
+            else:
+                start = jax.tree.map(jnp.zeros_like, jax.eval_shape(of, rounds[0]))
+                total, _ = jax.lax.scan(add, start, rounds)
+            found = [jnp.zeros(leaf.shape, _wide(leaf.dtype)) for leaf in leaves]
+            for group, of_group in zip(self.groups, total, strict=True):
+                operands = [captured[i] for i in group.places]
+                of_leaves = group.squares(leaves, operands, of_group)
+                for i, of_leaf in zip(group.leaves, of_leaves, strict=True):
+                    found[i] = of_leaf.astype(found[i].dtype)
+            return jax.tree.unflatten(self.structure, found)
 
         return PerExample(outputs, squares)
 
@@ -156,6 +176,8 @@ class _Group:
         # A value with an entry for each turn of a loop has a gradient for each: not one to add to.
         alike = alike and (len(self.uses) == 1 or not first.value.mapped)
         if alike and first.value.exact and isinstance(first.layout, Product):
+            if self.positions == 1:
+                return self._squared_operands
             return self._pairs if self.positions <= _FEW_POSITIONS else self._products
         if alike and first.value.exact and isinstance(first.layout, Rows):
             return self._rows
@@ -173,13 +195,13 @@ class _Group:
             through = sorted({use.consumer for use in self.uses})
             return f"per-example gradients, through {', '.join(through)}"
         what = self.uses[0].layout.description
-        if self.positions == 1:
+        if self.route == self._squared_operands:
             return f"squared operands{what}"
         form = "pairs" if self.route == self._pairs else "per-example products"
         return f"{form} of {self.positions} positions{what}"
 
-    def squares(self, leaves, examples, weights, max_bytes):
-        """Sums of squares, one for each of the group's parameters.
+    def sums(self, leaves, examples, weights, max_bytes):
+        """Sums over examples, from which :meth:`squares` makes those for the parameters.
 
         Args:
           leaves: all parameters.
@@ -187,39 +209,72 @@ class _Group:
           weights: of the examples, or None.
           max_bytes: of gradients that exist at a time.
         """
-        dtype = functools.reduce(jnp.promote_types, [_wide(leaves[i].dtype) for i in self.leaves])
+        dtype = self._dtype(leaves)
         if weights is not None:
             weights = weights.astype(dtype)
-        return self.route(leaves, examples, weights, max_bytes, dtype)
+        return self.route(examples, weights, max_bytes, dtype, leaves)
 
-    def _pairs(self, leaves, examples, weights, max_bytes, dtype):
-        del max_bytes
+    def squares(self, leaves, operands, sums):
+        """Sums of squares for each of the group's parameters."""
+        if self.route == self._gradients:
+            return sums
+        use, dtype = self.uses[0], self._dtype(leaves)
+        if self.route == self._squared_operands:
+            # The operand is the same for all rounds, so this one product is left for the end.
+            a, _ = jax.vmap(use.layout.matrices)(operands[0], self._no_delta(operands[0]))
+            sums = _product_of_rows(jnp.square(a.astype(dtype)), sums)
+        if isinstance(use.layout, Product):
+            sums = use.layout.assemble(sums)
+
+        def value(of_group):
+            known = dict(zip(self.leaves, of_group, strict=True))
+            return value_of(use.value, known, squared=True)
+
+        zeros = [jnp.zeros(leaves[i].shape, dtype) for i in self.leaves]
+        return jax.vjp(value, zeros)[1](sums)[0]
+
+    def _dtype(self, leaves):
+        return functools.reduce(jnp.promote_types, [_wide(leaves[i].dtype) for i in self.leaves])
+
+    def _no_delta(self, operand):
+        return jnp.zeros((len(operand), *self.uses[0].shape), self.uses[0].dtype)
+
+    def _matrices(self, examples, dtype):
+        """``A`` and ``D`` of all examples, [examples, batches, positions, in or out]."""
         both = [
             jax.vmap(use.layout.matrices)(*of_use)
             for use, of_use in zip(self.uses, examples, strict=True)
         ]
-        a, d = (jnp.concatenate(x, axis=2).astype(dtype) for x in zip(*both, strict=True))
+        return [jnp.concatenate(x, axis=2).astype(dtype) for x in zip(*both, strict=True)]
+
+    def _squared_operands(self, examples, weights, max_bytes, dtype, leaves):
+        del max_bytes, leaves
+        _, d = self._matrices(examples, dtype)
+        return jnp.square(d) if weights is None else jnp.square(d) * weights[:, None, None, None]
+
+    def _pairs(self, examples, weights, max_bytes, dtype, leaves):
+        del max_bytes, leaves
+        a, d = self._matrices(examples, dtype)
         weighted = d if weights is None else d * weights[:, None, None, None]
         pairs = [(p, q) for p in range(self.positions) for q in range(p + 1)]
         left = [a[:, :, p] * a[:, :, q] for p, q in pairs]
         right = [weighted[:, :, p] * d[:, :, q] * (1 if p == q else 2) for p, q in pairs]
-        rows = [grouped(jnp.stack(x, 2), [1], [0, 2], [3]) for x in (left, right)]
         # Rounding can take a sum over pairs below 0.
-        return self._of_parameters(leaves, jnp.maximum(products(*rows), 0))
+        return jnp.maximum(_product_of_rows(jnp.stack(left, 2), jnp.stack(right, 2)), 0)
 
-    def _products(self, leaves, examples, weights, max_bytes, dtype):
+    def _products(self, examples, weights, max_bytes, dtype, leaves):
+        del leaves
+
         def gradient(example):
             both = [
                 use.layout.matrices(*of_use) for use, of_use in zip(self.uses, example, strict=True)
             ]
             return products(*(jnp.concatenate(x, axis=1) for x in zip(*both, strict=True)))
 
-        return self._of_parameters(
-            leaves, _sum_of_squares(gradient, examples, weights, max_bytes, dtype)
-        )
+        return _sum_of_squares(gradient, examples, weights, max_bytes, dtype)
 
-    def _rows(self, leaves, examples, weights, max_bytes, dtype):
-        del max_bytes
+    def _rows(self, examples, weights, max_bytes, dtype, leaves):
+        del max_bytes, leaves
         layout = self.uses[0].layout
         both = [
             jax.vmap(use.layout.rows)(*of_use)
@@ -237,9 +292,9 @@ class _Group:
         if weights is not None:
             of_positions *= weights[:, None, None]
         table = layout.scatter(indices.reshape(-1, layout.depth), _merge_examples(of_positions))
-        return self._of_parameters(leaves, jnp.maximum(table, 0))
+        return jnp.maximum(table, 0)
 
-    def _gradients(self, leaves, examples, weights, max_bytes, dtype):
+    def _gradients(self, examples, weights, max_bytes, dtype, leaves):
         def values(of_group):
             known = dict(enumerate(leaves)) | dict(zip(self.leaves, of_group, strict=True))
             return [value_of(use.value, known) for use in self.uses]
@@ -253,19 +308,6 @@ class _Group:
 
         has_products = any(isinstance(use.layout, Product) for use in self.uses)
         return _sum_of_squares(gradient, examples, weights, max_bytes, dtype, has_products)
-
-    def _of_parameters(self, leaves, squares):
-        """From sums of squares for the value that is used to those for the parameters in it."""
-        use = self.uses[0]
-        if isinstance(use.layout, Product):
-            squares = use.layout.assemble(squares)
-        zeros = [jnp.zeros(leaves[i].shape, squares.dtype) for i in self.leaves]
-
-        def value(of_group):
-            known = dict(zip(self.leaves, of_group, strict=True))
-            return value_of(use.value, known, squared=True)
-
-        return jax.vjp(value, zeros)[1](squares)[0]
 
 
 def _sum_of_squares(gradient, examples, weights, max_bytes, dtype, has_products=True):
@@ -308,6 +350,11 @@ def _sum_of_squares(gradient, examples, weights, max_bytes, dtype, has_products=
     if size == 1 or not has_products:
         return in_chunks(size)(examples, weights)
     return jax.lax.platform_dependent(examples, weights, cpu=in_chunks(1), default=in_chunks(size))
+
+
+def _product_of_rows(a, d):
+    """``sum_np a[n, b, p]^T d[n, b, p]``, [batches, in, out]."""
+    return products(*(grouped(x, [1], [0, 2], [3]) for x in (a, d)))
 
 
 def _merge_examples(x):

@@ -2,8 +2,8 @@
 
 A case is called ``<network>/<library>`` and returns one tensor for each parameter, in their order:
 the mean over examples of the squared gradient of an example's loss, which for a text is the sum
-over its positions. Where a library means something else, the case's name says so; where it cannot,
-the case raises the library's own error.
+over its positions. Where a library means something else, benchmarks/fisher.py says so; where it
+cannot, the case raises the library's own error.
 """
 
 import functools
@@ -239,15 +239,6 @@ LIBRARIES = {
     "asdl": with_asdl,
     "avalanche": with_avalanche,
 }
-OTHER_MEANINGS = {
-    "mlp/avalanche": "square of the batch gradient",
-    "cnn/avalanche": "square of the batch gradient",
-    "lstm/avalanche": "square of the batch gradient",
-    "transformer/avalanche": "square of the batch gradient",
-    # Where images are small, it sums the squares at each pixel: not the square of their sum.
-    "cnn/asdl": "approximate",
-    "transformer/asdl": "positions as examples",
-}
 
 
 def build(network, library, seed=0, **sizes):
@@ -255,12 +246,8 @@ def build(network, library, seed=0, **sizes):
     return LIBRARIES[library](*NETWORKS[network](**sizes))
 
 
-def named(case):
-    return f"{case} ({OTHER_MEANINGS[case]})" if case in OTHER_MEANINGS else case
-
-
 CASES = {
-    named(f"{network}/{library}"): functools.partial(build, network, library)
+    f"{network}/{library}": functools.partial(build, network, library)
     for network in NETWORKS
     for library in LIBRARIES
 }

@@ -75,6 +75,8 @@ def without_blank_ends(app, page, source):
 
 
 def with_aliases(app, what, name, obj, options, signature, returns):
+    if signature == "(*args, **kwargs)":  # of a protocol, which no one calls
+        return "", None
     for union, alias in ALIASES.items():
         signature = signature and signature.replace(union, alias)
         returns = returns and returns.replace(union, alias)

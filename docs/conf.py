@@ -1,15 +1,25 @@
 """The documentation's settings for Sphinx: make docs."""
 
+import importlib
 import inspect
+import pkgutil
 import re
-import sys
 
 import chex
 import jax
 import optax
-from sphinx.util.typing import stringify_annotation
 
-import wpl_jax
+# Types that are long unions are shown by their names: before wpl_jax is annotated with them.
+for package, name in [
+    (chex, "ArrayTree"),
+    (chex, "Numeric"),
+    (jax.typing, "ArrayLike"),
+    (optax, "ScalarOrSchedule"),
+    (optax, "Schedule"),
+]:
+    setattr(package, name, type(name, (), {"__module__": package.__name__}))
+
+import wpl_jax  # noqa: E402
 
 project = "wpl_jax"
 author = "The wpl_jax authors"
@@ -30,7 +40,7 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-autodoc_typehints_format = "short"
+napoleon_use_ivar = True
 napoleon_use_rtype = False
 python_maximum_signature_line_length = 80
 python_use_unqualified_type_names = True
@@ -49,24 +59,25 @@ html_copy_source = False
 html_static_path = ["_static"]
 html_css_files = ["tables.css"]
 
-# Unions that annotations have been expanded to, and their names; the longest, if nested, first.
-ALIASES = {
-    stringify_annotation(annotation, "smart"): name
-    for name, annotation in {
-        "optax.ScalarOrSchedule": wpl_jax.plasticity.ScalarOrSchedule,
-        "chex.ArrayTree": chex.ArrayTree,
-        "chex.Numeric": chex.Numeric,
-        "jax.typing.ArrayLike": jax.typing.ArrayLike,
-        "optax.Schedule": optax.Schedule,
-    }.items()
-}
-
 
 def setup(app):
+    document_fields()
     app.connect("source-read", without_blank_ends)
-    app.connect("autodoc-process-signature", with_aliases)
+    app.connect("autodoc-process-docstring", without_type, priority=1)  # before napoleon
+    app.connect("autodoc-process-signature", with_own_arguments)
     app.connect("missing-reference", in_the_package)
-    app.connect("autodoc-process-docstring", with_field_comments)
+
+
+def document_fields():
+    """Give the fields of named tuples the comments behind them as their docstrings."""
+    for info in pkgutil.walk_packages(wpl_jax.__path__, "wpl_jax."):
+        module = importlib.import_module(info.name)
+        for value in vars(module).values():
+            if inspect.isclass(value) and value.__module__ == info.name:
+                for field in getattr(value, "_fields", ()):
+                    line = rf"^    {field}: .*# (.*)$"
+                    comment = re.search(line, inspect.getsource(value), re.MULTILINE)
+                    getattr(value, field).__doc__ = comment[1] if comment else ""
 
 
 def without_blank_ends(app, page, source):
@@ -74,13 +85,20 @@ def without_blank_ends(app, page, source):
     source[0] = source[0].replace("\n\n```\n", "\n```\n")
 
 
-def with_aliases(app, what, name, obj, options, signature, returns):
-    if signature == "(*args, **kwargs)":  # of a protocol, which no one calls
+def without_type(app, what, name, obj, options, lines):
+    """Keep napoleon from taking what is before a colon in an attribute's first line for a type.
+
+    The first line is then that of an empty comment.
+    """
+    if what in ("attribute", "data", "property"):
+        lines[:0] = ["..", ""]
+
+
+def with_own_arguments(app, what, name, obj, options, signature, returns):
+    """Leave out what no one passes: arguments of a protocol, and Flax's own ones of a module."""
+    if signature == "(*args, **kwargs)":
         return "", None
-    for union, alias in ALIASES.items():
-        signature = signature and signature.replace(union, alias)
-        returns = returns and returns.replace(union, alias)
-    return signature, returns
+    return signature and re.sub(r", parent: .*", ")", signature), returns
 
 
 def in_the_package(app, env, node, content):
@@ -90,12 +108,3 @@ def in_the_package(app, env, node, content):
     if node.get("refdomain") == "py" and target in domain.objects:
         place = node["refdoc"], app.builder, node["reftype"]
         return domain.resolve_xref(env, *place, target, node, content)
-
-
-def with_field_comments(app, what, name, obj, options, lines):
-    """Document the field of a named tuple by the comment behind it."""
-    if lines and lines[0].startswith("Alias for field number"):
-        module, of_class, field = name.rsplit(".", 2)
-        source = inspect.getsource(getattr(sys.modules[module], of_class))
-        comment = re.search(rf"^    {field}: .*# (.*)$", source, re.MULTILINE)
-        lines[:] = [comment[1]] if comment else []

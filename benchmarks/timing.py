@@ -54,6 +54,37 @@ class Jitted:
         return analysis and analysis.temp_size_in_bytes
 
 
+class Steps:
+    """Training steps as users run them: compiled, many to a call, their state donated.
+
+    Args:
+      function: from a state and ``arguments`` to the next state.
+      state: the first; it is copied.
+      arguments: the same in every call.
+      steps: in a call. What :meth:`run` returns is of one.
+    """
+
+    def __init__(self, function: Callable, state, *arguments, steps: int):
+        self.state, self.arguments, self.steps = (
+            jax.tree.map(jax.numpy.copy, state),
+            arguments,
+            steps,
+        )
+        start = time.perf_counter()
+        lowered = jax.jit(function, donate_argnums=0).lower(self.state, *arguments)
+        self.compiled = lowered.compile()
+        self.compile_seconds = time.perf_counter() - start
+
+    def run(self) -> float:
+        start = time.perf_counter()
+        self.state = jax.block_until_ready(self.compiled(self.state, *self.arguments))
+        return (time.perf_counter() - start) / self.steps
+
+    def memory(self) -> int | None:
+        analysis = self.compiled.memory_analysis()
+        return analysis and analysis.temp_size_in_bytes
+
+
 class Peer:
     """A case of ``benchmarks/peers/<module>.py``, in a process of the peers' environment.
 
@@ -102,14 +133,18 @@ class PeerError(Exception):
 
 
 def compare(
-    title: str, forms: Mapping[str, Callable[[], Form]], repeats: int = REPEATS
+    title: str,
+    forms: Mapping[str, Callable[[], Form]],
+    repeats: int = REPEATS,
+    relative_to: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Time forms in turn; the first is what the ratios are taken to.
+    """Time forms in turn, and take their ratios to the first.
 
     Args:
       title: of the table.
       forms: what builds each, by name. One that raises PeerError is reported with its reason.
       repeats: turns, after one that is not counted.
+      relative_to: for some, the name of another that their ratios are taken to.
 
     Returns:
       A table for :func:`report`.
@@ -128,13 +163,14 @@ def compare(
         for name, form in built.items():
             time.sleep(REST)
             seconds[name].append(form.run())
-    first = next(iter(seconds.values()))
+    first = next(iter(seconds))
     rows = []
     for name in forms:
         if name in failed:
             rows.append({"name": name, "failed": failed[name]})
             continue
-        ratios = [t / f for t, f in zip(seconds[name], first, strict=True)]
+        reference = seconds[(relative_to or {}).get(name, first)]
+        ratios = [t / r for t, r in zip(seconds[name], reference, strict=True)]
         rows.append(
             {
                 "name": name,

@@ -21,6 +21,7 @@ import pytest
 from flax import linen as nn
 from hypothesis import strategies as st
 
+from wpl_jax import search
 from wpl_jax.drawing import draw as draw_graphs
 from wpl_jax.search import Data, Search, SearchConfig
 from wpl_jax.spaces import micro_cnn
@@ -550,6 +551,22 @@ def test_only_what_is_sampled_is_read(space, float64):
         poisoned = jax.tree.map(lambda p, m: np.where(m, p, np.nan), params, mask)
         actual = loss_and_grads(space, poisoned, architecture, batch, key)
         chex.assert_trees_all_equal(actual, expected)
+
+
+@spaces
+def test_its_own_edges_are_all_that_an_architecture_needs(space, float64):
+    key = jax.random.key(1) if space.drop_path else None
+    for seed in range(2):
+        params, images, labels = draw(space, seed)
+        batch = images, labels
+        architecture = random_architecture(space, seed)
+        rows = jax.tree.broadcast(space.rows(architecture), params)
+        own = search._take(params, rows)
+        assert own["stages"][1]["sep_conv_3x3"]["scale"].shape[1] == 2 * space.nodes
+        (value, carry), expected = loss_and_grads(space, params, architecture, batch, key)
+        actual = loss_and_grads(space, own, architecture, batch, key)
+        chex.assert_trees_all_equal(actual, ((value, carry), search._take(expected, rows)))
+        chex.assert_trees_all_equal(search._put(params, rows, own), params)
 
 
 # --- One program, of which little runs ------------------------------------------------------------

@@ -187,6 +187,22 @@ def test_only_the_edges_of_the_cell_are_read():
         chex.assert_trees_all_equal(actual, expected)
 
 
+def test_its_own_edges_are_all_that_a_cell_needs():
+    for nodes in (1, 2, NODES):
+        rnn = replace(NORMALISED, nodes=nodes)
+        params, words, hidden = draw(rnn, 1, np.float32)
+        for seed in range(5):
+            cell = random_architecture(seed, nodes)
+            rows = rnn.rows(cell)
+            own = {**params, "edges": params["edges"][rows.pop("edges")]}
+            assert set(rows.values()) <= {...} and own["edges"].shape[0] == nodes - 1
+            (value, state), expected = loss_and_grads(rnn, params, cell, words, hidden)
+            (actual, own_state), grads = loss_and_grads(rnn, own, cell, words, hidden)
+            chex.assert_trees_all_equal((actual, own_state), (value, state))
+            expected["edges"] = expected["edges"][rnn.rows(cell)["edges"]]
+            chex.assert_trees_all_equal(grads, expected)
+
+
 def test_initial_parameters():
     rnn = RNN(vocabulary=200, nodes=5, units=20, init_scale=0.3)
     params = jax.device_get(rnn.init(jax.random.key(0)))

@@ -43,6 +43,9 @@ class Toy:
     def mask(self, architecture):
         return {"arms": jax.nn.one_hot(architecture, 4, dtype=bool)[..., None], "shared": True}
 
+    def rows(self, architecture):
+        return {"arms": architecture[:, None], "shared": ...}
+
     def num_batches(self, split):
         return len(split)
 
@@ -53,7 +56,9 @@ class Toy:
         return jnp.zeros([])
 
     def residual(self, params, architecture, batch, carry):
-        weights = params["shared"] + params["arms"][jnp.arange(3), architecture].sum(0)
+        arms = params["arms"]
+        own = arms[:, 0] if arms.shape[1] == 1 else arms[jnp.arange(3), architecture]
+        weights = params["shared"] + own.sum(0)
         return batch[:, :-1] @ weights - batch[:, -1] + 0.1 * carry
 
     def loss(self, params, architecture, batch, carry, key):
@@ -445,6 +450,24 @@ def test_weights_off_the_path_do_not_change(name):
         changed = jax.tree.map(lambda a, b: np.asarray(a != b), before.params, after.params)
         moved = jax.tree.map(lambda c, m: (c & m).any(), changed, mask)
         assert all(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.adafactor(0.01, min_dim_size_to_factor=2),  # weights share its memory
+        optax.masked(optax.sgd(0.1, momentum=0.5), {"arms": True, "shared": False}),
+    ],
+    ids=["adafactor", "masked"],
+)
+def test_weights_off_the_path_do_not_change_whatever_the_optimizer(optimizer):
+    search = dataclasses.replace(TOY, optimizer=optimizer)
+    states, _ = run(search, TOY_DATA, 3, search.init(jax.random.key(0)))
+    for n, (before, after) in enumerate(zip(states[:-1], states[1:], strict=True)):
+        own = inside(search, after.actions[n], before.params)["arms"]
+        arms = [np.asarray(state.params["arms"]) for state in (before, after)]
+        assert_same_bits(*(a[~own] for a in arms))
+        assert (arms[0] != arms[1])[own].all()
 
 
 @plastic_loops

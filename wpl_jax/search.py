@@ -22,6 +22,7 @@ from wpl_jax.controller import Controller, reinforce_loss, update_baseline
 from wpl_jax.fisher import squared_batch_gradient
 from wpl_jax.plasticity import consolidate, flush, weight_plasticity
 from wpl_jax.spaces import Space
+from wpl_jax.trees import is_hidden
 
 __all__ = ["Data", "Epoch", "Progress", "Search", "SearchConfig", "SearchState"]
 
@@ -236,7 +237,9 @@ class Search:
         sample_key, train_key, fisher_key = jax.random.split(key, 3)
         actions = self._sample(state, sample_key, 1)[0]
         architecture = space.decode(actions)
-        mask = space.mask(architecture)
+        shared = state.params, state.opt_state
+        rows = self._rows(architecture, *shared)
+        mask = _take(jax.tree.broadcast(space.mask(architecture), state.params), rows[0])
 
         def train(carry, i):
             params, opt_state, hidden, skipped, streak = carry
@@ -259,7 +262,7 @@ class Search:
         hidden = space.start(space.batch(data.train, 0, train_key))
         (params, opt_state, _, skipped, streak), losses = jax.lax.scan(
             train,
-            (state.params, state.opt_state, hidden, state.skipped, state.streak),
+            (*_take(shared, rows), hidden, state.skipped, state.streak),
             jnp.arange(config.batches),
         )
         if self._is_plastic():
@@ -271,6 +274,7 @@ class Search:
             )
         place = state.trained % config.architectures
         err1 = self.evaluate(params, actions, data.validation, config.eval_batches)
+        params, opt_state = _put(shared, rows, (params, opt_state))
         return state._replace(
             params=params,
             opt_state=opt_state,
@@ -280,6 +284,25 @@ class Search:
             actions=state.actions.at[place].set(actions),
             err1=state.err1.at[place].set(err1),
             loss=state.loss.at[place].set(losses.mean()),
+        )
+
+    def _rows(self, architecture, params, opt_state):
+        """The space's ``rows`` of every parameter and of what the optimiser remembers of each."""
+        map_params = functools.partial(optax.tree.map_params, self._tx(), is_leaf=is_hidden)
+        fits = map_params(
+            lambda leaf, param: is_hidden(leaf) or leaf.shape == param.shape,
+            opt_state,
+            params,
+            transform_non_params=lambda _: True,
+        )
+        if not all(jax.tree.leaves(fits)):  # weights share memory (adafactor's): it needs them all
+            return jax.tree.map(lambda _: ..., (params, opt_state))
+        rows = jax.tree.broadcast(self.space.rows(architecture), params)
+        return rows, map_params(
+            lambda leaf, rows: leaf if is_hidden(leaf) else rows,
+            opt_state,
+            rows,
+            transform_non_params=lambda _: ...,
         )
 
     def _protect(self, opt_state, params, architecture, mask, data, key):
@@ -390,3 +413,26 @@ class Search:
 
     def _controller_tx(self):
         return optax.adam(self.config.controller_learning_rate)
+
+
+def _take(tree, rows):
+    """Of each leaf the rows that are an architecture's own."""
+
+    def take(rows, subtree):
+        return subtree if rows is ... else jax.tree.map(lambda x: pick(x, rows), subtree)
+
+    def pick(x, rows):
+        return x[rows] if rows.ndim == 1 else jax.vmap(pick)(x, rows)
+
+    return jax.tree.map(take, rows, tree)
+
+
+def _put(tree, rows, own):
+    """The tree with an architecture's own rows in their places."""
+
+    def put(rows, x, new):
+        if rows is ...:
+            return new
+        return x.at[rows].set(new) if rows.ndim == 1 else jax.vmap(put)(rows, x, new)
+
+    return jax.tree.map(put, rows, tree, own)

@@ -14,6 +14,10 @@ class Space(Protocol):
     All methods are pure and can be jitted. Architectures are data, trees of int32 arrays whose
     shapes depend on the space alone, so that one compiled program serves them all. ``carry`` is
     what passes from a batch to the next (a recurrent state), or an empty tree.
+
+    Methods that take ``params`` take the shared parameters or, of those, an architecture's own,
+    which ``rows`` picks: an architecture is trained on them for as long as it takes, so that the
+    rest costs nothing in each step.
     """
 
     @property
@@ -30,6 +34,14 @@ class Space(Protocol):
         """Which parameters it uses: a prefix of their tree, with leaves that broadcast to them.
 
         Leaves are boolean arrays, or ``True`` itself where every architecture uses all of it.
+        """
+
+    def rows(self, architecture: Any) -> chex.ArrayTree:
+        """Where in the parameters its own are: a prefix of their tree.
+
+        Leaves are ``...`` where all of a parameter is taken, as it is, or positions: int32 [n] on
+        the first axis of parameters, [a, n] on the second for each place on the first, and so on,
+        none of them twice. Along these axes the mask's leaves have the parameters' lengths.
         """
 
     def num_batches(self, split: chex.ArrayTree) -> int:

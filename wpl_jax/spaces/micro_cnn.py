@@ -173,6 +173,16 @@ class MicroCNN:
         stages = [of_stage(stage, params) for stage, params in enumerate(shapes["stages"])]
         return {name: True for name in shapes} | {"stages": stages}
 
+    def rows(self, architecture: Architecture) -> Params:
+        """Where in each layer its own edges are among all; projections are few, and all taken."""
+
+        def of_stage(stage):
+            edges = jax.vmap(_edge_index)(self._layers(architecture, stage))
+            return {"norm": ..., "project": ..., **dict.fromkeys(_SEPARABLE, edges)}
+
+        names = jax.eval_shape(self.init, jax.random.key(0))
+        return {name: ... for name in names} | {"stages": [*map(of_stage, range(_STAGES))]}
+
     def _layers(self, architecture, stage):
         """The cells of a stage in their order, as one with leading axes."""
         reductions = [architecture.reduction] if stage else []
@@ -430,10 +440,12 @@ class MicroCNN:
         """The layers of a stage: its last two outputs, and the statistics of all."""
         nodes = jnp.repeat(jnp.arange(self.nodes) + 2, 2)
         index = jax.vmap(_edge_index)(cells)
-        pick = jax.vmap(lambda weights, index: weights[index])
-        weights = {
-            name: jax.tree.map(lambda p: pick(p, index), params[name]) for name in _SEPARABLE
-        }
+
+        def pick(weights):
+            own = weights.shape[1] == 2 * self.nodes  # already
+            return weights if own else jax.vmap(lambda w, i: w[i])(weights, index)
+
+        weights = jax.tree.map(pick, {name: params[name] for name in _SEPARABLE})
 
         def layer(states, inputs):
             cell, weights, project, norm, given, keep = inputs

@@ -13,6 +13,7 @@ which only the edges depend on the cell.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -128,6 +129,12 @@ class RNN:
         always = ["embedding", "input", "recurrent", "decoder_bias"]
         always += ["norm"] if self.batch_norm else []
         return {"edges": edges[:, None, None], **dict.fromkeys(always, True)}
+
+    def rows(self, architecture: Architecture) -> Params:
+        """Where its own edges are among all; the rest is every cell's."""
+        return {name: ... for name in self.mask(architecture)} | {
+            "edges": _edge_index(architecture)
+        }
 
     def num_batches(self, split: jax.Array) -> int:
         """How many windows there are in a split."""
@@ -249,37 +256,18 @@ class RNN:
                 embedded *= _keep(input_key, self.input_dropout, (len(inputs), 1, self.units))
             if self.drop_connect:
                 recurrent = recurrent * _keep(connect_key, self.drop_connect, recurrent.shape)
-        edges = params["edges"][_edge_index(architecture)]
+        edges = params["edges"]
+        if len(edges) != self.nodes - 1:  # not the cell's own already
+            edges = edges[_edge_index(architecture)]
         projected = jnp.swapaxes(embedded, 0, 1) @ params["input"]
-
-        def step(hidden, projected):
-            hidden = self._cell(architecture, recurrent, edges, projected, hidden)
-            return hidden, hidden
-
-        hidden, states = jax.lax.scan(step, hidden, projected)
+        states = _run(self.max_hidden_norm, architecture, recurrent, edges, projected, hidden)
+        hidden = states[-1]
         if self.batch_norm:  # over the batch: over time, the future would be seen
             mean, variance = states.mean(1, keepdims=True), states.var(1, keepdims=True)
             states = (states - mean) * jax.lax.rsqrt(variance + 1e-5)
             scale, bias = params["norm"]["scale"], params["norm"]["bias"]
             states = states * scale[None, None] + bias[None, None]
         return jnp.swapaxes(states, 0, 1), hidden
-
-    def _cell(self, architecture, recurrent, edges, projected, hidden):
-        """The next hidden state, float [batch, units]."""
-        first = _highway(projected + hidden @ recurrent, hidden, architecture.activations[0])
-
-        def node(states, inputs):
-            j, kernel, predecessor, activation = inputs
-            state = states[predecessor]
-            return states.at[j].set(_highway(state @ kernel, state, activation)), None
-
-        nodes = jnp.arange(1, self.nodes)
-        states = jnp.zeros((self.nodes, *first.shape), first.dtype).at[0].set(first)
-        rest = (nodes, edges, architecture.predecessors, architecture.activations[1:])
-        states, _ = jax.lax.scan(node, states, rest)
-        loose = jnp.ones(self.nodes).at[architecture.predecessors].set(0)
-        mean = jnp.tensordot((loose / loose.sum()).astype(states.dtype), states, 1)
-        return _clip_norm(mean, self.max_hidden_norm)
 
     def _nll(self, params, output, labels, weights=None):
         weights = jnp.ones(labels.shape, output.dtype) if weights is None else weights
@@ -365,18 +353,120 @@ def _edge_index(architecture):
     return j * (j - 1) // 2 + architecture.predecessors
 
 
-def _highway(gate_and_value, state, activation):
-    gate, value = jnp.split(gate_and_value, 2, axis=-1)
-    return state + jax.nn.sigmoid(gate) * (_activate(value, activation) - state)
+# --- The cell, over time -------------------------------------------------------------------------
 
 
-def _activate(x, activation):
-    """One of ACTIVATIONS, by a number that may be traced. A select is cheaper than a branch."""
-    halved = activation == _SIGMOID  # sigmoid(x) = (1 + tanh(x / 2)) / 2
-    tanh = jnp.tanh(jnp.where(halved, x / 2, x))
-    smooth = jnp.where(halved, (1 + tanh) / 2, tanh)
-    linear = jnp.where(activation == _RELU, jax.nn.relu(x), x)
-    return jnp.where((activation == _RELU) | (activation == _IDENTITY), linear, smooth)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _run(
+    max_norm: float,
+    architecture: Architecture,
+    recurrent: jax.Array,
+    edges: jax.Array,
+    projected: jax.Array,
+    hidden: jax.Array,
+) -> jax.Array:
+    """Hidden states of a cell, float [time, batch, units]. Differentiable once.
+
+    In the gradient, that of each kernel is one product over all time steps, and activations are
+    differentiated from their values: left to JAX, every time step would add to every kernel's.
+    Which node another reads is a select among those before it, which XLA fuses; to index an array
+    of nodes would copy it for each.
+
+    Args:
+      max_norm: what the norm of a hidden state is clipped at.
+      architecture: the cell.
+      recurrent: node 0's kernel, float [units, 2 * units].
+      edges: those of the other nodes, float [nodes - 1, units, 2 * units].
+      projected: what node 0 reads of the words, float [time, batch, 2 * units].
+      hidden: the hidden state before, float [batch, units].
+    """
+    return _forward(max_norm, architecture, recurrent, edges, projected, hidden)[0]
+
+
+def _forward(max_norm, architecture, recurrent, edges, projected, hidden):
+    """The hidden states, and what the gradient is computed from."""
+    kernels = [recurrent, *edges]
+    kinds, weights = _kinds(architecture, len(recurrent)), _mean_weights(architecture, hidden.dtype)
+
+    def step(hidden, projected):
+        nodes: list[jax.Array] = []
+        reads, values = [], []
+        for j, kernel in enumerate(kernels):
+            read = nodes[0] if j else hidden
+            for i in range(1, j):
+                read = jnp.where(architecture.predecessors[j - 1] == i, nodes[i], read)
+            product = read @ kernel
+            value = _activate(product if j else product + projected, kinds[j])
+            gate, new = jnp.split(value, 2, axis=-1)
+            nodes.append(read + gate * (new - read))
+            reads.append(read)
+            values.append(value)
+        mean = sum(weight * node for weight, node in zip(weights, nodes, strict=True))
+        hidden = _clip_norm(mean, max_norm)
+        return hidden, (hidden, (mean, reads, values))
+
+    _, (states, saved) = jax.lax.scan(step, hidden, projected)
+    return states, (architecture, kernels, *saved)
+
+
+def _backward(max_norm, saved, cotangents):
+    architecture, kernels, means, reads, values = saved
+    kinds, weights = _kinds(architecture, len(kernels[0])), _mean_weights(architecture, means.dtype)
+    transposed = [kernel.T for kernel in kernels]
+
+    def step(cotangent, inputs):
+        of_state, mean, reads, values = inputs
+        (of_mean,) = jax.vjp(lambda x: _clip_norm(x, max_norm), mean)[1](of_state + cotangent)
+        of_reads: dict[int, jax.Array] = {}
+        of_products: dict[int, jax.Array] = {}
+        for j in reversed(range(len(kernels))):
+            of_node = weights[j] * of_mean
+            for k in range(j + 1, len(kernels)):
+                of_node += jnp.where(architecture.predecessors[k - 1] == j, of_reads[k], 0)
+            gate, new = jnp.split(values[j], 2, axis=-1)
+            of_value = jnp.concatenate([of_node * (new - reads[j]), of_node * gate], axis=-1)
+            of_products[j] = of_value * _slope(values[j], kinds[j])
+            of_reads[j] = of_node * (1 - gate) + of_products[j] @ transposed[j]
+        return of_reads[0], of_products
+
+    of_hidden, of_products = jax.lax.scan(
+        step, jnp.zeros_like(means[0]), (cotangents, means, reads, values), reverse=True
+    )
+    # Over time and batch without a reshape, which no batch split over devices would survive.
+    of_kernels = jnp.stack(
+        [jnp.tensordot(read, of_products[j], ((0, 1), (0, 1))) for j, read in enumerate(reads)]
+    )
+    return None, of_kernels[0], of_kernels[1:], of_products[0], of_hidden
+
+
+_run.defvjp(_forward, _backward)
+
+
+def _mean_weights(architecture, dtype):
+    """Of the nodes in the next hidden state: the mean of the loose ends."""
+    loose = jnp.ones(len(architecture.activations)).at[architecture.predecessors].set(0)
+    return (loose / loose.sum()).astype(dtype)
+
+
+def _kinds(architecture, units):
+    """Activations of the columns of each node's product, gates first: [nodes, 1, 2 * units]."""
+    kinds = jnp.stack([jnp.full_like(architecture.activations, _SIGMOID), architecture.activations])
+    return jnp.repeat(kinds.T[:, None], units, axis=2)
+
+
+def _activate(x, kinds):
+    """ACTIVATIONS by their numbers, which may be traced. A select is cheaper than a branch."""
+    scale = jnp.where(kinds == _SIGMOID, 0.5, 1).astype(x.dtype)
+    smooth = scale * jnp.tanh(scale * x) + (1 - scale)  # sigmoid(x) = (1 + tanh(x / 2)) / 2
+    linear = jnp.where(kinds == _RELU, jax.nn.relu(x), x)
+    return jnp.where((kinds == _RELU) | (kinds == _IDENTITY), linear, smooth)
+
+
+def _slope(y, kinds):
+    """The derivative of an activation where its value is ``y``."""
+    smooth = jnp.where(kinds == _SIGMOID, y - y * y, 1 - y * y)
+    linear = jnp.where((kinds == _RELU) & (y <= 0), 0, 1).astype(y.dtype)
+    return jnp.where((kinds == _RELU) | (kinds == _IDENTITY), linear, smooth)
 
 
 def _clip_norm(x, max_norm):

@@ -1,0 +1,52 @@
+"""The limits that benchmarks measure the search against compute the same as the search spaces."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import static
+from wpl_jax.spaces.micro_cnn import MicroCNN
+from wpl_jax.spaces.rnn import RNN
+
+
+def sampled(space, seed=0):
+    rng = np.random.default_rng(seed)
+    architecture = space.decode(jnp.array([rng.integers(n) for n in space.decisions]))
+    params = jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)) / 2, space.init(KEY))
+    return jax.tree.map(np.asarray, architecture), params
+
+
+KEY = jax.random.key(0)
+
+
+def test_a_recurrent_cell_written_out():
+    rates = ("input_dropout", "output_dropout", "drop_connect", "embedding_dropout")
+    space = RNN(vocabulary=11, nodes=5, units=6, **dict.fromkeys(rates, 0.0))
+    architecture, params = sampled(space)
+    words = jax.random.randint(KEY, (3, 8), 0, 11)
+    hidden = jnp.ones((3, 6)) / 4
+    written_out = jax.value_and_grad(static.rnn_loss(space, architecture), has_aux=True)
+    own = static.rnn_params(space, params, architecture)
+    actual, grads = written_out(own, words, hidden)
+    expected, all_grads = jax.value_and_grad(space.loss, has_aux=True)(
+        params, architecture, words, hidden, KEY
+    )
+    chex.assert_trees_all_close(actual, expected, rtol=1e-5)
+    expected = static.rnn_params(space, all_grads, architecture)
+    chex.assert_trees_all_close(grads, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_network_written_out():
+    space = MicroCNN(classes=3, image_shape=(8, 8, 2), nodes=3, channels=2, cells=1, groups=1)
+    architecture, params = sampled(space)
+    images, labels = jax.random.normal(KEY, (4, 8, 8, 2)), jnp.arange(4) % 3
+    own = static.cnn_params(space, params, architecture)
+    written_out = jax.jit(jax.value_and_grad(static.cnn_loss(space, architecture)))
+    actual, grads = written_out(own, (images, labels))
+    (expected, _), all_grads = jax.jit(jax.value_and_grad(space.loss, has_aux=True))(
+        params, architecture, (images, labels)
+    )
+    chex.assert_trees_all_close(actual, expected, rtol=1e-5)
+    expected = static.cnn_params(space, all_grads, architecture)
+    chex.assert_trees_all_close(grads, expected, rtol=1e-3, atol=1e-5)

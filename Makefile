@@ -10,6 +10,7 @@ PYTEST_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.stamp
 PEERS_STAMP := .venv-peers/.stamp
+DOCS_STAMP := .venv-docs/.stamp
 
 define check_python
 version=$$($(PYTHON) -c 'import sys; print(*sys.version_info[:3], sep=".")') \
@@ -61,6 +62,17 @@ $(STAMP): requirements.txt setup.cfg pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $(STAMP)
 
+.PHONY: docs
+docs: $(DOCS_STAMP)  ## build the documentation, in docs/_build/html; warnings are errors
+	.venv-docs/bin/sphinx-build --fresh-env --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo 'Written to docs/_build/html/index.html'
+
+$(DOCS_STAMP): requirements.txt setup.cfg
+	@$(check_python)
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --constraint requirements.txt --editable '.[docs,experiments]'
+	touch $(DOCS_STAMP)
+
 .PHONY: bench
 bench: $(STAMP) $(PEERS_STAMP)  ## time everything beside other libraries; minutes, on an idle machine
 	for name in fisher plasticity search_step decoder end_to_end; do \
@@ -76,6 +88,7 @@ $(PEERS_STAMP): benchmarks/peers/requirements.txt
 	touch $(PEERS_STAMP)
 
 .PHONY: clean
-clean:  ## remove .venv, .venv-peers and everything else that is built
-	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove the virtual environments and everything else that is built
+	rm -rf .venv .venv-docs .venv-peers build dist docs/_build *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find wpl_jax experiments tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -19,15 +19,10 @@ _TFDS_CATALOG = "https://www.tensorflow.org/datasets/catalog/overview#image_clas
 
 
 class Images(NamedTuple):
-    """Labelled images.
+    """Labelled images."""
 
-    Attributes:
-      images: Pixels from 0 to 255, uint8 [n, height, width, channels].
-      labels: Classes counted from 0, int32 [n]; -1 for what is not an image (see `batches`).
-    """
-
-    images: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int32]
+    images: npt.NDArray[np.uint8]  # pixels from 0 to 255, [n, height, width, channels]
+    labels: npt.NDArray[np.int32]  # classes from 0, [n]; -1: not an image (see `batches`)
 
 
 class Splits(NamedTuple):

@@ -4,15 +4,15 @@ Write ``g_i(y) = -d log p(y | x_i, params) / d params`` for the gradient of one 
 log-likelihood. All estimators return a pytree like ``params`` whose leaves are means over the
 ``n`` examples of a batch:
 
-============================  ===============================================  ==================
-Estimator                     Diagonal                                         Cost (backward passes
-                                                                               over the batch)
-============================  ===============================================  ==================
-:func:`empirical_fisher`      ``1/n sum_i g_i(y_i)**2``, labels of the data    1 to 2
-:func:`sampled_fisher`        ``1/n sum_i g_i(y)**2``, ``y ~ p(. | x_i)``      1 to 2
-:func:`exact_fisher`          ``1/n sum_i sum_y p(y | x_i) g_i(y)**2``         1 to 2 a class
-:func:`squared_batch_gradient`  ``(1/n sum_i g_i(y_i))**2``                    1
-============================  ===============================================  ==================
+===============================  ==========================================  =====================
+Estimator                        Diagonal                                    Cost (backward passes
+                                                                             over the batch)
+===============================  ==========================================  =====================
+:func:`empirical_fisher`         ``1/n sum_i g_i(y_i)**2``, labels of data   1 to 2
+:func:`sampled_fisher`           ``1/n sum_i g_i(y)**2``, ``y ~ p(.|x_i)``   1 to 2
+:func:`exact_fisher`             ``1/n sum_i sum_y p(y|x_i) g_i(y)**2``      1 to 2 a class
+:func:`squared_batch_gradient`   ``(1/n sum_i g_i(y_i))**2``                 1
+===============================  ==========================================  =====================
 
 The first three agree with each other, in expectation, for a model that has learned the label
 distribution. The last is the cheap form the paper uses in search (section 3.2). It is something

@@ -1,6 +1,6 @@
 """The Weight Plasticity Loss as optax transformations.
 
-When a model that shares weights with an earlier one is trained, the paper (eq. 8) minimises
+When a model that shares weights with an earlier one is trained, the paper (eq. 8) minimises::
 
     L2(theta) + alpha/2 |theta|^2 + eps/2 sum_i F_i (theta_i - anchor_i)^2
 

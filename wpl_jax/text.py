@@ -44,18 +44,12 @@ class Text(NamedTuple):
 
     The vocabulary comes from the training part alone, the most frequent token first, and always
     holds `EOS` and `UNK`.
-
-    Attributes:
-      train: The text to train on, int32 [n].
-      validation: The text to choose models by, int32 [n].
-      test: The text of the final evaluation, int32 [n].
-      vocabulary: The words, at the positions that are their ids.
     """
 
-    train: Tokens
-    validation: Tokens
-    test: Tokens
-    vocabulary: tuple[str, ...]
+    train: Tokens  # the text to train on, [n]
+    validation: Tokens  # the text to choose models by, [n]
+    test: Tokens  # the text of the final evaluation, [n]
+    vocabulary: tuple[str, ...]  # the words, at the positions that are their ids
 
 
 def load_text(

@@ -1,0 +1,110 @@
+"""The documentation's settings for Sphinx: make docs."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+
+import chex
+import jax
+import optax
+
+# Types that are long unions are shown by their names: before wpl_jax is annotated with them.
+for package, name in [
+    (chex, "ArrayTree"),
+    (chex, "Numeric"),
+    (jax.typing, "ArrayLike"),
+    (optax, "ScalarOrSchedule"),
+    (optax, "Schedule"),
+]:
+    setattr(package, name, type(name, (), {"__module__": package.__name__}))
+
+import wpl_jax  # noqa: E402
+
+project = "wpl_jax"
+author = "The wpl_jax authors"
+copyright = author
+version = release = wpl_jax.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build"]
+default_role = "code"
+myst_enable_extensions = ["deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+python_maximum_signature_line_length = 80
+python_use_unqualified_type_names = True
+
+# Every reference must resolve, but for types of other packages (whose indices would have to be
+# fetched) and what is private.
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!wpl_jax).*"),
+    ("py:.*", r"wpl_jax.*\._.*|wpl_jax.checkpoint.State"),
+]
+
+html_theme = "furo"
+html_title = "wpl_jax"
+html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
+
+
+def setup(app):
+    document_fields()
+    app.connect("source-read", without_blank_ends)
+    app.connect("autodoc-process-docstring", without_type, priority=1)  # before napoleon
+    app.connect("autodoc-process-signature", with_own_arguments)
+    app.connect("missing-reference", in_the_package)
+
+
+def document_fields():
+    """Give the fields of named tuples the comments behind them as their docstrings."""
+    for info in pkgutil.walk_packages(wpl_jax.__path__, "wpl_jax."):
+        module = importlib.import_module(info.name)
+        for value in vars(module).values():
+            if inspect.isclass(value) and value.__module__ == info.name:
+                for field in getattr(value, "_fields", ()):
+                    line = rf"^    {field}: .*# (.*)$"
+                    comment = re.search(line, inspect.getsource(value), re.MULTILINE)
+                    getattr(value, field).__doc__ = comment[1] if comment else ""
+
+
+def without_blank_ends(app, page, source):
+    """Leave out the blank line that ends the output of an example, for doctest."""
+    source[0] = source[0].replace("\n\n```\n", "\n```\n")
+
+
+def without_type(app, what, name, obj, options, lines):
+    """Keep napoleon from taking what is before a colon in an attribute's first line for a type.
+
+    The first line is then that of an empty comment.
+    """
+    if what in ("attribute", "data", "property"):
+        lines[:0] = ["..", ""]
+
+
+def with_own_arguments(app, what, name, obj, options, signature, returns):
+    """Leave out what no one passes: arguments of a protocol, and Flax's own ones of a module."""
+    if signature == "(*args, **kwargs)":
+        return "", None
+    return signature and re.sub(r", parent: .*", ")", signature), returns
+
+
+def in_the_package(app, env, node, content):
+    """Find what the core's modules define under the names that the package gives it."""
+    target = f"wpl_jax.{node['reftarget']}"
+    domain = env.domains["py"]
+    if node.get("refdomain") == "py" and target in domain.objects:
+        place = node["refdoc"], app.builder, node["reftype"]
+        return domain.resolve_xref(env, *place, target, node, content)

@@ -40,6 +40,11 @@ class Run:
     summary: Mapping[str, Any]
 
     @property
+    def script(self) -> str:
+        """How its command begins: ``python -m experiments.search``, say."""
+        return " ".join(str(self.summary.get("command", "runs")).split()[:3])
+
+    @property
     def settings(self) -> dict[str, Any]:
         return dict(flat(self.summary.get("configuration", {})))
 
@@ -96,23 +101,28 @@ def flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def page(runs: Sequence[Run]) -> str:
+    """The page; runs of one script are side by side."""
+    anchors = {run.name: f"run{i}" for i, run in enumerate(runs)}
+    scripts = dict.fromkeys(run.script for run in runs)
+    parts = [side_by_side(s, [run for run in runs if run.script == s], anchors) for s in scripts]
+    parts += [section(anchors[run.name], run) for run in runs]
+    return PAGE.replace("BODY", "\n".join(parts))
+
+
+def side_by_side(script: str, runs: Sequence[Run], anchors: Mapping[str, str]) -> str:
+    links = {r.name: f'<a href="#{anchors[r.name]}">{escape(r.name)}</a>' for r in runs}
+    measured = list(dict.fromkeys(name for run in runs for name in run.results))
+    rows = [[links[run.name], *cells(run.results, measured)] for run in runs]
+    parts = [f"<h2>{escape(script)}</h2>", table(["run", *measured], rows)]
     differing = [
         name
         for name in dict.fromkeys(name for run in runs for name in run.settings)
         if len({json.dumps(run.settings.get(name)) for run in runs}) > 1
     ]
-    measured = list(dict.fromkeys(name for run in runs for name in run.results))
-    links = {run.name: f'<a href="#run{i}">{escape(run.name)}</a>' for i, run in enumerate(runs)}
-    parts = [
-        "<h2>Results</h2>",
-        table(["run", *measured], [[links[r.name], *cells(r.results, measured)] for r in runs]),
-    ]
-    if len(runs) > 1:
-        parts.append("<h2>Settings that differ</h2>")
+    if differing:
         rows = [[links[run.name], *cells(run.settings, differing)] for run in runs]
-        parts.append(table(["run", *differing], rows) if differing else "<p>None.</p>")
-    parts += [section(f"run{i}", run) for i, run in enumerate(runs)]
-    return PAGE.replace("BODY", "\n".join(parts))
+        parts += ["<h3>Settings that differ</h3>", table(["run", *differing], rows)]
+    return "".join(parts)
 
 
 def section(anchor: str, run: Run) -> str:
@@ -205,10 +215,10 @@ BODY
 <dialog><img alt=""></dialog>
 <script>
 const number = cell => parseFloat(cell.textContent);
-const order = (a, b) => {
+const order = (a, b, sign) => {
   const [x, y] = [number(a), number(b)];
-  if (isNaN(x) && isNaN(y)) return a.textContent.localeCompare(b.textContent);
-  return isNaN(x) - isNaN(y) || x - y;
+  if (isNaN(x) && isNaN(y)) return sign * a.textContent.localeCompare(b.textContent);
+  return isNaN(x) - isNaN(y) || sign * (x - y);  // what is not a number comes last
 };
 function sort(head) {
   const table = head.closest("table"), column = head.cellIndex;
@@ -216,7 +226,7 @@ function sort(head) {
   for (const other of table.querySelectorAll("th")) other.removeAttribute("aria-sort");
   head.setAttribute("aria-sort", down ? "descending" : "ascending");
   const rows = [...table.tBodies[0].rows];
-  rows.sort((a, b) => (down ? -1 : 1) * order(a.cells[column], b.cells[column]));
+  rows.sort((a, b) => order(a.cells[column], b.cells[column], down ? -1 : 1));
   table.tBodies[0].append(...rows);
 }
 for (const head of document.querySelectorAll(".sorts th")) {

@@ -2,17 +2,18 @@
 
 import json
 
-from benchmarks.timing import RESULTS, ROOT, cells
+from benchmarks.timing import FEW, RESULTS, ROOT, SLOW, cells
 
 PAGE = ROOT / "docs" / "benchmarks.md"
-HEAD = """# Benchmarks
+HEAD = f"""# Benchmarks
 
 Written by `make bench` from `benchmarks/results/*.json`; not to be edited by hand.
 
 Forms in one table ran alternately on the machine named under it. The figures are medians over the
-turns with their quartiles; a ratio is taken within a turn, to the first row. MiB is the memory
-beyond arguments and results: XLA's temporary buffers for what is jitted, and the growth of the
-process (so an upper bound) for a peer in a process of its own.
+turns with their quartiles (what takes over {SLOW:g} s has {FEW} turns); a ratio is taken within a
+turn, to the first row unless a row says otherwise. MiB is the memory beyond arguments and results:
+XLA's temporary buffers for what is jitted, and the growth of the process (so an upper bound) for a
+peer in a process of its own.
 """
 COLUMNS = ("", "ms", "quartiles", "ratio", "quartiles", "MiB")
 

@@ -108,6 +108,6 @@ def build(
 
 CASES = {
     "eager": build,
-    "compiled, for this cell alone": lambda **sizes: build(compiled=True, **sizes),
+    "compiled": lambda **sizes: build(compiled=True, **sizes),
     "masked": lambda **sizes: build(masked=True, **sizes),
 }

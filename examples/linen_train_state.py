@@ -55,7 +55,7 @@ def accuracies(state):
 learning_rate = 0.05
 params = model.init(jax.random.key(0), upright.train.images[:1])["params"]
 rows = {}
-for name, strength in {"without plasticity": 0.0, "with plasticity": 1000.0}.items():
+for name, strength in {"without plasticity": 0.0, "with plasticity": 300.0}.items():
     tx = optax.chain(
         wpl_jax.add_plasticity(strength),
         optax.sgd(learning_rate, momentum=0.9),

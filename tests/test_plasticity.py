@@ -376,6 +376,7 @@ def consolidate_in_numpy(state, params, fisher, decay, mask):
         anchor=np.where(mask, params, state.anchor),
         fisher=np.where(mask, np.minimum(new, MAX), state.fisher),
         rejected=state.rejected + np.sum(mask & ~valid),
+        consolidations=state.consolidations + 1,
     )
 
 

@@ -1,5 +1,6 @@
 """Weight sharing without forgetting: the Weight Plasticity Loss as an optax transformation."""
 
+from wpl_jax.diagnosis import Diagnosis, diagnose
 from wpl_jax.fisher import (
     empirical_fisher,
     exact_fisher,
@@ -21,9 +22,11 @@ from wpl_jax.plasticity import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Diagnosis",
     "PlasticityState",
     "add_plasticity",
     "consolidate",
+    "diagnose",
     "empirical_fisher",
     "exact_fisher",
     "explain",

@@ -62,6 +62,7 @@ class PlasticityState(NamedTuple):
     anchor: chex.ArrayTree  # like params, in their dtypes
     fisher: chex.ArrayTree  # like params, float32 or the parameter's dtype where wider; >= 0
     rejected: jax.Array  # shape=(), int32: entries that consolidate refused, so far
+    consolidations: jax.Array  # shape=(), int32: how often the anchor has been set
 
 
 def add_plasticity(strength: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
@@ -412,6 +413,7 @@ def _transformation(step):
                 lambda p: jnp.zeros_like(p, dtype=jnp.promote_types(p.dtype, jnp.float32)), params
             ),
             rejected=jnp.zeros([], jnp.int32),
+            consolidations=jnp.zeros([], jnp.int32),
         )
 
     def update_fn(updates, state, params=None, *, mask=None, **extra_args):
@@ -473,6 +475,7 @@ def _consolidate(state, params, fisher, decay, mask, max_norm):
         anchor=unflatten(anchors),
         fisher=unflatten(fishers),
         rejected=jax.tree.map(lambda r: jnp.maximum(r, r + rejected), state.rejected),
+        consolidations=jax.tree.map(optax.safe_increment, state.consolidations),
     )
 
 

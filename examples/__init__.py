@@ -1,0 +1,1 @@
+"""Complete programs to start one's own from; README.md says what each shows."""

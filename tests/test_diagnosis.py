@@ -1,0 +1,277 @@
+"""diagnose: its numbers in closed form, each warning when and only when it is due, everywhere."""
+
+import functools
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
+
+import wpl_jax
+
+STRENGTH, LEARNING_RATE = 4.0, 0.5
+PARAMS = {"kernel": jnp.array([[1.0, -1.0], [2.0, 0.5]]), "bias": jnp.array([3.0])}
+ANCHOR = {"kernel": jnp.array([[0.0, -1.0], [2.0, 0.5]]), "bias": jnp.array([1.0])}
+FISHER = {"kernel": jnp.array([[0.25, 0.0], [0.5, 0.125]]), "bias": jnp.array([0.75])}
+GRADS = {"kernel": jnp.array([[3.0, 0.0], [0.0, 0.0]]), "bias": jnp.array([4.0])}
+
+
+def protected(tx, params=PARAMS, anchor=ANCHOR, fisher=FISHER):
+    return wpl_jax.consolidate(tx.init(params), anchor, fisher)
+
+
+def diagnose(opt_state, params=PARAMS, strength=STRENGTH, learning_rate=LEARNING_RATE, **extra):
+    return wpl_jax.diagnose(opt_state, params, strength, learning_rate, **extra)
+
+
+def weight(inner):
+    return wpl_jax.weight_plasticity(inner, strength=STRENGTH)
+
+
+ADD = wpl_jax.add_plasticity(STRENGTH)
+STATE = protected(ADD)
+
+# --- Numbers --------------------------------------------------------------------------------------
+
+# c = 0.5 * 4 * F: [[0.5, 0], [1, 0.25]], [1.5]; the pull 4 F (params - anchor): 1 and 6, else 0.
+EXPECTED = {
+    "consolidations": 1,
+    "rejected": 0,
+    "count": 0,
+    "strength": 4,
+    "learning_rate": 0.5,
+    "max_fisher": 0.75,
+    "stability": 1.5,
+    "frozen": 2 / 5,
+    "loss": 2 * (0.25 * 1 + 0.75 * 4),
+    "gradient_ratio": 37**0.5 / 5,
+}
+
+
+def assert_found(diagnosis, **expected):
+    actual = {name: np.asarray(getattr(diagnosis, name)) for name in expected}
+    chex.assert_trees_all_close(actual, jax.tree.map(np.asarray, expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize("jit", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_numbers_in_closed_form(jit):
+    found = jit(wpl_jax.diagnose)(STATE, PARAMS, STRENGTH, LEARNING_RATE, GRADS)
+    assert_found(found, **EXPECTED)
+    assert found.warnings() == []
+
+
+def test_the_gradient_ratio_is_that_of_the_gradients():
+    pull = jax.grad(lambda params: wpl_jax.plasticity_loss(STATE, params, STRENGTH))(PARAMS)
+    ratio = optax.tree.norm(pull) / optax.tree.norm(GRADS)
+    assert_found(diagnose(STATE, grads=GRADS), gradient_ratio=ratio)
+    assert diagnose(STATE).gradient_ratio is None
+    # At the anchor nothing pulls; a loss whose gradient vanishes leaves the pull alone.
+    zeros = jax.tree.map(jnp.zeros_like, GRADS)
+    assert diagnose(STATE, ANCHOR, grads=zeros).gradient_ratio == 0
+    assert diagnose(STATE, grads=zeros).gradient_ratio == jnp.inf
+    partial = diagnose(STATE, grads={**GRADS, "bias": None})  # where nothing is updated
+    assert_found(partial, gradient_ratio=37**0.5 / 3)
+
+
+def test_above_2_and_only_there_the_additive_form_moves_away():
+    """The stability number is what it says: on the term alone, distances grow beyond it."""
+    for strength in (2.0, 5.0, 5.5, 20.0):
+        tx = optax.chain(wpl_jax.add_plasticity(strength), optax.sgd(LEARNING_RATE))
+        params, opt_state = PARAMS, protected(tx)
+        for _ in range(20):
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            updates, opt_state = tx.update(zeros, opt_state, params)
+            params = optax.apply_updates(params, updates)
+        grown = abs(params["bias"] - ANCHOR["bias"]) > abs(PARAMS["bias"] - ANCHOR["bias"])
+        assert grown == (diagnose(opt_state, params, strength).stability > 2)
+
+
+def test_a_frozen_weight_keeps_at_most_half_of_a_step():
+    """Exactly those that `frozen` counts, in the implicit form."""
+    tx = wpl_jax.proximal_plasticity(STRENGTH, LEARNING_RATE)
+    step = jax.tree.map(jnp.ones_like, PARAMS)
+    updates, opt_state = tx.update(step, protected(tx, anchor=PARAMS), PARAMS)
+    held = np.concatenate([np.ravel(u) for u in jax.tree.leaves(updates)]) <= 0.5
+    assert_found(diagnose(opt_state), frozen=held.mean())
+
+
+def test_schedules_are_read_at_the_count():
+    _, opt_state = ADD.update(GRADS, STATE, PARAMS)
+    found = diagnose(opt_state, strength=lambda n: 3.0 * n, learning_rate=lambda n: 1 / (1 + n))
+    assert_found(found, count=1, strength=3.0, learning_rate=0.5, stability=0.5 * 3 * 0.75)
+
+
+def test_in_low_precision_and_in_double():
+    for dtype in (jnp.bfloat16, jnp.float64):
+        with jax.enable_x64(dtype == jnp.float64):
+            params, anchor, grads = optax.tree.cast((PARAMS, ANCHOR, GRADS), dtype)
+            found = diagnose(protected(ADD, params, anchor), params, grads=grads)
+            assert_found(found, **EXPECTED)
+
+
+# --- Wherever consolidate finds the state ---------------------------------------------------------
+
+WRAPPERS = {
+    "add": optax.chain(ADD, optax.adam(0.1)),
+    "proximal": optax.chain(optax.sgd(0.1), wpl_jax.proximal_plasticity(STRENGTH, 0.1)),
+    "weight_plasticity": weight(optax.adam(0.1)),
+    "named_chain": optax.named_chain(("plastic", ADD), ("sgd", optax.sgd(0.1))),
+    "MultiSteps": optax.MultiSteps(weight(optax.sgd(0.1)), 2),
+    "apply_if_finite": optax.apply_if_finite(ADD, 3),
+    "inject_hyperparams": optax.inject_hyperparams(wpl_jax.add_plasticity)(strength=STRENGTH),
+}
+
+
+@pytest.mark.parametrize("jit", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("tx", WRAPPERS.values(), ids=WRAPPERS)
+def test_finds_the_state_in(tx, jit):
+    find = jit(functools.partial(diagnose, grads=GRADS))
+    assert find(tx.init(PARAMS)).consolidations == 0
+    assert_found(find(protected(tx)), **EXPECTED)
+
+
+COVERS_THE_KERNEL = {
+    "masked": optax.masked(ADD, {"kernel": True, "bias": False}),
+    "partition": optax.partition(
+        {"plastic": ADD, "plain": optax.sgd(0.1)}, {"kernel": "plastic", "bias": "plain"}
+    ),
+}
+
+
+@pytest.mark.parametrize("tx", COVERS_THE_KERNEL.values(), ids=COVERS_THE_KERNEL)
+def test_counts_what_the_transformation_covers(tx):
+    found = diagnose(protected(tx), grads=GRADS)
+    assert_found(found, max_fisher=0.5, stability=1, frozen=1 / 4, loss=0.5, gradient_ratio=1 / 3)
+
+
+def test_finds_the_state_in_flax():
+    state = TrainState.create(apply_fn=None, params=PARAMS, tx=WRAPPERS["add"])
+    assert diagnose(state).consolidations == 0
+    assert_found(diagnose(wpl_jax.consolidate(state, ANCHOR, FISHER), grads=GRADS), **EXPECTED)
+
+    model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, WRAPPERS["add"], wrt=nnx.Param)
+    params = nnx.state(model, nnx.Param)
+    ones = jax.tree.map(jnp.ones_like, params)
+    optimizer.opt_state = wpl_jax.consolidate(optimizer.opt_state, params, ones)
+    for jit in (lambda f: f, nnx.jit):
+        found = jit(lambda o, p, g: diagnose(o, p, grads=g))(optimizer.opt_state, params, ones)
+        assert_found(found, consolidations=1, count=0, stability=2, frozen=1, gradient_ratio=0)
+        assert found.warnings() == []
+
+
+def test_counts_consolidations_inside_a_step():
+    def nll(params, example):
+        return example * jnp.sum(params["kernel"]) + jnp.sum(params["bias"])
+
+    tx = wpl_jax.weight_plasticity(optax.sgd(0.1), strength=STRENGTH, nll=nll)
+    opt_state = tx.init(PARAMS)
+    for last in (False, True, False, True):
+        _, opt_state = tx.update(GRADS, opt_state, PARAMS, batch=jnp.ones(3), consolidate=last)
+    assert_found(diagnose(opt_state), consolidations=2, count=4)
+
+
+# --- Warnings -------------------------------------------------------------------------------------
+
+ZEROS = jax.tree.map(jnp.zeros_like, FISHER)
+TINY = jax.tree.map(lambda f: 1e-12 * f, FISHER)
+NAN = {**FISHER, "bias": jnp.array([jnp.nan])}
+MESSAGES = {
+    "consolidate": r"never consolidated, .*wpl_jax\.consolidate\(opt_state, params, fisher\)",
+    "zero": "the Fisher is all zero",
+    "strength": "the strength is 0 at update 0",
+    "stability": r"stability number 15 > 2: .*proximal_plasticity.*strength <= [58]",
+    "tiny": r"largest entry is 7\.5e-13.*mean over its positions.*at most 2\.67e\+12",
+    "rejected": "1 Fisher entries were not finite or negative",
+}
+CASES = {
+    "none": ({}, []),
+    "exactly 2": ({"strength": 16 / 3}, []),
+    "just above": ({"strength": 40.0}, ["stability"]),
+    "never": ({"opt_state": ADD.init(PARAMS)}, ["consolidate"]),
+    "never, strong": ({"opt_state": ADD.init(PARAMS), "strength": 1e9}, ["consolidate"]),
+    "flushed": ({"opt_state": wpl_jax.flush(STATE)}, ["zero"]),
+    "zero": ({"opt_state": protected(ADD, fisher=ZEROS)}, ["zero"]),
+    "strength": ({"strength": 0.0}, ["strength"]),
+    "tiny": ({"opt_state": protected(ADD, fisher=TINY)}, ["tiny"]),
+    "tiny, and made up for": (
+        {"opt_state": protected(ADD, fisher=TINY), "strength": 4e12},
+        [],
+    ),
+    "before a warmup": ({"learning_rate": 0.0}, []),
+    "rejected": ({"opt_state": protected(ADD, fisher=NAN)}, ["rejected"]),
+    "rejected, strong": (
+        {"opt_state": protected(ADD, fisher={**NAN, "bias": -FISHER["bias"]}), "strength": 60.0},
+        ["stability", "rejected"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("case", "expected"), CASES.values(), ids=CASES)
+def test_warns_when_and_only_when_due(case, expected):
+    found = diagnose(**{"opt_state": STATE, **case})
+    warnings = found.warnings()
+    assert len(warnings) == len(expected)
+    for warning, name in zip(warnings, expected, strict=True):
+        assert re.search(MESSAGES[name], warning)
+        assert f"\nwarning: {warning}" in str(found)
+
+
+def test_the_remedies_help():
+    """What the warnings advise, followed, leaves nothing to warn of."""
+    strong = diagnose(STATE, strength=100.0)
+    advised = float(strong.warnings()[0].rpartition("strength <= ")[2])
+    assert diagnose(STATE, strength=advised).warnings() == []
+    tiny = protected(ADD, fisher=TINY)
+    advised = float(diagnose(tiny).warnings()[0].rpartition("at most ")[2])
+    assert diagnose(tiny, strength=advised).warnings() == []
+
+
+def test_the_text_of_what_cannot_be_read_is_the_tuple():
+    texts = []
+
+    @jax.jit
+    def step(opt_state):
+        texts.append(str(diagnose(opt_state)))
+
+    step(STATE)
+    texts.append(str(jax.vmap(lambda eps: diagnose(STATE, strength=eps))(jnp.ones(2))))
+    assert all(text.startswith("Diagnosis(") for text in texts)
+
+
+# --- What users get wrong -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: diagnose(optax.adam(0.1).init(PARAMS)), "no plasticity state"),
+        (lambda: diagnose(STATE, {"kernel": PARAMS["kernel"]}), r"params has no leaf at \['bias'"),
+        (lambda: diagnose(STATE, {"params": PARAMS}), r"params has no leaf at \['bias'\]"),
+        (lambda: diagnose(STATE, grads={**GRADS, "b": 1.0}), r"grads has a leaf at \['b'\]"),
+        (lambda: diagnose(STATE, strength=-1.0), "strength must be finite and not negative"),
+        (lambda: diagnose(STATE, learning_rate=np.nan), "learning_rate must be finite"),
+    ],
+)
+def test_refuses(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_consolidating_the_variables_or_another_models_weights():
+    """The trees that are easily mistaken for the parameters, in a loop as people write it."""
+    state = TrainState.create(apply_fn=None, params=PARAMS, tx=WRAPPERS["add"])
+    for params, fisher, message in [
+        ({"params": PARAMS}, FISHER, r"params has no leaf at \['bias'\]"),
+        (state, FISHER, r"params has no leaf at \['bias'\]"),
+        (PARAMS, {"params": FISHER}, r"fisher has no leaf at \['bias'\]"),
+        (PARAMS, {**FISHER, "kernel": jnp.ones((3, 2))}, r"\(3, 2\) at \['kernel'\].* \(2, 2\)"),
+        (PARAMS, jnp.ones(()), r"fisher has no leaf at \['bias'\]"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            wpl_jax.consolidate(state, params, fisher)

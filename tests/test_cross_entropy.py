@@ -220,3 +220,14 @@ def test_each_device_computes_the_logits_of_its_own_tokens(monkeypatch):
     assert f"f32[{tokens // 2 // devices},{vocabulary}]" in spread_out.as_text()
     actual = spread_out(*jax.device_put(arguments, places))
     chex.assert_trees_all_close(jax.device_get(actual), wanted(*arguments), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [linear_cross_entropy, lambda *args: jax.value_and_grad(linear_cross_entropy)(*args)[0]],
+    ids=["value", "value beside gradients"],
+)
+def test_a_label_outside_the_vocabulary_makes_the_loss_nan(function):
+    hidden, kernel, bias, labels, weights = problem()
+    assert np.isfinite(function(hidden, kernel, bias, labels, weights))
+    assert np.isnan(function(hidden, kernel, bias, labels.at[1].set(len(kernel)), weights))

@@ -27,7 +27,7 @@ def linear_cross_entropy(
       hidden: float [tokens, units].
       kernel: the decoder's weights, float [vocabulary, units]: an embedding, where they are tied.
       bias: float [vocabulary].
-      labels: the true words, int [tokens].
+      labels: the true words, int [tokens]; one that is not in the vocabulary makes the loss NaN.
       weights: float [tokens]; 0 for padding.
 
     Returns:
@@ -119,4 +119,5 @@ def _exp(logits):
 
 def _label(hidden, kernel, bias, labels):
     """The labels' logits: taken from the logits, they would hold these beside the exponentials."""
-    return (hidden * kernel[labels]).sum(-1) + bias[labels]
+    own = kernel.at[labels].get(mode="fill", fill_value=jnp.nan)
+    return (hidden * own).sum(-1) + bias[labels]

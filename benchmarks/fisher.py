@@ -84,7 +84,7 @@ def in_jax(nll, params, batch):
 
 
 def draw(scaling):
-    figure, axes = plt.subplots(1, len(scaling), figsize=(10, 3.2), sharey=True, layout="tight")
+    figure, axes = plt.subplots(1, len(scaling), figsize=(10, 3.4), sharey=True, layout="constrained")
     for axis, (size, of_size) in zip(axes, scaling.items(), strict=True):
         for place, name in enumerate((PLAIN, OURS, GRADIENT)):
             rows = [table["rows"] for table in of_size.values()]
@@ -96,7 +96,7 @@ def draw(scaling):
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("time, ms")
-    axes[0].legend(fontsize="small")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(RESULTS / FIGURE, dpi=150)
 
 

@@ -84,7 +84,7 @@ def in_jax(nll, params, batch):
 
 
 def draw(scaling):
-    figure, axes = plt.subplots(1, len(scaling), figsize=(10, 3.4), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), sharey=True, layout="constrained")
     for axis, (size, of_size) in zip(axes, scaling.items(), strict=True):
         for place, name in enumerate((PLAIN, OURS, GRADIENT)):
             rows = [table["rows"] for table in of_size.values()]

@@ -268,9 +268,13 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     time, ratio = row["milliseconds"], row["ratio"]
     return [
         row["name"],
-        f"{time['median']:.3g}",
-        "–".join(f"{q:.3g}" for q in time["quartiles"]),
+        _number(time["median"]),
+        "–".join(map(_number, time["quartiles"])),
         f"{ratio['median']:.2f}",
         "–".join(f"{q:.2f}" for q in ratio["quartiles"]),
         "" if row["bytes"] is None else f"{row['bytes'] / 2**20:.0f}",
     ]
+
+
+def _number(value):
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -211,6 +211,11 @@ def gradient_inside(p, e):
     return jax.grad(lambda x: jnp.sum(jnp.tanh(x @ p["w"]) ** 2))(e["x"])
 
 
+def complex_numbers(p, e):
+    phases = jnp.exp(1j * e["x"])
+    return jnp.abs(phases @ p["w"].astype(jnp.complex64)) ** 2
+
+
 def twice_in_one(p, e):
     return jnp.tanh(e["x"] @ jnp.concatenate([p["w"], p["w"].T], axis=1))
 
@@ -281,6 +286,7 @@ FORMS = {
     spectral: {"w": "per-example gradients, through dot_general"},
     branches_in_a_loop: {"w": "per-example gradients, through scan"},
     gradient_inside: {"w": "per-example gradients, through dot_general"},
+    complex_numbers: {"w": "per-example gradients, through dot_general"},
     twice_in_one: {"w": "per-example gradients, through dot_general"},
     branches: {"w": "per-example gradients, through cond"},
     by_the_parameters: {"w": "rows of a table", "b": "no gradient"},

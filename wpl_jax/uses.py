@@ -259,6 +259,8 @@ def _use(eqn, inputs, lengths):
     form = _FORMS.get(eqn.primitive.name)
     if form is None or len(of_params) > 1:
         return None
+    if not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
+        return None  # the square of a real part is not the real part of a square
     (i,) = of_params
     place = 1 - i if i < 2 else 0
     layout = inputs[place] is None and form(eqn, i, _Loops(lengths, inputs[i].mapped))

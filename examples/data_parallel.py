@@ -49,7 +49,10 @@ def protect(params, opt_state, data):
 
 def train(params, opt_state, data, where):
     for batch in digits.batches(data, steps=100):
-        params, opt_state, loss = step(params, opt_state, jax.device_put(batch, where))
+        # One program at a time: devices that are threads of a CPU may wait for each other for ever.
+        params, opt_state, loss = jax.block_until_ready(
+            step(params, opt_state, jax.device_put(batch, where))
+        )
     return params, opt_state, loss
 
 
@@ -57,7 +60,8 @@ def run(params, data_where, params_where):
     params = jax.device_put(params, params_where)
     params, opt_state, _ = train(params, tx.init(params), task.train, data_where)
     of_fisher = jax.tree.map(lambda x: x[:2048], task.train)
-    opt_state = protect(params, opt_state, jax.device_put(of_fisher, data_where))
+    of_fisher = jax.device_put(of_fisher, data_where)
+    opt_state = jax.block_until_ready(protect(params, opt_state, of_fisher))
     return train(params, opt_state, turned.train, data_where)
 
 

@@ -313,7 +313,7 @@ def test_rows_out_of_bounds_are_treated_as_the_lookup_does(mode):
     check(lambda p, e: jnp.tanh(fn(p, e)), PARAMS, SEQUENCES)
 
 
-@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.settings(max_examples=12, deadline=None)
 @hypothesis.given(data=st.data(), flip=st.booleans())
 def test_of_any_product(data, flip):
     """Any assignment of axes to a product's two operands and its result."""
@@ -337,7 +337,7 @@ def test_of_any_product(data, flip):
     check(fn, normal(0, *shape(w)), normal(1, N, *shape(x)))
 
 
-@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.settings(max_examples=12, deadline=None)
 @hypothesis.given(data=st.data())
 def test_of_any_convolution(data):
     def draw(low, high):

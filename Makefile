@@ -75,7 +75,7 @@ $(DOCS_STAMP): requirements.txt setup.cfg
 
 .PHONY: bench
 bench: $(STAMP) $(PEERS_STAMP)  ## time everything beside other libraries; minutes, on an idle machine
-	for name in fisher plasticity search_step decoder end_to_end; do \
+	for name in fisher products plasticity search_step decoder end_to_end; do \
 	  $(BIN)/python -m benchmarks.$$name; done
 
 .PHONY: peers

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 
 from wpl_jax.uses import Block, Product, Rows, Use, find, grouped, leaf, products, run, value_of
 
-# Up to so many positions, products of pairs cost less than one product an example. Measured on a
-# CPU; a GPU would profit up to about twice as many.
+# Up to so many positions, products of pairs cost less than one product an example, on a CPU
+# (benchmarks/products.py); a GPU should profit up to more.
 _FEW_POSITIONS = 4
 
 
@@ -313,8 +313,8 @@ class _Group:
 def _sum_of_squares(gradient, examples, weights, max_bytes, dtype, has_products=True):
     """``sum_i weights[i] * gradient(examples[i])**2``, some examples at a time.
 
-    On a CPU, XLA has a fast product of two matrices and a slow one of two stacks of them (measured
-    at a seventh to a fortieth of the speed), so products there are one example's at a time.
+    On a CPU, XLA has a fast product of two matrices and a slow one of two stacks of them, by an
+    order of magnitude (benchmarks/products.py), so products there are one example's at a time.
     """
     n = len(jax.tree.leaves(examples)[0])
     shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], examples))

@@ -66,7 +66,7 @@ for name, strength in {"without plasticity": 0.0, "with plasticity": 300.0}.item
 
     fisher = jax.jit(wpl_jax.empirical_fisher(nll))(state.params, upright.train)
     state = wpl_jax.consolidate(state, state.params, fisher)
-    diagnosis = wpl_jax.diagnose(state, state.params, strength, learning_rate)
+    diagnosis = wpl_jax.diagnose(state, state.params, learning_rate)
 
     state = train(state, turned.train)
     rows[f"turned, {name}"] = accuracies(state)

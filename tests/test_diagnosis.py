@@ -25,12 +25,16 @@ def protected(tx, params=PARAMS, anchor=ANCHOR, fisher=FISHER):
     return wpl_jax.consolidate(tx.init(params), anchor, fisher)
 
 
-def diagnose(opt_state, params=PARAMS, strength=STRENGTH, learning_rate=LEARNING_RATE, **extra):
-    return wpl_jax.diagnose(opt_state, params, strength, learning_rate, **extra)
+def diagnose(opt_state, params=PARAMS, learning_rate=LEARNING_RATE, **extra):
+    return wpl_jax.diagnose(opt_state, params, learning_rate, **extra)
 
 
 def weight(inner):
     return wpl_jax.weight_plasticity(inner, strength=STRENGTH)
+
+
+def of_strength(strength, **trees):
+    return protected(wpl_jax.add_plasticity(strength), **trees)
 
 
 ADD = wpl_jax.add_plasticity(STRENGTH)
@@ -60,7 +64,7 @@ def assert_found(diagnosis, **expected):
 
 @pytest.mark.parametrize("jit", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_numbers_in_closed_form(jit):
-    found = jit(wpl_jax.diagnose)(STATE, PARAMS, STRENGTH, LEARNING_RATE, GRADS)
+    found = jit(wpl_jax.diagnose)(STATE, PARAMS, LEARNING_RATE, GRADS)
     assert_found(found, **EXPECTED)
     assert found.warnings() == []
 
@@ -88,7 +92,7 @@ def test_above_2_and_only_there_the_additive_form_moves_away():
             updates, opt_state = tx.update(zeros, opt_state, params)
             params = optax.apply_updates(params, updates)
         grown = abs(params["bias"] - ANCHOR["bias"]) > abs(PARAMS["bias"] - ANCHOR["bias"])
-        assert grown == (diagnose(opt_state, params, strength).stability > 2)
+        assert grown == (diagnose(opt_state, params).stability > 2)
 
 
 def test_a_frozen_weight_keeps_at_most_half_of_a_step():
@@ -100,10 +104,29 @@ def test_a_frozen_weight_keeps_at_most_half_of_a_step():
     assert_found(diagnose(opt_state), frozen=held.mean())
 
 
-def test_schedules_are_read_at_the_count():
-    _, opt_state = ADD.update(GRADS, STATE, PARAMS)
-    found = diagnose(opt_state, strength=lambda n: 3.0 * n, learning_rate=lambda n: 1 / (1 + n))
-    assert_found(found, count=1, strength=3.0, learning_rate=0.5, stability=0.5 * 3 * 0.75)
+def test_schedules():
+    """The strength is that of the update that was, the learning rate that of the update to come."""
+    tx = wpl_jax.add_plasticity(lambda n: 3.0 * (n + 1))
+    opt_state = protected(tx)
+    assert_found(diagnose(opt_state), count=0, strength=3)
+    for count, strength in ((1, 3), (2, 6)):
+        _, opt_state = tx.update(GRADS, opt_state, PARAMS)
+        rate = 1 / (1 + count)
+        expected = {
+            "strength": strength,
+            "learning_rate": rate,
+            "stability": rate * strength * 0.75,
+        }
+        found = diagnose(opt_state, learning_rate=lambda n: 1 / (1 + n))
+        assert_found(found, count=count, **expected)
+
+
+def test_a_strength_that_is_changed_between_updates():
+    tx = optax.inject_hyperparams(wpl_jax.add_plasticity)(strength=STRENGTH)
+    opt_state = protected(tx)
+    opt_state.hyperparams["strength"] = jnp.float32(9.0)
+    _, opt_state = tx.update(GRADS, opt_state, PARAMS)
+    assert_found(diagnose(opt_state), strength=9)
 
 
 def test_in_low_precision_and_in_double():
@@ -184,29 +207,26 @@ NAN = {**FISHER, "bias": jnp.array([jnp.nan])}
 MESSAGES = {
     "consolidate": r"never consolidated, .*wpl_jax\.consolidate\(opt_state, params, fisher\)",
     "zero": "the Fisher is all zero",
-    "strength": "the strength is 0 at update 0",
+    "strength": "the strength is 0 after 0 updates",
     "stability": r"stability number 15 > 2: .*proximal_plasticity.*strength <= [58]",
     "tiny": r"largest entry is 7\.5e-13.*mean over its positions.*at most 2\.67e\+12",
     "rejected": "1 Fisher entries were not finite or negative",
 }
 CASES = {
     "none": ({}, []),
-    "exactly 2": ({"strength": 16 / 3}, []),
-    "just above": ({"strength": 40.0}, ["stability"]),
+    "exactly 2": ({"opt_state": of_strength(16 / 3)}, []),
+    "just above": ({"opt_state": of_strength(40.0)}, ["stability"]),
     "never": ({"opt_state": ADD.init(PARAMS)}, ["consolidate"]),
-    "never, strong": ({"opt_state": ADD.init(PARAMS), "strength": 1e9}, ["consolidate"]),
+    "never, strong": ({"opt_state": wpl_jax.add_plasticity(1e9).init(PARAMS)}, ["consolidate"]),
     "flushed": ({"opt_state": wpl_jax.flush(STATE)}, ["zero"]),
-    "zero": ({"opt_state": protected(ADD, fisher=ZEROS)}, ["zero"]),
-    "strength": ({"strength": 0.0}, ["strength"]),
-    "tiny": ({"opt_state": protected(ADD, fisher=TINY)}, ["tiny"]),
-    "tiny, and made up for": (
-        {"opt_state": protected(ADD, fisher=TINY), "strength": 4e12},
-        [],
-    ),
+    "zero": ({"opt_state": of_strength(STRENGTH, fisher=ZEROS)}, ["zero"]),
+    "strength": ({"opt_state": of_strength(0.0)}, ["strength"]),
+    "tiny": ({"opt_state": of_strength(STRENGTH, fisher=TINY)}, ["tiny"]),
+    "tiny, and made up for": ({"opt_state": of_strength(4e12, fisher=TINY)}, []),
     "before a warmup": ({"learning_rate": 0.0}, []),
-    "rejected": ({"opt_state": protected(ADD, fisher=NAN)}, ["rejected"]),
+    "rejected": ({"opt_state": of_strength(STRENGTH, fisher=NAN)}, ["rejected"]),
     "rejected, strong": (
-        {"opt_state": protected(ADD, fisher={**NAN, "bias": -FISHER["bias"]}), "strength": 60.0},
+        {"opt_state": of_strength(60.0, fisher={**NAN, "bias": -FISHER["bias"]})},
         ["stability", "rejected"],
     ),
 }
@@ -224,12 +244,13 @@ def test_warns_when_and_only_when_due(case, expected):
 
 def test_the_remedies_help():
     """What the warnings advise, followed, leaves nothing to warn of."""
-    strong = diagnose(STATE, strength=100.0)
-    advised = float(strong.warnings()[0].rpartition("strength <= ")[2])
-    assert diagnose(STATE, strength=advised).warnings() == []
-    tiny = protected(ADD, fisher=TINY)
-    advised = float(diagnose(tiny).warnings()[0].rpartition("at most ")[2])
-    assert diagnose(tiny, strength=advised).warnings() == []
+    for strength, fisher, before in (
+        (100.0, FISHER, "strength <= "),
+        (STRENGTH, TINY, "at most "),
+    ):
+        (warning,) = diagnose(of_strength(strength, fisher=fisher)).warnings()
+        advised = float(warning.rpartition(before)[2])
+        assert diagnose(of_strength(advised, fisher=fisher)).warnings() == []
 
 
 def test_the_text_of_what_cannot_be_read_is_the_tuple():
@@ -240,7 +261,7 @@ def test_the_text_of_what_cannot_be_read_is_the_tuple():
         texts.append(str(diagnose(opt_state)))
 
     step(STATE)
-    texts.append(str(jax.vmap(lambda eps: diagnose(STATE, strength=eps))(jnp.ones(2))))
+    texts.append(str(jax.vmap(lambda eps: diagnose(of_strength(eps)))(jnp.ones(2))))
     assert all(text.startswith("Diagnosis(") for text in texts)
 
 
@@ -254,7 +275,6 @@ def test_the_text_of_what_cannot_be_read_is_the_tuple():
         (lambda: diagnose(STATE, {"kernel": PARAMS["kernel"]}), r"params has no leaf at \['bias'"),
         (lambda: diagnose(STATE, {"params": PARAMS}), r"params has no leaf at \['bias'\]"),
         (lambda: diagnose(STATE, grads={**GRADS, "b": 1.0}), r"grads has a leaf at \['b'\]"),
-        (lambda: diagnose(STATE, strength=-1.0), "strength must be finite and not negative"),
         (lambda: diagnose(STATE, learning_rate=np.nan), "learning_rate must be finite"),
     ],
 )

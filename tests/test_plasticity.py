@@ -377,6 +377,7 @@ def consolidate_in_numpy(state, params, fisher, decay, mask):
         fisher=np.where(mask, np.minimum(new, MAX), state.fisher),
         rejected=state.rejected + np.sum(mask & ~valid),
         consolidations=state.consolidations + 1,
+        last_strength=state.last_strength,
     )
 
 

@@ -32,7 +32,7 @@ class Diagnosis(NamedTuple):
       consolidations: int32, how often ``consolidate`` has set the anchor; 0: nothing is protected.
       rejected: int32, Fisher entries that were not finite or negative, in all calls together.
       count: int32, updates so far, at which schedules are read.
-      strength: what it is at this count.
+      strength: that of the last update, and before it of the first.
       learning_rate: what it is at this count.
       max_fisher: the largest entry of ``F``.
       stability: the largest ``c``. Plain gradient descent on the additive form diverges above 2,
@@ -70,7 +70,7 @@ class Diagnosis(NamedTuple):
                 "away, or computed where the model does not depend on these parameters?"
             ]
         elif self.strength == 0:
-            found = [f"the strength is 0 at update {self.count}, so that nothing is protected"]
+            found = [f"the strength is 0 after {self.count} updates, so that nothing is protected"]
         elif self.stability > _UNSTABLE:
             found = [
                 f"stability number {self.stability:.3g} > 2: add_plasticity diverges under plain "
@@ -113,7 +113,6 @@ class Diagnosis(NamedTuple):
 def diagnose(
     opt_state: chex.ArrayTree,
     params: chex.ArrayTree,
-    strength: ScalarOrSchedule,
     learning_rate: ScalarOrSchedule,
     grads: chex.ArrayTree | None = None,
 ) -> Diagnosis:
@@ -123,10 +122,9 @@ def diagnose(
       opt_state: any tree that holds one :class:`wpl_jax.PlasticityState`, as in
         :func:`wpl_jax.consolidate`.
       params: the weights, whole, as in :func:`wpl_jax.consolidate`.
-      strength: what the transformation was given; a schedule is read at the state's count.
-      learning_rate: that of the optimiser, in the same forms. After a preconditioner such as Adam
-        its steps are not those of gradient descent, and only the implicit form has the numbers
-        ``stability`` and ``frozen``.
+      learning_rate: that of the optimiser; a schedule is read at the state's count. After a
+        preconditioner such as Adam its steps are not those of gradient descent, and only the
+        implicit form has the numbers ``stability`` and ``frozen``.
       grads: the gradient of the loss alone, a tree like ``params``.
 
     Returns:
@@ -141,7 +139,7 @@ def diagnose(
       >>> tx = optax.chain(wpl_jax.add_plasticity(100.0), optax.sgd(0.5))
       >>> params = jnp.array([1.0, 2.0])
       >>> opt_state = wpl_jax.consolidate(tx.init(params), params, jnp.array([0.5, 0.0]))
-      >>> print(wpl_jax.diagnose(opt_state, params, strength=100.0, learning_rate=0.5))
+      >>> print(wpl_jax.diagnose(opt_state, params, learning_rate=0.5))
       consolidations: 1, updates: 0
       strength 100, learning rate 0.5, largest Fisher entry 0.5
       stability number 25 (additive form: at most 2)
@@ -151,14 +149,14 @@ def diagnose(
 proximal_plasticity, which is stable at any strength, or strength <= 8
     """
     _check_nonnegative("learning_rate", learning_rate)
-    loss = plasticity_loss(opt_state, params, strength)
     state = _find_state(opt_state)
     # In an nnx.Optimizer each is a variable.
-    consolidations, rejected, count = map(
-        _array, (state.consolidations, state.rejected, state.count)
+    consolidations, rejected, count, eps = map(
+        _array, (state.consolidations, state.rejected, state.count, state.last_strength)
     )
+    loss = plasticity_loss(opt_state, params, eps)
     anchors, fishers = map(jax.tree.leaves, (state.anchor, state.fisher))
-    eps, rate = (jnp.asarray(_value(v, count), float) for v in (strength, learning_rate))
+    rate = jnp.asarray(_value(learning_rate, count), float)
 
     total = max(sum(fisher.size for fisher in fishers), 1)
     max_fisher = frozen = jnp.zeros([])

@@ -63,6 +63,7 @@ class PlasticityState(NamedTuple):
     fisher: chex.ArrayTree  # like params, float32 or the parameter's dtype where wider; >= 0
     rejected: jax.Array  # shape=(), int32: entries that consolidate refused, so far
     consolidations: jax.Array  # shape=(), int32: how often the anchor has been set
+    last_strength: jax.Array  # shape=(): eps of the last update, and before it of the first
 
 
 def add_plasticity(strength: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
@@ -104,9 +105,7 @@ def add_plasticity(strength: ScalarOrSchedule) -> optax.GradientTransformationEx
     """
     _check_nonnegative("strength", strength)
 
-    def step(state):
-        eps = _value(strength, state.count)
-
+    def step(eps, count):
         def add(update, param, anchor, fisher):
             distance = param.astype(fisher.dtype) - anchor.astype(fisher.dtype)
             pulled = update + eps * (fisher * distance)
@@ -116,7 +115,7 @@ def add_plasticity(strength: ScalarOrSchedule) -> optax.GradientTransformationEx
 
         return add
 
-    return _transformation(step)
+    return _transformation(strength, step)
 
 
 def proximal_plasticity(
@@ -166,8 +165,8 @@ def proximal_plasticity(
     _check_nonnegative("strength", strength)
     _check_nonnegative("learning_rate", learning_rate)
 
-    def step(state):
-        rate = _value(learning_rate, state.count) * _value(strength, state.count)
+    def step(eps, count):
+        rate = _value(learning_rate, count) * eps
 
         def pull(update, param, anchor, fisher):
             # Capped short of overflow, where c / (1 + c) has long been 1.
@@ -181,7 +180,7 @@ def proximal_plasticity(
 
         return pull
 
-    return _transformation(step)
+    return _transformation(strength, step)
 
 
 def weight_plasticity(
@@ -401,8 +400,8 @@ def plasticity_loss(
     return _value(strength, state.count) / 2 * total
 
 
-def _transformation(step):
-    """Build a transformation from ``step(state)(update, param, anchor, fisher)``, one tensor's."""
+def _transformation(strength, step):
+    """Build one from ``step(eps, count)(update, param, anchor, fisher)``, a tensor's new update."""
 
     def init_fn(params):
         return PlasticityState(
@@ -414,6 +413,7 @@ def _transformation(step):
             ),
             rejected=jnp.zeros([], jnp.int32),
             consolidations=jnp.zeros([], jnp.int32),
+            last_strength=jnp.asarray(_value(strength, 0), float),
         )
 
     def update_fn(updates, state, params=None, *, mask=None, **extra_args):
@@ -422,7 +422,8 @@ def _transformation(step):
             raise ValueError(
                 "plasticity needs the parameters: call update(grads, opt_state, params)"
             )
-        apply = step(state)
+        eps = _value(strength, state.count)
+        apply = step(eps, state.count)
 
         def apply_inside(update, param, anchor, fisher, inside):
             if update is None:
@@ -438,7 +439,9 @@ def _transformation(step):
             jax.tree.leaves(state.fisher),
             align_mask(mask, state.anchor),
         )
-        new_state = state._replace(count=optax.safe_increment(state.count))
+        new_state = state._replace(
+            count=optax.safe_increment(state.count), last_strength=jnp.asarray(eps, float)
+        )
         return jax.tree.unflatten(jax.tree.structure(state.anchor), new_updates), new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

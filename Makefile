@@ -26,7 +26,7 @@ help:  ## list the targets
 
 .PHONY: demo
 demo: $(STAMP)  ## train two models that share weights, with and without plasticity, on 5,000 images
-	$(BIN)/python -m experiments.two_models --dataset mnist5k
+	$(BIN)/python -m experiments.two_models --data mnist5k
 
 .PHONY: test
 test: lint  ## check style and types, then run the tests and the examples in docstrings

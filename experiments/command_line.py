@@ -3,8 +3,8 @@
 import argparse
 import contextlib
 import io
+import itertools
 import math
-import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,33 +27,47 @@ def parse(
       argv: the command line's arguments; those of the process if None.
       prog: how the script is called.
       description: what it does.
-      flags: in order, the flags that name the preset, each with its default.
+      flags: in order, the flags that name the preset, each with its default; a flag of several
+        names has them all, as in ``"--data --dataset"``.
 
     Raises:
-      ValueError: for an unknown preset, and what a class of settings says of its values.
-      SystemExit: after help, and for flags that do not exist or cannot be read.
+      ValueError: for an unknown preset, and as :func:`read`.
+      SystemExit: after help.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag, default in flags.items():
-        first.add_argument(f"--{flag}", default=default)
-    named = first.parse_known_args(argv)[0]
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for names, default in flags.items():
+        first.add_argument(*names.split(), default=default, dest=names)
+    try:
+        named = vars(first.parse_known_args(argv)[0])
+    except argparse.ArgumentError as error:
+        raise ValueError(error) from None
     preset: Any = presets
-    for flag in flags:
-        name = getattr(named, flag)
+    for names, name in named.items():
         if name not in preset:
-            raise ValueError(f"--{flag} must be one of {', '.join(preset)}, got {name!r}")
+            flag = names.split()[0]
+            raise ValueError(f"{flag} must be one of {', '.join(preset)}, got {name!r}")
         preset = preset[name]
+    return read(preset, argv, prog=prog, description=description)
+
+
+def read(default: Any, argv: Sequence[str] | None, *, prog: str, description: str | None) -> Any:
+    """Settings from the command line, of the class of ``default``.
+
+    Raises:
+      ValueError: in one line, for flags that do not exist or cannot be read; what the class says of
+        its values.
+      SystemExit: after help.
+    """
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
-                type(preset), prog=prog, description=description, args=argv, default=preset
+                type(default), prog=prog, description=description, args=argv, default=default
             )
     except SystemExit as end:
-        if refusal := _refusal_behind(end):
-            raise refusal from None
-        sys.stderr.write(said.getvalue())
-        raise
+        if not end.code:
+            raise
+        raise (_refusal_behind(end) or ValueError(_in_a_line(said.getvalue()))) from None
 
 
 def check(
@@ -73,6 +87,15 @@ def check(
             value = getattr(settings, name)
             if value is not None and not holds(value):
                 raise ValueError(f"--{name.replace('_', '-')} must be {wanted}, got {value}")
+
+
+def _in_a_line(box: str) -> str:
+    """What tyro says in a box: a title, the message, perhaps flags like the one given."""
+    lines = [line.strip(" │╭╮╰╯─") for line in box.splitlines()][1:]
+    ruled = itertools.groupby(lines, key=lambda line: bool(line.strip("-")))
+    message, *more = [list(part) for filled, part in ruled if filled]
+    alike = [part[1].split()[0] for part in more if part[0].startswith(("Perhaps", "Arguments"))]
+    return " ".join(message) + "".join(f"; did you mean {flag}?" for flag in alike[:1])
 
 
 def _refusal_behind(end: SystemExit) -> ValueError | None:

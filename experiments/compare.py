@@ -68,7 +68,7 @@ def parse(argv: Sequence[str] | None) -> Compare:
         argv,
         prog="python -m experiments.compare",
         description=__doc__,
-        flags={"space": "rnn", "preset": "paper"},
+        flags={"--space": "rnn", "--preset": "paper"},
     )
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments import records
+from experiments import command_line, records
 
 ORIGIN = ("command", "python", "versions", "devices", "machine")
 
@@ -25,7 +25,7 @@ ORIGIN = ("command", "python", "versions", "devices", "machine")
 class Report:
     """Settings of a report."""
 
-    dirs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    dirs: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("results"),)
     """Folders of runs, or that hold such folders."""
     out: Path = Path("results/report.html")
     """The page."""
@@ -57,8 +57,9 @@ class Run:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = tyro.cli(Report, prog="python -m experiments.report", description=__doc__, args=argv)
+    prog = "python -m experiments.report"
     try:
+        config = command_line.read(Report(), argv, prog=prog, description=__doc__)
         runs = find(config.dirs)
         records.writable_folder(config.out.parent)
     except (ValueError, OSError) as error:

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Self
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from experiments import processes, records
@@ -120,18 +127,15 @@ class MetricsLog:
                 self._board.add_scalar(name, value, record["epoch"])
 
 
-class Display(Progress):
-    """How far a run is, on the first process's stderr: live on a terminal, or a line an epoch."""
+class Shown(Progress):
+    """How far a run is, on the first process's stderr: live on a terminal, else what is said."""
 
-    def __init__(self, epochs: int, per_epoch: int, unit: str, start: int = 0) -> None:
-        """A run of ``epochs``, each of ``per_epoch`` units, of which ``start`` epochs are done."""
+    def __init__(self, *columns: ProgressColumn) -> None:
+        """Show these columns, and behind them the time since the start and what is left of it."""
         console = Console(stderr=True)
         console.quiet = not processes.is_first()
-        self._epoch, self._epochs, self._per_epoch, self._numbers = start, epochs, per_epoch, ""
         super().__init__(
-            TextColumn("{task.description}"),
-            BarColumn(20),
-            TextColumn(f"{{task.fields[done]}}/{per_epoch} {unit}"),
+            *columns,
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
@@ -139,6 +143,23 @@ class Display(Progress):
             disable=not console.is_interactive,
             speed_estimate_period=3600,
         )
+
+    def say(self, line: str) -> None:
+        """Print a line and the time that is left; nothing on a terminal."""
+        if self.disable:
+            left = self.tasks[0].time_remaining
+            eta = "" if left is None else f"  ETA {datetime.timedelta(seconds=round(left))}"
+            self.console.print(line + eta, soft_wrap=True, highlight=False, markup=False)
+
+
+class Display(Shown):
+    """How far a run is in its epochs: shown live, or said in a line an epoch."""
+
+    def __init__(self, epochs: int, per_epoch: int, unit: str, start: int = 0) -> None:
+        """A run of ``epochs``, each of ``per_epoch`` units, of which ``start`` epochs are done."""
+        self._epoch, self._epochs, self._per_epoch, self._numbers = start, epochs, per_epoch, ""
+        done = TextColumn(f"{{task.fields[done]}}/{per_epoch} {unit}")
+        super().__init__(TextColumn("{task.description}"), BarColumn(20), done)
         done_before = start * per_epoch
         self._task = self.add_task("", total=epochs * per_epoch, completed=done_before, done=0)
         self.show(0)
@@ -161,11 +182,7 @@ class Display(Progress):
         """Show that the current epoch is done, and the numbers that it gave."""
         self.show(self._per_epoch, **numbers)
         self._epoch += 1
-        if self.disable:
-            left = self.tasks[0].time_remaining
-            eta = "" if left is None else f"  ETA {datetime.timedelta(seconds=round(left))}"
-            line = f"epoch {self._epoch}/{self._epochs}  {self._numbers}{eta}"
-            self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+        self.say(f"epoch {self._epoch}/{self._epochs}  {self._numbers}")
 
 
 def _line(record):

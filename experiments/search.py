@@ -33,8 +33,8 @@ from wpl_jax.search import Data, Epoch, Search, SearchState
 def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse(argv)
-        if config.distributed:
-            processes.join(config)
+        if config.sharing.distributed:
+            processes.join(config.sharing)
         with processes.all_or_none():
             task = TASKS[config.space]
             corpus = task.read(config)
@@ -68,7 +68,7 @@ def parse(argv: Sequence[str] | None) -> SearchRun:
         argv,
         prog="python -m experiments.search",
         description=__doc__,
-        flags={"space": "rnn", "preset": "paper"},
+        flags={"--space": "rnn", "--preset": "paper"},
     )
 
 
@@ -92,9 +92,10 @@ def cut(config: SearchRun, corpus: Any) -> Data:
 def devices_of(config: SearchRun) -> list[jax.Device]:
     """The devices that share each batch."""
     there = jax.devices()
-    if config.devices is not None and config.devices > len(there):
-        raise ValueError(f"--devices must be at most {len(there)}, got {config.devices}")
-    devices = there[: config.devices]
+    wanted = config.sharing.devices
+    if wanted is not None and wanted > len(there):
+        raise ValueError(f"--devices must be at most {len(there)}, got {wanted}")
+    devices = there[:wanted]
     if config.batch_size % len(devices):
         raise ValueError(
             f"--batch-size must be a multiple of the {len(devices)} devices that share a batch, "
@@ -118,7 +119,7 @@ def open_checkpoints(config: SearchRun, out: Path) -> Checkpoints:
 
 def check_agreement(config: SearchRun, checkpoints: Checkpoints) -> None:
     """Refuse what several processes would not finish together."""
-    own = dict.fromkeys(("process_id", "coordinator", "out", "data_dir", "text_dir"))
+    own = dict.fromkeys(("sharing", "out", "data_dir", "text_dir"))
     same = repr(dataclasses.replace(config, **{k: v for k, v in own.items() if hasattr(config, k)}))
     if not processes.agree(zlib.crc32(same.encode())):
         raise ValueError("the processes have different settings or data; give all the same flags")

@@ -59,7 +59,7 @@ def parse(argv: Sequence[str] | None) -> FinalRun:
         argv,
         prog="python -m experiments.train_final",
         description=__doc__,
-        flags={"space": "rnn", "preset": "paper"},
+        flags={"--space": "rnn", "--preset": "paper"},
     )
 
 

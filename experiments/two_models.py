@@ -17,10 +17,11 @@ from pathlib import Path
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
 from experiments import command_line, records, two_models_report
 from experiments.configs.two_models import PRESETS, TwoModels
+from experiments.running import Shown
 from experiments.shared_mlps import NEVER, Accuracies, Method, Outcome, compared, run, stack
 from experiments.two_models_report import Condition, Regime, Result
 from wpl_jax.data import Splits, load_images
@@ -35,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse(argv)
         check(config)
-        out = records.writable_folder(config.out or Path("results/two_models", config.dataset))
-        data = load_images(config.dataset, config.data_dir)
+        out = records.writable_folder(config.out or Path("results/two_models", config.data))
+        data = load_images(config.data, config.data_dir)
         check_sizes(config, data)
     except (ValueError, OSError, ImportError) as error:
         print(f"two_models: {error}", file=sys.stderr)
@@ -63,7 +64,7 @@ def parse(argv: Sequence[str] | None) -> TwoModels:
         argv,
         prog="python -m experiments.two_models",
         description=__doc__,
-        flags={"dataset": "mnist5k"},
+        flags={"--data --dataset": "mnist5k"},
     )
 
 
@@ -122,7 +123,7 @@ def check_sizes(config: TwoModels, data: Splits) -> None:
         if not 1 <= getattr(config, flag) <= held:
             raise ValueError(
                 f"--{flag.replace('_', '-')} must be between 1 and the {held} validation images of "
-                f"{config.dataset}, got {getattr(config, flag)}"
+                f"{config.data}, got {getattr(config, flag)}"
             )
 
 
@@ -144,16 +145,17 @@ def experiment(
     records.writable_folder(folder)
     fingerprint = repr((dataclasses.replace(config, out=None, data_dir=None), jax.__version__))
     program = over_seeds(functools.partial(run, config))
-    map_key, seeds_key = jax.random.split(jax.random.key(config.key))
+    map_key, seeds_key = jax.random.split(jax.random.key(config.seed))
     seeds = jax.random.split(seeds_key, config.seeds)
     chunk = config.seeds_per_call
     chunks = [seeds[i : i + chunk] for i in range(0, config.seeds, chunk)]
     stops = (NEVER, *config.stop_at)
     total: list[float] = []
 
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=len(stops) * (1 + len(chunks)))
+    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn())
+    with Shown(*columns) as progress:
+        number = len(stops) * (1 + len(chunks))
+        task = progress.add_task("", total=number)
 
         def part(name, keys, stop, methods):
             until = "converged" if stop == NEVER else f"stopped at {stop:.0%}"
@@ -165,6 +167,7 @@ def experiment(
             )
             progress.advance(task)
             total.append(seconds)
+            progress.say(f"{len(total)}/{number}  {name}, A {until}")
             return result
 
         map_seeds = jax.random.split(map_key, config.map_seeds)

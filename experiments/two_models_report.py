@@ -338,7 +338,7 @@ def report(config: TwoModels, regime: Regime, results: dict[str, Result], summar
 
 `{summary["command"]}`
 
-{config.seeds} seeds on {config.dataset}, {seconds // 60} min {seconds % 60} s on \
+{config.seeds} seeds on {config.data}, {seconds // 60} min {seconds % 60} s on \
 {summary["machine"]} ({", ".join(summary["devices"])}), jax {summary["versions"]["jax"]}.
 
 A ({config.a_steps:,} steps of SGD, or stopped early) is followed by B ({config.b_steps:,} steps of

@@ -466,19 +466,6 @@ def test_bad_input_gives_one_clear_line_and_exit_code_2(
     assert_one_line(capsys, message.format(tmp=tmp_path))
 
 
-def test_a_misspelt_option_is_refused_and_help_is_grouped(capsys):
-    with pytest.raises(SystemExit) as end:
-        search.main([*TINY, "--search.chunks", "1"])
-    assert end.value.code == 2
-    assert "--search.chunk INT" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as end:
-        search.main(["--preset", "smoke", "--help"])
-    assert end.value.code == 0
-    output, errors = capsys.readouterr()
-    assert errors == ""
-    assert "rnn options" in output and "search options" in output
-
-
 @pytest.mark.parametrize(
     ("space", "preset"), [(space, preset) for space in PRESETS for preset in PRESETS[space]]
 )

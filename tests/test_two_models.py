@@ -101,7 +101,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_an_uninterrupted_one(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--dataset", "mnits"], "--dataset must be one of"),
+        (["--data", "mnits"], "--data must be one of"),
         (["--dataset", "mnist", "--data-dir", "{tmp}"], "--data-dir"),
         (["--seeds", "1"], "--seeds must be at least 2"),
         (["--map-seeds", "1"], "--map-seeds must be at least 2"),
@@ -165,7 +165,7 @@ def test_the_regime_forgets_most_where_b_learns():
 
 def test_every_preset_is_accepted():
     for name, preset in PRESETS.items():
-        assert preset.dataset == name
+        assert preset.data == name
         two_models.check(preset)
 
 

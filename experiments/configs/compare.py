@@ -21,9 +21,8 @@ class Compare:
     out: Path | None = None
     """Folder of the report; results/compare/<space>/<preset> if not given."""
     runs: Path | None = None
-    """Folder of all runs, with their checkpoints.
-
-    results/compare/<space>/<preset>_runs if not given."""
+    """Folder of all runs, with their checkpoints; results/compare/<space>/<preset>_runs if not
+    given."""
 
     seeds: int = 3
     """Searches of each kind, with the seeds 0, 1, … At least 2, for an interval over seeds."""
@@ -32,9 +31,8 @@ class Compare:
     strength_seeds: tuple[int, ...] = (1000, 1001)
     """Seeds of the searches that choose the strength; used for nothing else."""
     random_cells: int | None = None
-    """Random cells trained for comparison, at least 2; as many as --seeds if not given.
-
-    Every search ranks them, too: from 3 on, its order is compared with that after training."""
+    """Random cells trained for comparison, at least 2; as many as --seeds if not given. Every
+    search ranks them, too: from 3 on, its order is compared with that after training."""
 
     jobs: int = 1
     """Runs at a time, which share the cores; JAX gives most of a GPU's memory to the first."""

@@ -2,17 +2,44 @@
 
 import dataclasses
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+import tyro
 
 from experiments.command_line import check
 from experiments.configs.space import InSpace
 from wpl_jax.search import SearchConfig
 from wpl_jax.spaces.micro_cnn import MicroCNN
 from wpl_jax.spaces.rnn import RNN
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharing:
+    """Who computes a search."""
+
+    devices: int | None = None
+    """Devices that share each batch; all if not given."""
+    distributed: bool = False
+    """Be one of several processes that share the search, each started with the same settings. On
+    Slurm, Open MPI, Kubernetes and TPUs that is enough; elsewhere the next three say which one."""
+    coordinator: str | None = None
+    """HOST:PORT, the machine of the first process and a port of it that is free."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this one is, from 0, which is the one that writes."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        check(self, at_least_1=("devices", "num_processes"), not_negative=("process_id",))
+        alone = (self.coordinator, self.num_processes, self.process_id) == (None,) * 3
+        if not (self.distributed or alone):
+            raise ValueError("--coordinator, --num-processes and --process-id need --distributed")
+        if self.distributed and self.devices is not None:
+            raise ValueError("--devices and --distributed exclude each other: all devices are used")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,26 +51,11 @@ class SearchRun(InSpace):
     space: str = ""
     """The search space."""
     out: Path | None = None
-    """Folder of the results.
-
-    results/search/<space>/<preset>_<plasticity>_<strategy>_<seed> if not given."""
+    """Folder of the results; one in results/search, named by the settings, if not given."""
     seed: int = 0
     """Where all random numbers come from."""
     resume: bool = False
     """Go on with the run whose checkpoints are in --out, if there are any."""
-
-    devices: int | None = None
-    """Devices that share each batch; all if not given."""
-    distributed: bool = False
-    """Be one of several processes that share the search, each started with the same settings.
-
-    Slurm, Open MPI, Kubernetes and TPUs say who they are, and the next three say it elsewhere."""
-    coordinator: str | None = None
-    """HOST:PORT, the machine of the first process and a port of it that is free."""
-    num_processes: int | None = None
-    """How many processes there are."""
-    process_id: int | None = None
-    """Which of them this one is, from 0, which is the one that writes."""
 
     plasticity: Literal["none", "wpl"] = "wpl"
     """Whether what earlier architectures have learned is protected."""
@@ -70,13 +82,14 @@ class SearchRun(InSpace):
     probes: int = 0
     """Random architectures, those of the seeds 0, 1, …, that are measured at the end as well."""
 
+    sharing: Annotated[Sharing, tyro.conf.OmitArgPrefixes] = Sharing()
+    """Many devices, many processes."""
     search: SearchConfig = SearchConfig()
     """The search itself."""
 
     inessential: ClassVar[tuple[str, ...]] = (
-        *("out", "resume", "data_dir", "max_skipped"),
+        *("out", "resume", "data_dir", "max_skipped", "sharing"),
         *("derive_samples", "derive_batches", "probes"),
-        *("devices", "distributed", "coordinator", "num_processes", "process_id"),
     )
     """Settings that the states of a run do not depend on."""
 
@@ -84,18 +97,10 @@ class SearchRun(InSpace):
         """Refuse what cannot work."""
         check(
             self,
-            at_least_1=(
-                *("epochs", "batch_size", "max_skipped", "derive_samples", "derive_batches"),
-                *("devices", "num_processes"),
-            ),
+            at_least_1=("epochs", "batch_size", "max_skipped", "derive_samples", "derive_batches"),
             above_0=("strength",),
-            not_negative=("strength_decay", "decay_from", "seed", "probes", "process_id"),
+            not_negative=("strength_decay", "decay_from", "seed", "probes"),
         )
-        alone = (self.coordinator, self.num_processes, self.process_id) == (None,) * 3
-        if not (self.distributed or alone):
-            raise ValueError("--coordinator, --num-processes and --process-id need --distributed")
-        if self.distributed and self.devices is not None:
-            raise ValueError("--devices and --distributed exclude each other: all devices are used")
         if self.seed >= 2**32:  # a key has the same numbers as that of the remainder
             raise ValueError(f"--seed must be below 2**32, got {self.seed}")
 

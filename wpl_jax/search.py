@@ -49,8 +49,7 @@ class SearchConfig:
     eval_batches: int = 8
     """Validation batches behind err1 and err2, the same for all."""
     at_once: int = 1
-    """Architectures evaluated at once, where they need not be in turn. 1 is fastest on a CPU
-    (``python -m benchmarks.search_step``); more fill a GPU."""
+    """Architectures evaluated at once, outside of training: 1 is fastest on a CPU."""
 
     controller_steps: int = 2_000
     """Steps of REINFORCE at the end of an epoch."""

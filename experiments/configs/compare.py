@@ -3,14 +3,16 @@
 import dataclasses
 from pathlib import Path
 
+from experiments.configs.space import PresetName, SpaceName
+
 
 @dataclasses.dataclass(frozen=True)
 class Compare:
     """Settings; the defaults are those of the preset that --preset names."""
 
-    space: str = "rnn"
+    space: SpaceName = "rnn"
     """The search space. rnn: recurrent cells. micro_cnn: cells for images."""
-    preset: str = "paper"
+    preset: PresetName = "paper"
     """Of the searches and of the final trainings. smoke: minutes. cpu: hours. paper: for a GPU."""
     data_dir: Path | None = None
     """Of the searches and of the final trainings: their own default if not given."""
@@ -21,8 +23,7 @@ class Compare:
     out: Path | None = None
     """Folder of the report; results/compare/<space>/<preset> if not given."""
     runs: Path | None = None
-    """Folder of all runs, with their checkpoints; results/compare/<space>/<preset>_runs if not
-    given."""
+    """Folder of all runs; results/compare/<space>/<preset>_runs if not given."""
 
     seeds: int = 3
     """Searches of each kind, with the seeds 0, 1, … At least 2, for an interval over seeds."""
@@ -31,8 +32,7 @@ class Compare:
     strength_seeds: tuple[int, ...] = (1000, 1001)
     """Seeds of the searches that choose the strength; used for nothing else."""
     random_cells: int | None = None
-    """Random cells trained for comparison, at least 2; as many as --seeds if not given. Every
-    search ranks them, too: from 3 on, its order is compared with that after training."""
+    """Random cells to train, at least 2, and to rank, if 3 or more; --seeds of them by default."""
 
     jobs: int = 1
     """Runs at a time, which share the cores; JAX gives most of a GPU's memory to the first."""

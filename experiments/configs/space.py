@@ -1,16 +1,19 @@
 """What the settings of searches and final trainings have in common: a search space in them."""
 
 import dataclasses
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self, TypeAlias
 
 from wpl_jax.spaces.micro_cnn import MicroCNN
 from wpl_jax.spaces.rnn import RNN
+
+SpaceName: TypeAlias = Literal["rnn", "micro_cnn"]
+PresetName: TypeAlias = Literal["smoke", "cpu", "paper"]
 
 
 class InSpace:
     """Settings with those of a search space among them, under a name of the space's own."""
 
-    space: str
+    space: SpaceName
     space_field: ClassVar[str]
 
     @property

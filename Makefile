@@ -10,7 +10,6 @@ PYTEST_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.stamp
 PEERS_STAMP := .venv-peers/.stamp
-DOCS_STAMP := .venv-docs/.stamp
 
 define check_python
 version=$$($(PYTHON) -c 'import sys; print(*sys.version_info[:3], sep=".")') \
@@ -48,10 +47,10 @@ requirements:  ## resolve requirements.txt anew from setup.cfg
 	@$(check_python); \
 	fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	$(PYTHON) -m venv "$$fresh"; \
-	"$$fresh/bin/pip" install --quiet --editable '.[experiments,test]'; \
+	"$$fresh/bin/pip" install --quiet --editable '.[experiments,test,docs]'; \
 	"$$fresh/bin/pip" freeze --exclude wpl_jax > "$$fresh/pins"; \
 	{ echo '# Every package that make installs, for a CPU, as setup.cfg resolves on'; \
-	  echo "# $$(uname -s) with Python $$version: the base, experiments and test requirements."; \
+	  echo "# $$(uname -s) with Python $$version: the base, experiments, test and docs requirements."; \
 	  echo '# Written by: make requirements'; \
 	  cat "$$fresh/pins"; } > requirements.txt
 
@@ -63,15 +62,13 @@ $(STAMP): requirements.txt setup.cfg pyproject.toml
 	touch $(STAMP)
 
 .PHONY: docs
-docs: $(DOCS_STAMP)  ## build the documentation, in docs/_build/html; warnings are errors
-	.venv-docs/bin/sphinx-build --fresh-env --fail-on-warning --keep-going --quiet docs docs/_build/html
+docs: $(STAMP)  ## build the documentation, in docs/_build/html; warnings are errors
+	$(BIN)/sphinx-build --fresh-env --fail-on-warning --keep-going --quiet docs docs/_build/html
 	@echo 'Written to docs/_build/html/index.html'
 
-$(DOCS_STAMP): requirements.txt setup.cfg
-	@$(check_python)
-	$(PYTHON) -m venv .venv-docs
-	.venv-docs/bin/pip install --quiet --constraint requirements.txt --editable '.[docs,experiments]'
-	touch $(DOCS_STAMP)
+.PHONY: linkcheck
+linkcheck: $(STAMP)  ## try the documentation's links to other sites
+	$(BIN)/sphinx-build --builder linkcheck --quiet docs docs/_build/linkcheck
 
 .PHONY: bench
 bench: $(STAMP) $(PEERS_STAMP)  ## time everything beside other libraries; minutes, on an idle machine
@@ -89,6 +86,6 @@ $(PEERS_STAMP): benchmarks/peers/requirements.txt
 
 .PHONY: clean
 clean:  ## remove the virtual environments and everything else that is built
-	rm -rf .venv .venv-docs .venv-peers build dist docs/_build *.egg-info
+	rm -rf .venv .venv-peers build dist docs/_build *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find wpl_jax experiments tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,5 +1,6 @@
 """The documentation's settings for Sphinx: make docs."""
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -8,6 +9,9 @@ import re
 import chex
 import jax
 import optax
+from docutils import nodes
+from math_core import LatexError, LatexToMathML
+from sphinx.util import logging
 
 # Types that are long unions are shown by their names: before wpl_jax is annotated with them.
 for package, name in [
@@ -29,7 +33,6 @@ version = release = wpl_jax.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
@@ -57,11 +60,14 @@ html_theme = "furo"
 html_title = "wpl_jax"
 html_copy_source = False
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["style.css"]
+html_math_renderer = "mathml"
 
 
 def setup(app):
     document_fields()
+    inline, block = (functools.partial(formula, display) for display in (False, True))
+    app.add_html_math_renderer("mathml", (inline, None), (block, None))
     app.connect("source-read", without_blank_ends)
     app.connect("autodoc-process-docstring", without_type, priority=1)  # before napoleon
     app.connect("autodoc-process-signature", with_own_arguments)
@@ -78,6 +84,16 @@ def document_fields():
                     line = rf"^    {field}: .*# (.*)$"
                     comment = re.search(line, inspect.getsource(value), re.MULTILINE)
                     getattr(value, field).__doc__ = comment[1] if comment else ""
+
+
+def formula(display, translator, node):
+    """Write a formula as MathML, which browsers set by themselves."""
+    try:
+        convert = LatexToMathML(fancy_error=False).convert_with_local_state
+        translator.body.append(convert(node.astext(), displaystyle=display))
+    except LatexError as error:
+        logging.getLogger(__name__).warning("%s", error, location=node)
+    raise nodes.SkipNode
 
 
 def without_blank_ends(app, page, source):

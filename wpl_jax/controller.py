@@ -178,12 +178,14 @@ def reinforce_loss(
     baseline: chex.Numeric,
     entropy_weight: chex.Numeric = 1e-4,
 ) -> jax.Array:
-    """Loss whose gradient is that of REINFORCE with a baseline, with a bonus for entropy.
+    r"""Loss whose gradient is that of REINFORCE with a baseline, with a bonus for entropy.
 
-    ``-mean(log_probs * (rewards - baseline)) - entropy_weight * mean(entropies)``, the advantage
-    ``rewards - baseline`` taken as a constant. Its value means nothing, its gradient descends the
-    expected negative reward. An architecture whose advantage is not finite counts as one of
-    advantage 0: its reward is not finite, or there is no baseline yet.
+    .. math:: -\frac1n \sum_i (R_i - b) \log p_i - \beta\, \frac1n \sum_i H_i
+
+    with R for ``rewards``, b for ``baseline``, log p for ``log_probs``, β for ``entropy_weight``
+    and H for ``entropies``; the advantage R - b is taken as a constant. The loss's value means
+    nothing, its gradient descends the expected negative reward. An architecture whose advantage is
+    not finite counts as one of advantage 0: its reward is not finite, or there is no baseline yet.
 
     Args:
       log_probs: of the sampled architectures, shape ``(n,)``.

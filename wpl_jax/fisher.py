@@ -1,18 +1,25 @@
-"""Diagonal Fisher estimators, each named for which Fisher information it estimates.
+r"""Diagonal Fisher estimators, each named for which Fisher information it estimates.
 
-Write ``g_i(y) = -d log p(y | x_i, params) / d params`` for the gradient of one example's negative
-log-likelihood. All estimators return a pytree like ``params`` whose leaves are means over the
-``n`` examples of a batch:
+With θ for ``params``, write for the gradient of one example's negative log-likelihood
 
-===============================  ==========================================  =====================
-Estimator                        Diagonal                                    Cost (backward passes
-                                                                             over the batch)
-===============================  ==========================================  =====================
-:func:`empirical_fisher`         ``1/n sum_i g_i(y_i)**2``, labels of data   1 to 2
-:func:`sampled_fisher`           ``1/n sum_i g_i(y)**2``, ``y ~ p(.|x_i)``   1 to 2
-:func:`exact_fisher`             ``1/n sum_i sum_y p(y|x_i) g_i(y)**2``      1 to 2 a class
-:func:`squared_batch_gradient`   ``(1/n sum_i g_i(y_i))**2``                 1
-===============================  ==========================================  =====================
+.. math:: g_i(y) = -\nabla_\theta \log p(y \mid x_i, \theta)
+
+All estimators return a pytree like ``params`` whose leaves are means over the ``n`` examples of a
+batch:
+
+==============================  ======================================================  ==========
+Estimator                       Diagonal                                                Cost
+==============================  ======================================================  ==========
+:func:`empirical_fisher`        :math:`\frac1n \sum_i g_i(y_i)^2`                       1 to 2
+:func:`sampled_fisher`          :math:`\frac1n \sum_i g_i(y)^2`                         1 to 2
+:func:`exact_fisher`            :math:`\frac1n \sum_i \sum_y p(y \mid x_i)\, g_i(y)^2`  1 to 2 a
+                                                                                        class
+:func:`squared_batch_gradient`  :math:`\left(\frac1n \sum_i g_i(y_i)\right)^2`          1
+==============================  ======================================================  ==========
+
+The label :math:`y_i` is that of the data; the second estimator draws
+:math:`y \sim p(\cdot \mid x_i, \theta)` from the model. The cost is in backward passes over the
+batch.
 
 The first three agree with each other, in expectation, for a model that has learned the label
 distribution. The last is the cheap form the paper uses in search (section 3.2). It is something

@@ -67,12 +67,16 @@ def forgetting(err1: chex.ArrayNumpy, err2: chex.ArrayNumpy, best: int = 5) -> F
 def relative_reduction(
     baseline: chex.Numeric, plain: chex.Numeric, protected: chex.Numeric
 ) -> chex.Numeric:
-    """Share of the forgetting that protection prevented (section 4.1): ``(d - d_wpl) / d``.
+    r"""Share of the forgetting that protection prevented (section 4.1).
+
+    .. math::
+        \frac{d - d_\text{WPL}}{d} \qquad \text{with} \quad d = \text{baseline} - \text{plain},
+        \quad d_\text{WPL} = \text{baseline} - \text{protected}
 
     Args:
       baseline: accuracy of the first model before the second trained.
-      plain: its accuracy after the second trained without protection, ``d = baseline - plain``.
-      protected: its accuracy after the second trained with it, ``d_wpl = baseline - protected``.
+      plain: its accuracy after the second trained without protection.
+      protected: its accuracy after the second trained with it.
 
     Returns:
       1 where nothing was forgotten, 0 where protection did nothing, more than 1 where the first

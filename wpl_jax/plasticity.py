@@ -1,12 +1,14 @@
-"""The Weight Plasticity Loss as optax transformations.
+r"""The Weight Plasticity Loss as optax transformations.
 
-When a model that shares weights with an earlier one is trained, the paper (eq. 8) minimises::
+When a model that shares weights with an earlier one is trained, the paper (eq. 8) minimises
 
-    L2(theta) + alpha/2 |theta|^2 + eps/2 sum_i F_i (theta_i - anchor_i)^2
+.. math::
+    L_2(\theta) + \frac{\alpha}{2} \lVert\theta\rVert^2
+    + \frac{\varepsilon}{2} \sum_i F_i\, (\theta_i - \text{anchor}_i)^2
 
-L2 is the new model's own loss, ``anchor`` the weights at which the earlier model was left, ``F``
+L₂ is the new model's own loss, ``anchor`` the weights at which the earlier model was left, ``F``
 the diagonal of that model's Fisher information there (see :mod:`wpl_jax.fisher`), zero on weights
-it does not use, and ``eps`` the strength. The whole equation, term by term::
+it does not use, and ε, ``eps``, the strength. The whole equation, term by term::
 
     tx = optax.chain(
         optax.add_decayed_weights(alpha),  # alpha/2 |theta|^2
@@ -121,19 +123,23 @@ def add_plasticity(strength: ScalarOrSchedule) -> optax.GradientTransformationEx
 def proximal_plasticity(
     strength: ScalarOrSchedule, learning_rate: ScalarOrSchedule
 ) -> optax.GradientTransformationExtraArgs:
-    """Apply the plasticity term implicitly: a proximal step, stable for every strength.
+    r"""Apply the plasticity term implicitly: a proximal step, stable for every strength.
 
-    Place it last in the chain, where the updates are the step about to be taken. With ``params'``
-    the weights after that step, the new weights minimise the plasticity term plus the squared
-    distance to ``params'``::
+    Place it last in the chain, where the updates are the step about to be taken. With θ' the
+    weights after that step and η the learning rate, the new weights minimise the plasticity term
+    plus the squared distance to θ':
 
-        argmin_theta  strength/2 sum F (theta - anchor)^2 + 1/(2 learning_rate) |theta - params'|^2
+    .. math::
+        \frac{\varepsilon}{2} \sum_i F_i\, (\theta_i - \text{anchor}_i)^2
+        + \frac{1}{2 \eta} \lVert\theta - \theta'\rVert^2
 
     Setting the gradient to zero, one equation for each weight, gives
 
-        theta = (params' + c anchor) / (1 + c)     with  c = learning_rate * strength * F
+    .. math::
+        \theta_i = \frac{\theta'_i + c_i\, \text{anchor}_i}{1 + c_i},
+        \qquad c_i = \eta\, \varepsilon\, F_i
 
-    a weighted mean of ``params'`` and ``anchor``. It never overshoots, whereas the explicit form
+    a weighted mean of θ' and the anchor. It never overshoots, whereas the explicit form
     (:func:`add_plasticity`) multiplies the distance to the anchor by ``1 - c`` in each step and
     diverges where ``c > 2``. Without momentum both have the same fixed points, the stationary
     points of eq. 8.

@@ -1,11 +1,14 @@
-"""The recurrent search space of ENAS: a highway cell of N nodes, for language modelling.
+r"""The recurrent search space of ENAS: a highway cell of N nodes, for language modelling.
 
 Node 0 reads the input ``x_t`` and the previous hidden state ``s``, every other node ``j`` one
-earlier node ``i``, through weights of that edge. With ``f`` the node's activation::
+earlier node ``i``, through weights of that edge. With ``f`` the node's activation and σ the
+sigmoid:
 
-    c_0 = sigmoid(x_t Wx_c + s W_c)           c_j = sigmoid(h_i Wij_c)
-    h_0 = c_0 f(x_t Wx_h + s W_h) + (1 - c_0) s
-    h_j = c_j f(h_i Wij_h) + (1 - c_j) h_i
+.. math::
+    \begin{aligned}
+    c_0 &= \sigma(x_t W^x_c + s W_c)   & h_0 &= c_0\, f(x_t W^x_h + s W_h) + (1 - c_0)\, s \\
+    c_j &= \sigma(h_i W^{ij}_c)        & h_j &= c_j\, f(h_i W^{ij}_h) + (1 - c_j)\, h_i
+    \end{aligned}
 
 The mean of the loose ends, nodes that no other reads, is the next hidden state and, after batch
 normalisation, the output; the decoder is the embedding. All cells share one tree of parameters, in

@@ -70,6 +70,20 @@ docs: $(STAMP)  ## build the documentation, in docs/_build/html; warnings are er
 linkcheck: $(STAMP)  ## try the documentation's links to other sites
 	$(BIN)/sphinx-build --builder linkcheck --quiet docs docs/_build/linkcheck
 
+.PHONY: dist
+dist: $(STAMP)  ## build the last commit as a source archive and a wheel, in dist; always the same bytes
+	rm -rf dist
+	@umask 022; export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct); \
+	tree=$$(mktemp -d); trap 'rm -rf "$$tree"' EXIT; \
+	git archive HEAD | tar --extract --no-same-permissions --directory "$$tree"; \
+	$(BIN)/python -m build --sdist --outdir "$$tree/dist" "$$tree" > "$$tree/log"; \
+	tar --extract --file "$$tree"/dist/*.tar.gz --directory "$$tree/dist"; \
+	name=$$(basename "$$tree"/dist/*/); mkdir dist; \
+	tar --create --sort=name --mtime="@$$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner \
+	  --directory "$$tree/dist" "$$name" | gzip --no-name > "dist/$$name.tar.gz"; \
+	$(BIN)/python -m build --wheel --outdir dist "$$tree/dist/$$name" > "$$tree/log"; \
+	sha256sum dist/*
+
 .PHONY: bench
 bench: $(STAMP) $(PEERS_STAMP)  ## time everything beside other libraries; minutes, on an idle machine
 	for name in fisher products plasticity search_step decoder end_to_end; do \

@@ -71,17 +71,17 @@ linkcheck: $(STAMP)  ## try the documentation's links to other sites
 	$(BIN)/sphinx-build --builder linkcheck --quiet docs docs/_build/linkcheck
 
 .PHONY: dist
-dist: $(STAMP)  ## build the last commit as a source archive and a wheel, in dist; always the same bytes
+dist: $(STAMP)  ## build the last commit as a source archive and a wheel, in dist, byte for byte the same
 	rm -rf dist
 	@umask 022; export SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct); \
 	tree=$$(mktemp -d); trap 'rm -rf "$$tree"' EXIT; \
 	git archive HEAD | tar --extract --no-same-permissions --directory "$$tree"; \
-	$(BIN)/python -m build --sdist --outdir "$$tree/dist" "$$tree" > "$$tree/log"; \
+	$(BIN)/python -m build --sdist --outdir "$$tree/dist" "$$tree"; \
 	tar --extract --file "$$tree"/dist/*.tar.gz --directory "$$tree/dist"; \
 	name=$$(basename "$$tree"/dist/*/); mkdir dist; \
 	tar --create --sort=name --mtime="@$$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner \
 	  --directory "$$tree/dist" "$$name" | gzip --no-name > "dist/$$name.tar.gz"; \
-	$(BIN)/python -m build --wheel --outdir dist "$$tree/dist/$$name" > "$$tree/log"; \
+	$(BIN)/python -m build --wheel --outdir dist "$$tree/dist/$$name"; \
 	sha256sum dist/*
 
 .PHONY: bench

@@ -1,7 +1,16 @@
-"""What all tests share: eight CPU devices to shard over, no silent rank promotion, real data."""
+"""What all tests share: compiled programs, 8 CPU devices, no silent rank promotion, real data."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
+
+# What one process of a run of tests has compiled, the others and the programs that they start find.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="wpl_jax_compiled_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import pytest

@@ -15,17 +15,7 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
-# The two that compile a search would take all other tests over their time: run with -m slow.
-SEARCHES = ("03", "04")
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem[:2] in SEARCHES else [])
-        for p in NOTEBOOKS
-    ],
-)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path):
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(FOLDER)}})

@@ -47,6 +47,7 @@ EXPECTED = {
     "consolidations": 1,
     "rejected": 0,
     "count": 0,
+    "implicit": False,
     "strength": 4,
     "learning_rate": 0.5,
     "max_fisher": 0.75,
@@ -151,11 +152,12 @@ WRAPPERS = {
 
 
 @pytest.mark.parametrize("jit", [lambda f: f, jax.jit], ids=["eager", "jit"])
-@pytest.mark.parametrize("tx", WRAPPERS.values(), ids=WRAPPERS)
-def test_finds_the_state_in(tx, jit):
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_finds_the_state_in(name, jit):
+    tx, expected = WRAPPERS[name], EXPECTED | {"implicit": name == "proximal"}
     find = jit(functools.partial(diagnose, grads=GRADS))
     assert find(tx.init(PARAMS)).consolidations == 0
-    assert_found(find(protected(tx)), **EXPECTED)
+    assert_found(find(protected(tx)), **expected)
 
 
 COVERS_THE_KERNEL = {
@@ -178,14 +180,16 @@ def test_finds_the_state_in_flax():
     assert_found(diagnose(wpl_jax.consolidate(state, ANCHOR, FISHER), grads=GRADS), **EXPECTED)
 
     model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
-    optimizer = nnx.Optimizer(model, WRAPPERS["add"], wrt=nnx.Param)
     params = nnx.state(model, nnx.Param)
     ones = jax.tree.map(jnp.ones_like, params)
-    optimizer.opt_state = wpl_jax.consolidate(optimizer.opt_state, params, ones)
-    for jit in (lambda f: f, nnx.jit):
-        found = jit(lambda o, p, g: diagnose(o, p, grads=g))(optimizer.opt_state, params, ones)
-        assert_found(found, consolidations=1, count=0, stability=2, frozen=1, gradient_ratio=0)
-        assert found.warnings() == []
+    for name in ("add", "proximal"):
+        optimizer = nnx.Optimizer(model, WRAPPERS[name], wrt=nnx.Param)
+        optimizer.opt_state = wpl_jax.consolidate(optimizer.opt_state, params, ones)
+        expected = {"stability": 2, "frozen": 1, "gradient_ratio": 0, "implicit": name != "add"}
+        for jit in (lambda f: f, nnx.jit):
+            found = jit(lambda o, p, g: diagnose(o, p, grads=g))(optimizer.opt_state, params, ones)
+            assert_found(found, consolidations=1, count=0, **expected)
+            assert found.warnings() == []
 
 
 def test_counts_consolidations_inside_a_step():
@@ -240,6 +244,27 @@ def test_warns_when_and_only_when_due(case, expected):
     for warning, name in zip(warnings, expected, strict=True):
         assert re.search(MESSAGES[name], warning)
         assert f"\nwarning: {warning}" in str(found)
+
+
+PROXIMAL = {
+    "alone": wpl_jax.proximal_plasticity(1e9, LEARNING_RATE),
+    "in a chain": optax.chain(optax.sgd(0.5), wpl_jax.proximal_plasticity(1e9, 0.5)),
+    "wrapped": wpl_jax.weight_plasticity(optax.sgd(0.5), strength=1e9, learning_rate=0.5),
+}
+
+
+@pytest.mark.parametrize("tx", PROXIMAL.values(), ids=PROXIMAL)
+def test_the_implicit_form_is_stable_at_any_strength(tx):
+    """Which form it is shows from the start, after an update, compiled or not, and consolidated."""
+    states = [protected(tx)]
+    for update in (tx.update, jax.jit(tx.update)):
+        states.append(update(GRADS, states[-1], PARAMS)[1])
+    states.append(wpl_jax.consolidate(states[-1], PARAMS, FISHER))
+    for state in states:
+        found = jax.jit(diagnose)(state)
+        assert found.implicit and found.stability > 1e8
+        assert found.warnings() == []
+        assert "implicit form" in str(found)
 
 
 def test_the_remedies_help():

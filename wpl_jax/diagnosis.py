@@ -11,6 +11,7 @@ from wpl_jax.plasticity import (
     ScalarOrSchedule,
     _check_nonnegative,
     _find_state,
+    _ProximalState,
     _value,
     plasticity_loss,
 )
@@ -32,6 +33,7 @@ class Diagnosis(NamedTuple):
       consolidations: int32, how often ``consolidate`` has set the anchor; 0: nothing is protected.
       rejected: int32, Fisher entries that were not finite or negative, in all calls together.
       count: int32, updates so far, at which schedules are read.
+      implicit: bool, whether the term is applied as a proximal step.
       strength: that of the last update, and before it of the first.
       learning_rate: what it is at this count.
       max_fisher: the largest entry of ``F``.
@@ -48,6 +50,7 @@ class Diagnosis(NamedTuple):
     consolidations: jax.Array
     rejected: jax.Array
     count: jax.Array  # type: ignore[assignment]
+    implicit: jax.Array
     strength: jax.Array
     learning_rate: jax.Array
     max_fisher: jax.Array
@@ -71,7 +74,7 @@ class Diagnosis(NamedTuple):
             ]
         elif self.strength == 0:
             found = [f"the strength is 0 after {self.count} updates, so that nothing is protected"]
-        elif self.stability > _UNSTABLE:
+        elif self.stability > _UNSTABLE and not self.implicit:
             found = [
                 f"stability number {self.stability:.3g} > 2: add_plasticity diverges under plain "
                 "gradient descent; use proximal_plasticity, which is stable at any strength, or "
@@ -101,7 +104,8 @@ class Diagnosis(NamedTuple):
             f"consolidations: {self.consolidations}, updates: {self.count}",
             f"strength {self.strength:.3g}, learning rate {self.learning_rate:.3g}, "
             f"largest Fisher entry {self.max_fisher:.3g}",
-            f"stability number {self.stability:.3g} (additive form: at most 2)",
+            f"stability number {self.stability:.3g} "
+            f"({'implicit form: any' if self.implicit else 'additive form: at most 2'})",
             f"{self.frozen:.1%} of the weights frozen (stability number of their own >= 1)",
             f"plasticity term {self.loss:.3g}",
         ]
@@ -122,9 +126,9 @@ def diagnose(
       opt_state: any tree that holds one :class:`wpl_jax.PlasticityState`, as in
         :func:`wpl_jax.consolidate`.
       params: the weights, whole, as in :func:`wpl_jax.consolidate`.
-      learning_rate: that of the optimiser; a schedule is read at the state's count. After a
-        preconditioner such as Adam its steps are not those of gradient descent, and only the
-        implicit form has the numbers ``stability`` and ``frozen``.
+      learning_rate: that of the optimiser, or what the implicit form was given; a schedule is read
+        at the state's count. After a preconditioner such as Adam steps are not those of gradient
+        descent, and only the implicit form has the numbers ``stability`` and ``frozen``.
       grads: the gradient of the loss alone, a tree like ``params``.
 
     Returns:
@@ -179,6 +183,7 @@ proximal_plasticity, which is stable at any strength, or strength <= 8
         consolidations=consolidations,
         rejected=rejected,
         count=count,
+        implicit=jnp.array(isinstance(state, _ProximalState)),
         strength=eps,
         learning_rate=rate,
         max_fisher=max_fisher,

@@ -68,6 +68,12 @@ class PlasticityState(NamedTuple):
     last_strength: jax.Array  # shape=(): eps of the last update, and before it of the first
 
 
+class _ProximalState(PlasticityState):
+    """Says, by its type, that the term is applied implicitly."""
+
+    __slots__ = ()
+
+
 def add_plasticity(strength: ScalarOrSchedule) -> optax.GradientTransformationExtraArgs:
     """Add the gradient of the plasticity term, ``strength * F * (params - anchor)`` (eq. 8).
 
@@ -117,7 +123,7 @@ def add_plasticity(strength: ScalarOrSchedule) -> optax.GradientTransformationEx
 
         return add
 
-    return _transformation(strength, step)
+    return _transformation(PlasticityState, strength, step)
 
 
 def proximal_plasticity(
@@ -186,7 +192,7 @@ def proximal_plasticity(
 
         return pull
 
-    return _transformation(strength, step)
+    return _transformation(_ProximalState, strength, step)
 
 
 def weight_plasticity(
@@ -406,11 +412,11 @@ def plasticity_loss(
     return _value(strength, state.count) / 2 * total
 
 
-def _transformation(strength, step):
+def _transformation(state_type, strength, step):
     """Build one from ``step(eps, count)(update, param, anchor, fisher)``, a tensor's new update."""
 
     def init_fn(params):
-        return PlasticityState(
+        return state_type(
             count=jnp.zeros([], jnp.int32),
             # Copies: a donated step may not be given the same buffer as params and as state.
             anchor=jax.tree.map(_copy, params),

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from haste import jit
 from hypothesis import strategies as st
 
 from wpl_jax import search
@@ -41,15 +42,6 @@ EVEN = MicroCNN(
 )
 
 spaces = pytest.mark.parametrize("space", [ODD, EVEN], ids=["odd", "even"])
-
-# Most of the time is the compiler's: its optimisations are off, and its slow way to fuse.
-jit = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-    },
-)
 
 
 @pytest.fixture

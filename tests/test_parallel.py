@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from haste import jit
 
 from wpl_jax.parallel import everywhere, split_batches
 from wpl_jax.search import Data, Search, SearchConfig
@@ -23,14 +24,6 @@ from wpl_jax.spaces.rnn import RNN
 
 BATCH = 56  # no other axis is as long, nor 8 of an eighth of it beside each other
 TOLERANCE = 1e-5  # a hundred roundings: sums are taken in another order
-# Compiled in haste.
-jit = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-    },
-)
 
 
 def words(seed):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
+from haste import jit
 from hypothesis import strategies as st
 
 import wpl_jax
@@ -44,17 +45,11 @@ def by_vmap(fn, params, batch, weights):
     return jax.tree.map(lambda g: jnp.tensordot(weights, g.astype(jnp.float32) ** 2, 1), grads)
 
 
-def quick(fn, *args):
-    """Jitted, and compiled in haste."""
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    return jax.jit(fn).lower(*args).compile(compiler_options=options)(*args)
-
-
 def check(fn, params, batch, **options):
     """Equal to vmap(grad), entry by entry, to 1e-5 of the largest entry of each parameter."""
     weights = jnp.arange(1.0, 1 + len(jax.tree.leaves(batch)[0]))
-    wanted = quick(lambda p, b: by_vmap(fn, p, b, weights), params, batch)
-    found = quick(lambda p, b: squares(fn, p, b, weights, **options), params, batch)
+    wanted = jit(lambda p, b: by_vmap(fn, p, b, weights))(params, batch)
+    found = jit(lambda p, b: squares(fn, p, b, weights, **options))(params, batch)
     largest = max(float(jnp.max(leaf)) for leaf in jax.tree.leaves(wanted))
     for (path, a), b in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype

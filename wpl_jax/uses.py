@@ -505,7 +505,7 @@ def find(
             known = all(value is not None for value in operands)
             results = _derived(eqn, operands) if known else [None] * len(eqn.outvars)
         elif name in _CALLS:
-            called, constants = _opened(eqn)
+            called, constants = _opened(eqn.params[_CALLS[name]])
             inner, results = find(called, constants, operands, loops)
             block.inner[i] = inner, add(inner.uses)
         elif all(value is not None for value in operands):
@@ -533,10 +533,17 @@ def find(
     return block, [kind(v) for v in jaxpr.outvars]
 
 
-def _opened(eqn):
-    """The jaxpr and the constants of a call."""
-    jaxpr = eqn.params[_CALLS[eqn.primitive.name]]
-    return (jaxpr.jaxpr, jaxpr.consts) if isinstance(jaxpr, core.ClosedJaxpr) else (jaxpr, ())
+def _opened(jaxpr):
+    """A jaxpr and its constants; open and closed ones are of one class from JAX 0.11 on."""
+    return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+
+
+def _scanned(eqn):
+    """How many operands of a loop are constant, and how many are carried."""
+    if "ft_in" in eqn.params:  # from JAX 0.11 on
+        constant, carried, _ = eqn.params["ft_in"].unpack()
+        return len(constant), len(carried)
+    return eqn.params["num_consts"], eqn.params["num_carry"]
 
 
 def _plan_scan(eqn, operands, loops):
@@ -546,8 +553,8 @@ def _plan_scan(eqn, operands, loops):
       The body's block, and the operands to probe where they enter: those that are carried, and
       those that the body uses in a form that is not known.
     """
-    consts, carry = eqn.params["num_consts"], eqn.params["num_carry"]
-    body, loop = eqn.params["jaxpr"], object()
+    consts, carry = _scanned(eqn)
+    (body, body_consts), loop = _opened(eqn.params["jaxpr"]), object()
     whole = {
         i
         for i, v in enumerate(operands)
@@ -573,7 +580,7 @@ def _plan_scan(eqn, operands, loops):
         inputs = [enter(i, value) for i, value in enumerate(operands)]
         try:
             lengths = (*loops, eqn.params["length"])
-            block, _ = find(body.jaxpr, body.consts, inputs, lengths, probe_results=True)
+            block, _ = find(body, body_consts, inputs, lengths, probe_results=True)
             return block, sorted(whole)
         except _EnterWhole as used:
             (entries,) = used.args
@@ -621,7 +628,7 @@ def run(
 
 def _run_scan(eqn, inner, operands, probes):
     """Scan a body over its probes too; operands of its uses are stacked as results are."""
-    consts, carried = eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carried = _scanned(eqn)
     fixed, start = operands[:consts], operands[consts : consts + carried]
 
     def body(carry, scanned):

@@ -38,7 +38,8 @@ class Splits(NamedTuple):
 
         It is read from the labels, which therefore must not be traced: call it outside of `jit`.
         """
-        return 1 + max(int(part.labels.max(initial=-1)) for part in self)
+        labels = (part.labels for part in self)
+        return 1 + max((int(of_part.max()) for of_part in labels if of_part.size), default=-1)
 
 
 def load_images(name: str, data_dir: str | os.PathLike[str] | None = None) -> Splits:

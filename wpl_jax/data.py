@@ -38,8 +38,7 @@ class Splits(NamedTuple):
 
         It is read from the labels, which therefore must not be traced: call it outside of `jit`.
         """
-        labels = (part.labels for part in self)
-        return 1 + max((int(of_part.max()) for of_part in labels if of_part.size), default=-1)
+        return 1 + max(int(np.max(part.labels, initial=-1)) for part in self)
 
 
 def load_images(name: str, data_dir: str | os.PathLike[str] | None = None) -> Splits:

@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         summary = compare_report.summarise(plan, results)
         compare_report.write(plan, results, summary)
         table = compare_report.table(plan, summary)
-        Console().print(table, f"Written to {plan.out}", highlight=False)
+        Console().print(table)
+        print(f"Written to {plan.out}")
         return 1 if results.failed else 0
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
 
 from experiments import cells, command_line, records
 from experiments.configs.train_final import PRESETS, FinalRun
@@ -185,10 +184,9 @@ def write_results(training: Training, state: Any, corpus: Any, out: Path) -> Non
     } | records.provenance()
     write_json(out / "summary.json", summary)
     key = records.key(task.ERROR)
-    Console().print(
+    print(
         f"{task.ERROR.capitalize()} {results[f'test_{key}']:.4g} on the test data, "
-        f"{results[f'validation_{key}']:.4g} on the validation data. Written to {out}",
-        highlight=False,
+        f"{results[f'validation_{key}']:.4g} on the validation data. Written to {out}"
     )
 
 

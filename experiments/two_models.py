@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary |= records.provenance() | {"seconds": round(seconds)}
     two_models_report.write(config, regime, results, summary, out)
     shutil.rmtree(out / "partial")
-    Console().print(two_models_report.table(summary), f"Written to {out}", highlight=False)
+    Console().print(two_models_report.table(summary))
+    print(f"Written to {out}")
     return 0
 
 

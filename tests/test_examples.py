@@ -112,9 +112,3 @@ def test_is_described(name):
     """By its docstring with its command, and in the examples' README."""
     assert f"\n    python -m examples.{name}\n" in (ROOT / "examples" / f"{name}.py").read_text()
     assert f"({name}.py)" in (ROOT / "examples" / "README.md").read_text()
-
-
-def test_what_the_readme_of_the_examples_links_to_exists():
-    readme = (ROOT / "examples" / "README.md").read_text()
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", readme)
-    assert targets and all((ROOT / "examples" / target).exists() for target in targets)

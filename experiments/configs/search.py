@@ -10,7 +10,7 @@ import optax
 import tyro
 
 from experiments.command_line import check
-from experiments.configs.space import InSpace, PresetName, SpaceName
+from experiments.configs.space import InSpace, SpaceName
 from wpl_jax.search import SearchConfig
 from wpl_jax.spaces.micro_cnn import MicroCNN
 from wpl_jax.spaces.rnn import RNN
@@ -45,10 +45,6 @@ class Sharing:
 class SearchRun(InSpace):
     """Settings of a search in any space."""
 
-    preset: PresetName = "paper"
-    """smoke: embedded data, seconds. cpu: real data, minutes. paper: published sizes, for a GPU."""
-    space: SpaceName = "rnn"
-    """rnn: recurrent cells. micro_cnn: cells for images. Each has settings of its own."""
     out: Path | None = None
     """Folder of the results; one in results/search, named by the settings, if not given."""
     seed: int = 0

@@ -10,10 +10,15 @@ SpaceName: TypeAlias = Literal["rnn", "micro_cnn"]
 PresetName: TypeAlias = Literal["smoke", "cpu", "paper"]
 
 
+@dataclasses.dataclass(frozen=True)
 class InSpace:
     """Settings with those of a search space among them, under a name of the space's own."""
 
-    space: SpaceName
+    preset: PresetName = "paper"
+    """smoke: embedded data, seconds. cpu: real data, minutes. paper: published sizes, for a GPU."""
+    space: SpaceName = "rnn"
+    """rnn: recurrent cells. micro_cnn: cells for images. Each has settings of its own."""
+
     space_field: ClassVar[str]
 
     @property

@@ -8,7 +8,7 @@ import jax
 import optax
 
 from experiments.command_line import check
-from experiments.configs.space import InSpace, PresetName, SpaceName
+from experiments.configs.space import InSpace, SpaceName
 from wpl_jax.spaces.micro_cnn import MicroCNN
 from wpl_jax.spaces.rnn import RNN
 
@@ -17,10 +17,6 @@ from wpl_jax.spaces.rnn import RNN
 class FinalRun(InSpace):
     """Settings of the training of an architecture from any space."""
 
-    preset: PresetName = "paper"
-    """smoke: embedded data, seconds. cpu: real data, minutes. paper: published sizes, for a GPU."""
-    space: SpaceName = "rnn"
-    """rnn: recurrent cells. micro_cnn: cells for images. Each has settings of its own."""
     architecture: str | None = None
     """A file, such as a search's best.json; or one that ships, such as enas; or random."""
     seed_architecture: int | None = None

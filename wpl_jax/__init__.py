@@ -2,9 +2,17 @@
 
 from wpl_jax.diagnosis import Diagnosis, diagnose
 from wpl_jax.fisher import (
+    Check,
+    Explanation,
+    RunningFisher,
+    RunningFisherState,
+    check_fisher,
     empirical_fisher,
     exact_fisher,
     explain,
+    fisher_of_batches,
+    merge_running_fishers,
+    running_fisher,
     sampled_fisher,
     squared_batch_gradient,
 )
@@ -22,18 +30,26 @@ from wpl_jax.plasticity import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Check",
     "Diagnosis",
+    "Explanation",
     "PlasticityState",
+    "RunningFisher",
+    "RunningFisherState",
     "add_plasticity",
+    "check_fisher",
     "consolidate",
     "diagnose",
     "empirical_fisher",
     "exact_fisher",
     "explain",
+    "fisher_of_batches",
     "flush",
+    "merge_running_fishers",
     "plasticity_loss",
     "proximal_plasticity",
     "relative_reduction",
+    "running_fisher",
     "sampled_fisher",
     "squared_batch_gradient",
     "weight_plasticity",

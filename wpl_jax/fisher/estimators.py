@@ -27,7 +27,7 @@ else: per-example gradients cancel in it, near a minimum it is smaller by orders
 plasticity strength tuned for one does not carry over to the other.
 
 The first three give the numbers of ``vmap(grad)``, squared and averaged, without the per-example
-gradients of most parameters ever being built (:mod:`wpl_jax.squared_gradients`): they read from the
+gradients of most parameters ever being built (:mod:`wpl_jax.fisher.plan`): they read from the
 jaxpr of the function how each parameter is used, whatever framework it is written in.
 :func:`explain` tells what they found. A parameter used in ways that are not recognised is given
 its per-example gradients, so that only time and memory depend on it.
@@ -46,20 +46,20 @@ instead. The result depends on neither (beyond rounding).
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from wpl_jax.squared_gradients import Plan
+from wpl_jax.fisher.backward import for_one
+from wpl_jax.fisher.plan import Plan
+from wpl_jax.fisher.routes import CPU_BYTES, fitting, on_platform, summed
+from wpl_jax.trees import path_name
 
 __all__ = [
     "empirical_fisher",
     "exact_fisher",
-    "explain",
     "sampled_fisher",
     "squared_batch_gradient",
 ]
@@ -67,11 +67,15 @@ __all__ = [
 PerExample = Callable[[chex.ArrayTree, chex.ArrayTree], jax.Array]
 Estimator = Callable[..., chex.ArrayTree]
 
-_MAX_BYTES = 2**28
+MAX_BYTES = 2**28
+
+# So many examples are added up before a sum is added to that of the others: sums of float32 that
+# are longer lose digits.
+_LONG_SUM = 1024
 
 
 def empirical_fisher(
-    nll: PerExample, microbatch_size: int | None = None, max_bytes: int = _MAX_BYTES
+    nll: PerExample, microbatch_size: int | None = None, max_bytes: int = MAX_BYTES
 ) -> Estimator:
     """Empirical Fisher: mean of the squared gradients at the labels of the data.
 
@@ -101,20 +105,20 @@ def empirical_fisher(
     _check_sizes(microbatch_size, max_bytes)
 
     def fisher(params, batch, weights=None):
-        _check_output("nll", nll, params, batch, ndim=0)
-        plan = Plan.of(nll, params, batch)
+        params, batch = checked_inputs("nll", nll, params, batch, ndim=0)
+        plan = Plan.of(nll, params, batch, max_bytes // 2)
 
         def total(batch, weights):
             nlls, squares = plan.per_example(params, batch, max_bytes // 2)
             return squares(jnp.ones_like(nlls), weights)
 
-        return _mean(total, batch, weights, microbatch_size or _fitting(plan, max_bytes))
+        return _mean(total, batch, weights, *_sizes(plan, microbatch_size, max_bytes))
 
     return fisher
 
 
 def sampled_fisher(
-    logits: PerExample, microbatch_size: int | None = None, max_bytes: int = _MAX_BYTES
+    logits: PerExample, microbatch_size: int | None = None, max_bytes: int = MAX_BYTES
 ) -> Estimator:
     """Sampled Fisher: squared gradients at labels drawn from the model itself.
 
@@ -149,7 +153,7 @@ def sampled_fisher(
         key: jax.Array,
         weights: jax.Array | None = None,
     ) -> chex.ArrayTree:
-        _check_output("logits", logits, params, batch, ndim=1)
+        params, batch = checked_inputs("logits", logits, params, batch, ndim=1)
 
         def nll(params, example_and_position):
             example, position = example_and_position
@@ -164,7 +168,7 @@ def sampled_fisher(
 
 
 def exact_fisher(
-    logits: PerExample, microbatch_size: int | None = None, max_bytes: int = _MAX_BYTES
+    logits: PerExample, microbatch_size: int | None = None, max_bytes: int = MAX_BYTES
 ) -> Estimator:
     """Exact Fisher of a classifier: the expectation over the model's own label distribution.
 
@@ -196,8 +200,8 @@ def exact_fisher(
         return jax.nn.log_softmax(logits(params, example))
 
     def fisher(params, batch, weights=None):
-        _check_output("logits", logits, params, batch, ndim=1)
-        plan = Plan.of(log_probs, params, batch)
+        params, batch = checked_inputs("logits", logits, params, batch, ndim=1)
+        plan = Plan.of(log_probs, params, batch, max_bytes // 2)
 
         def total(batch, weights):
             outputs, squares = plan.per_example(params, batch, max_bytes // 2)
@@ -211,37 +215,9 @@ def exact_fisher(
 
             return squares(cotangents, weights_of, rounds=jnp.arange(outputs.shape[1]))
 
-        return _mean(total, batch, weights, microbatch_size or _fitting(plan, max_bytes))
+        return _mean(total, batch, weights, *_sizes(plan, microbatch_size, max_bytes))
 
     return fisher
-
-
-def explain(fn: PerExample, params: chex.ArrayTree, batch: chex.ArrayTree) -> Any:
-    """How the estimators compute the squares of each parameter's gradients.
-
-    Args:
-      fn: the ``nll`` or the ``logits`` that an estimator is given.
-      params: the parameters, arrays or their shapes.
-      batch: a batch, arrays or their shapes.
-
-    Returns:
-      A tree like ``params`` of short texts: the route that :mod:`wpl_jax.squared_gradients`
-      describes, with the number of positions at which an example uses the parameter and, for
-      "per-example gradients", the operations through which it is used.
-
-    Raises:
-      TypeError: if a parameter is not floating-point.
-
-    Example:
-      >>> import jax.numpy as jnp, wpl_jax
-      >>> nll = lambda params, x: jnp.sum(params["scale"] * jnp.tanh(x @ params["w"]))
-      >>> params = {"w": jnp.ones((3, 2)), "scale": jnp.ones(())}
-      >>> wpl_jax.explain(nll, params, jnp.ones((8, 3)))
-      {'scale': 'per-example gradients, through mul', 'w': 'squared operands'}
-      >>> wpl_jax.explain(nll, params, jnp.ones((8, 35, 3)))["w"]  # 8 sequences
-      'per-example products of 35 positions'
-    """
-    return Plan.of(fn, params, batch).routes()
 
 
 def squared_batch_gradient(loss: PerExample, microbatch_size: int | None = None) -> Estimator:
@@ -272,7 +248,7 @@ def squared_batch_gradient(loss: PerExample, microbatch_size: int | None = None)
     _check_sizes(microbatch_size)
 
     def fisher(params, batch, weights=None):
-        _check_output("loss", loss, params, batch, ndim=0)
+        params, batch = checked_inputs("loss", loss, params, batch, ndim=0)
 
         def gradient_sum(batch, weights):
             def weighted_loss(params):
@@ -281,38 +257,56 @@ def squared_batch_gradient(loss: PerExample, microbatch_size: int | None = None)
 
             return jax.tree.map(_widen, jax.grad(weighted_loss)(params))
 
-        return _square(_mean(gradient_sum, batch, weights, microbatch_size))
+        size = microbatch_size or _num_examples(batch)
+        return _square(_mean(gradient_sum, batch, weights, size, size))
 
     return fisher
 
 
-def _mean(total, batch, weights, microbatch_size):
+def _mean(total, batch, weights, on_cpu, elsewhere):
     """Divide ``total(batch, weights)``, computed in microbatches, by the sum of the weights."""
     n = _num_examples(batch)
     if weights is not None:
-        if np.shape(weights) != (n,):
-            raise ValueError(
-                f"weights must have shape ({n},), one weight an example, got {np.shape(weights)}"
-            )
-        batch, weights = _without_padding(batch, jnp.asarray(weights))
-    size = n if microbatch_size is None else min(microbatch_size, n)
-    even = n - n % size
-    # optax's microbatching needs a size that divides the batch: the remainder is one more call.
-    result = optax.microbatching.microbatch(
-        total, argnums=(0, 1), microbatch_size=None if size == n else size
-    )(*jax.tree.map(lambda x: x[:even], (batch, weights)))
-    if even < n:
-        rest = total(*jax.tree.map(lambda x: x[even:], (batch, weights)))
-        result = jax.tree.map(jnp.add, result, rest)
-    count = n if weights is None else jnp.sum(weights)
-    return jax.tree.map(lambda r: (r / count).astype(r.dtype), result)
+        weights = _checked(weights, n)
+        batch = _without_padding(batch, weights)
+
+    def in_microbatches(size, batch, weights):
+        return summed(total, batch, weights, size)
+
+    result = on_platform(in_microbatches, on_cpu, elsewhere, batch, weights)
+    count = jnp.float32(n) if weights is None else jnp.sum(weights, dtype=float)
+    return jax.tree.map(lambda r: r / count.astype(r.dtype), result)
+
+
+def _sizes(plan, microbatch_size, max_bytes):
+    """Of microbatches, on a CPU and elsewhere."""
+    if microbatch_size is not None:
+        return microbatch_size, microbatch_size
+    size = min(_LONG_SUM, fitting(max_bytes // 2, plan.backward.held))
+    # Where most of what an example holds is a gradient that JAX takes, see routes.in_turn.
+    in_turn = 2 * plan.backward.gradient > plan.backward.held
+    return fitting(CPU_BYTES, plan.backward.held) if in_turn else size, size
+
+
+def _checked(weights, n):
+    weights = jnp.asarray(weights)
+    if weights.shape != (n,):
+        raise ValueError(
+            f"weights must have shape ({n},), one weight an example, got {weights.shape}"
+        )
+    if not isinstance(weights, jax.core.Tracer) and not bool(jnp.all(weights >= 0)):
+        raise ValueError(
+            f"weights must not be negative or NaN, got {weights.min()}: they say how often an "
+            "example counts, and 0 is for padding"
+        )
+    return weights
 
 
 def _without_padding(batch, weights):
     """Put a real example in the place of every one of weight 0, whatever that one held."""
-    real = weights > 0
+    real = weights != 0
     index = jnp.where(real, jnp.arange(weights.size), jnp.argmax(real))
-    return jax.tree.map(lambda x: jnp.take(x, index, axis=0), batch), weights
+    return jax.tree.map(lambda x: jnp.take(x, index, axis=0), batch)
 
 
 def _square(grads):
@@ -334,25 +328,37 @@ def _num_examples(batch):
     return sizes.pop()
 
 
-def _check_output(name, fn, params, batch, ndim):
+def checked_inputs(name, fn, params, batch, ndim):
+    """Parameters and batch as arrays, of which the function makes what it should."""
+    params, batch = jax.tree.map(_as_array, (params, batch))
+    for path, array in jax.tree.leaves_with_path(params):
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(
+                f"params must be floating-point to have gradients, got {array.dtype} at "
+                f"{path_name(path)}: close over such arrays instead"
+            )
     _num_examples(batch)
-    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
-    out = jax.eval_shape(fn, params, example)
-    if np.ndim(out) != ndim:
+    _, out = for_one(fn, params, batch)
+    if not hasattr(out, "ndim"):
+        raise TypeError(
+            f"{name}(params, example) must return one array, got a {type(out).__name__}; leave "
+            f"auxiliary results out: lambda params, example: {name}(params, example)[0]"
+        )
+    if ndim is not None and out.ndim != ndim:
         kind = "a scalar" if ndim == 0 else "one-dimensional, (classes,),"
         raise ValueError(
             f"{name}(params, example) must be {kind} for one example, got shape {out.shape}; "
             "it is called without the batch axis"
         )
+    return params, batch
 
 
-def _check_sizes(microbatch_size, max_bytes=_MAX_BYTES):
+def _as_array(x):
+    return x if hasattr(x, "dtype") and hasattr(x, "shape") else jnp.asarray(x)
+
+
+def _check_sizes(microbatch_size, max_bytes=MAX_BYTES):
     if microbatch_size is not None and microbatch_size < 1:
         raise ValueError(f"microbatch_size must be at least 1, or None, got {microbatch_size}")
     if max_bytes < 1:
         raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
-
-
-def _fitting(plan, max_bytes):
-    """How many examples may enter one backward pass."""
-    return max(1, max_bytes // 2 // max(plan.bytes, 1))

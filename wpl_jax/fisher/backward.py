@@ -1,0 +1,155 @@
+"""The backward pass of one example, as two jaxprs that are run for many at once."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from wpl_jax.fisher.program import Program, depends, held_bytes, run, size_in_bytes
+from wpl_jax.fisher.uses import Use
+
+
+@dataclasses.dataclass(frozen=True)
+class Backward:
+    """Of a program whose uses have probes, and of which other parameters are differentiated."""
+
+    forward: Any  # a closed jaxpr: values, an example -> output, captured operands, residuals
+    back: Any  # a closed jaxpr: residuals, a cotangent -> gradients of probes, of parameters
+    kept: Any  # structure of the forward pass's results
+    found: Any  # structure of the backward pass's results
+    of_example: tuple[bool, ...]  # which residuals depend on the example
+    held: int  # bytes that exist at once for one example
+    gradient: int  # bytes of the gradients of parameters, which are among them
+
+    @classmethod
+    def of(
+        cls,
+        program: Program,
+        uses: Sequence[Use],
+        marked: Sequence[int],
+        values: Mapping[int, Any],
+        batch: Sequence[Any],
+    ) -> "Backward":
+        """Trace it.
+
+        Args:
+          program: of one example.
+          uses: whose results get probes.
+          marked: parameters, by number, whose gradient is left to JAX.
+          values: of parameters and of what is computed outside, by number, or their shapes.
+          batch: arrays with a leading axis of examples, or their shapes.
+        """
+        captures = {use.place: use.other for use in uses}
+        inside: dict[int, frozenset[int]] = {}
+        for use in uses:
+            for place in use.within:
+                inside[place] = inside.get(place, frozenset()) | {use.place}
+        examples = program.inputs[len(program.inputs) - len(batch) :]
+        traced: list[Any] = []
+
+        def forward(values, example):
+            given = dict(zip(examples, example, strict=True))
+
+            def differentiated(parameters, probes):
+                known = {**values, **given, **parameters}
+                outputs, captured = run(program, known, probes, captures, inside)
+                return outputs[0], captured
+
+            probes = {
+                use.place: varying_as(jnp.zeros(use.probe.shape, use.probe.dtype), example)
+                for use in uses
+            }
+            parameters = {number: values[number] for number in marked}
+            output, pullback, captured = jax.vjp(differentiated, parameters, probes, has_aux=True)
+            residuals, structure = jax.tree.flatten(pullback)
+
+            def back(residuals, cotangent):
+                parameters, probes = jax.tree.unflatten(structure, residuals)(cotangent)
+                return probes, parameters
+
+            traced.append(jax.make_jaxpr(back, return_shape=True)(residuals, output))
+            return output, captured, residuals
+
+        jaxpr, kept = for_one(forward, dict(values), batch)
+        back, found = traced[-1]
+        counted = [i >= len(values) for i in range(len(jaxpr.in_avals))]
+        size = len(jaxpr.out_avals) - len(kept[2])  # of the output and what is captured
+        of_results = depends(jaxpr, counted)
+        captured = sum(map(size_in_bytes, jaxpr.out_avals[:size]))
+        held = max(
+            held_bytes(jaxpr, counted), captured + held_bytes(back, [*of_results[size:], True])
+        )
+        gradient = sum(map(size_in_bytes, jax.tree.leaves(found[1])))
+        structures = jax.tree.structure(kept), jax.tree.structure(found)
+        return cls(jaxpr, back, *structures, tuple(of_results[size:]), held, gradient)
+
+    def run(
+        self, values: Mapping[int, Any], batch: Sequence[Any]
+    ) -> tuple[jax.Array, dict[int, Any], Callable[[jax.Array], Any]]:
+        """Evaluate all examples of a batch.
+
+        Returns:
+          Outputs; operands of uses, by place; and a function from the outputs' cotangents to the
+          gradients of the uses' results, by place, and of parameters, by number. All have a leading
+          axis of examples.
+        """
+        size = len(batch[0])
+        shared = jax.tree.leaves(dict(values))
+        of_residuals = [0 if of_example else None for of_example in self.of_example]
+        others = self.kept.num_leaves - len(of_residuals)
+        forward = jax.vmap(
+            _applied(self.forward),
+            [None] * len(shared) + [0] * len(batch),
+            (*[0] * others, *of_residuals),
+            axis_size=size,
+        )
+        results = forward(*shared, *batch)
+        outputs, captured, residuals = jax.tree.unflatten(self.kept, results)
+        back = jax.vmap(_applied(self.back), [*of_residuals, 0], axis_size=size)
+
+        def pullback(cotangents):
+            return jax.tree.unflatten(self.found, back(*residuals, cotangents))
+
+        return outputs, captured, pullback
+
+
+def _applied(jaxpr):
+    def apply(*operands):
+        return tuple(core.jaxpr_as_fun(jaxpr)(*operands))
+
+    return apply
+
+
+def for_one(function: Callable[..., Any], common: Any, batch: Any) -> Any:
+    """The jaxpr of ``function(common, example)``, and the shapes of its results.
+
+    An example is what ``vmap`` makes of a batch, within a ``shard_map`` as well.
+    """
+    found: list[Any] = []
+
+    def look(common, batch):
+        def of_example(example):
+            found.append(jax.make_jaxpr(function, return_shape=True)(common, example))
+            return jnp.zeros([])
+
+        return jax.vmap(of_example, out_axes=None)(batch)
+
+    jax.eval_shape(look, common, batch)
+    return found[-1]
+
+
+def varying_as(x: jax.Array, examples: Any) -> jax.Array:
+    """The same array, which in a ``shard_map`` may vary over devices as the examples do."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return x
+    numeric = [leaf for leaf in jax.tree.leaves(examples) if not _is_key(leaf)]
+    for leaf in numeric:
+        x *= 1 + jnp.sum((leaf.reshape(-1)[:0] != 0).astype(x.dtype))
+    return x
+
+
+def _is_key(leaf):
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -1,0 +1,203 @@
+"""Sums over examples of squared gradients, from operands and gradients of products and look-ups.
+
+Wherever an example's weight is 0, nothing of it counts, not even a NaN.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from wpl_jax.fisher.backward import for_one, varying_as
+from wpl_jax.fisher.program import held_bytes
+from wpl_jax.fisher.uses import Use, grouped, products
+
+# Up to so many positions, outer products entry by entry cost less than a product an example, and so
+# many terms are added up in one pass over the sums, on a CPU (benchmarks/products.py).
+FEW_POSITIONS = 4
+_TERMS = 16
+
+# On a CPU, gradients of several examples are worth taking at once up to so many bytes.
+CPU_BYTES = 2**16
+
+Examples = Mapping[int, Any]  # by the place of a use, with a leading axis of examples
+
+
+def weighted(x: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """Scale the examples along the leading axis."""
+    if weights is None:
+        return x
+    weights = weights.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    return jnp.where(weights == 0, jnp.zeros([], x.dtype), weights * x)
+
+
+def summed(
+    total: Callable[[Any, jax.Array | None], Any],
+    examples: Any,
+    weights: jax.Array | None,
+    size: int,
+) -> Any:
+    """Add up ``total(examples, weights)`` of some examples at a time.
+
+    ``total`` is compiled once: where ``size`` does not divide the examples, they are cut evenly,
+    and some occur a second time with weight 0.
+    """
+    n = len(jax.tree.leaves(examples)[0])
+    if size >= n:
+        return total(examples, weights)
+    turns = -(-n // size)
+    size = -(-n // turns)
+    twice = turns * size - n
+    if twice:
+        weights = jnp.ones(n) if weights is None else weights
+        weights = jnp.concatenate([weights, jnp.zeros_like(weights[:twice])])
+        examples = jax.tree.map(lambda x: jnp.concatenate([x, x[:twice]]), examples)
+
+    def chunks(x):
+        """Their examples lie apart, so that a batch split over devices stays split."""
+        return jnp.swapaxes(x.reshape(size, turns, *x.shape[1:]), 0, 1)
+
+    examples, weights = jax.tree.map(chunks, (examples, weights))
+    shapes = jax.eval_shape(total, *jax.tree.map(lambda x: x[0], (examples, weights)))
+    start = jax.tree.map(lambda s: varying_as(jnp.zeros(s.shape, s.dtype), examples), shapes)
+
+    def add(sums, chunk):
+        return jax.tree.map(jnp.add, sums, total(*chunk)), None
+
+    return jax.lax.scan(add, start, (examples, weights))[0]
+
+
+def matrices(
+    uses: Sequence[Use], operands: Examples, deltas: Examples, dtype: Any
+) -> tuple[jax.Array, jax.Array]:
+    """``A`` and ``D`` of all examples, [examples, batches, positions, in or out]."""
+    both = [jax.vmap(use.layout.matrices)(operands[use.place], deltas[use.place]) for use in uses]
+    a, d = (jnp.concatenate(x, axis=2).astype(dtype) for x in zip(*both, strict=True))
+    return a, d
+
+
+def product_of_rows(a: jax.Array, d: jax.Array) -> jax.Array:
+    """``sum_np a[n, b, p]^T d[n, b, p]``, [batches, in, out]."""
+    return products(*(grouped(x, [1], [0, 2], [3]) for x in (a, d)))
+
+
+def outer_products(a: jax.Array, d: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """``sum_n weights[n] (sum_p a[n, b, p]^T d[n, b, p])**2``, without a term that cancels."""
+    positions = a.shape[2]
+
+    def total(chunk, weights):
+        a, d = chunk
+        sums = jnp.zeros((a.shape[1], a.shape[3], d.shape[3]), a.dtype)
+        for n in range(len(a)):
+            of_example = [a[n, :, p, :, None] * d[n, :, p, None, :] for p in range(positions)]
+            square = jnp.square(functools.reduce(jnp.add, of_example))
+            if weights is not None:
+                square = weighted(square[None], weights[n : n + 1])[0]
+            sums += square
+        return sums
+
+    return summed(total, (a, d), weights, max(1, _TERMS // positions))
+
+
+def rows_of_table(
+    uses: Sequence[Use],
+    operands: Examples,
+    deltas: Examples,
+    weights: jax.Array | None,
+    dtype: Any,
+) -> jax.Array:
+    """Sums for a table that is looked up in, [rows, entries of a row]."""
+    layout = uses[0].layout
+    both = [jax.vmap(use.layout.rows)(operands[use.place], deltas[use.place]) for use in uses]
+    numbers, rows = (jnp.concatenate(x, axis=1) for x in zip(*both, strict=True))
+    count, entries = layout.table
+    few = min(count, numbers.shape[1])
+
+    def of_example(numbers, rows):
+        """Sums over the positions of the same row, and which rows these are."""
+        if few == count:
+            slots, places = numbers, jnp.arange(count)
+        else:
+            # Rows are numbered anew, in the order of their numbers in the table.
+            order = jnp.argsort(numbers)
+            in_order = numbers[order]
+            fresh = jnp.concatenate([jnp.zeros(1, bool), in_order[1:] != in_order[:-1]])
+            slot = jnp.cumsum(fresh, dtype=jnp.int32)
+            slots = jnp.zeros_like(slot).at[order].set(slot, unique_indices=True)
+            places = jnp.full(few, count, numbers.dtype).at[slot].set(in_order)
+        sums = jnp.zeros((few, entries), dtype).at[slots].add(rows.astype(dtype), mode="drop")
+        return jnp.square(sums), places
+
+    squares, places = jax.vmap(of_example)(numbers, rows)
+    squares = weighted(squares, weights)
+    if few == count:
+        return squares.sum(0)
+    table = varying_as(jnp.zeros((count, entries), dtype), (numbers, rows))
+    return table.at[places.reshape(-1)].add(squares.reshape(-1, entries), mode="drop")
+
+
+def sums_of_squares(
+    gradient: Callable[[Any], Any],
+    examples: Any,
+    weights: jax.Array | None,
+    size: int,
+) -> Any:
+    """``sum_i weights[i] * gradient(examples[i])**2``, of ``size`` examples at a time."""
+
+    def total(chunk, weights):
+        if len(jax.tree.leaves(chunk)[0]) == 1:
+            grads = gradient(jax.tree.map(lambda x: x[0], chunk))
+            grads = jax.tree.map(lambda g: g[None], grads)
+        else:
+            grads = jax.vmap(gradient)(chunk)
+        return jax.tree.map(lambda g: weighted(jnp.square(g), weights).sum(0), grads)
+
+    return summed(total, examples, weights, size)
+
+
+def in_turn(
+    gradient: Callable[[Any], Any],
+    examples: Any,
+    weights: jax.Array | None,
+    max_bytes: int,
+) -> Any:
+    """``sum_i weights[i] * gradient(examples[i])**2``, of as many at a time as the bound allows.
+
+    On a CPU XLA has a fast product of two matrices and a slow one of two stacks of them, by an
+    order of magnitude (benchmarks/products.py), so there only small ones are taken together.
+    """
+    jaxpr, _ = for_one(lambda _, example: gradient(example), (), examples)
+    held = held_bytes(jaxpr, [True] * len(jaxpr.in_avals))
+    return on_platform(
+        lambda size, examples, weights: sums_of_squares(gradient, examples, weights, size),
+        fitting(min(max_bytes, CPU_BYTES), held),
+        fitting(max_bytes, held),
+        examples,
+        weights,
+    )
+
+
+def on_platform(
+    function: Callable[..., Any],
+    on_cpu: int,
+    elsewhere: int,
+    examples: Any,
+    weights: jax.Array | None,
+) -> Any:
+    """``function(size, examples, weights)`` with the size that suits where it will run."""
+    n = len(jax.tree.leaves(examples)[0])
+    if min(on_cpu, n) == min(elsewhere, n):
+        return function(elsewhere, examples, weights)
+    return jax.lax.platform_dependent(
+        examples,
+        weights,
+        cpu=functools.partial(function, on_cpu),
+        default=functools.partial(function, elsewhere),
+    )
+
+
+def fitting(max_bytes: int, one: int) -> int:
+    """How many examples fit that hold so many bytes each; one always may."""
+    return max(1, max_bytes // max(one, 1))

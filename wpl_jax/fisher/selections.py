@@ -1,0 +1,281 @@
+"""What a program knows without an example: parameters, entries of them, and constants.
+
+A *base* is a parameter, or a value that is computed from parameters alone in some way that is not
+looked into (a norm, a product of two of them, a custom derivative rule). A *selection* holds
+entries of bases, each at most once and perhaps scaled or shifted by what has no gradient:
+``L(x)_j = s_j x_{i(j)} + c_j``. :data:`ENTRYWISE` is the whole list of operations that make one
+selection of another. Whatever is not on it makes a new base, or in the body of a loop ends the
+search, so that a base is what it is without any assumption about the operations behind it.
+
+The linear part of a selection is read from JAX: its derivative ``s`` in the direction of ones, and
+the transpose of that derivative. Squares of the gradient of a selection go back to squares of the
+base's by ``q -> L'^T (s * q)``, as ``(L'^T q)_i = sum_{j: i(j) = i} s_j q_j``.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from wpl_jax.fisher.program import Operation, evaluate
+
+# For each axis of a base, where the entries begin and end that a selection may hold.
+Box = tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Known:
+    """A value that no example enters.
+
+    In the body of a loop whose scanned inputs it comes from, it stands for its values in all turns,
+    stacked along one leading axis for each such loop (``mapped``, the depths of the loops,
+    outermost first).
+    """
+
+    compute: Callable[..., Any]  # compute(values of inputs, outside, dtype)
+    inputs: tuple["Known", ...]
+    key: Any  # equal for equal values
+    boxes: Mapping[int, Box] = dataclasses.field(default_factory=dict)  # by base; none: no gradient
+    sliced: bool = False  # by nothing else, so that its axes are those of its base
+    rounded: bool = False  # to a narrower dtype
+    mapped: tuple[int, ...] = ()
+
+
+def constant(value: Any) -> Known:
+    """The constant of a body."""
+    return Known(lambda *_: value, (), ("constant", id(value)))
+
+
+def _literal(literal):
+    value = np.asarray(literal.val, literal.aval.dtype)
+    return Known(lambda *_: value, (), ("literal", value.dtype, value.tobytes()))
+
+
+def outside(number: int) -> Known:
+    """A value without a gradient that is computed before any example is."""
+    return Known(lambda _, values, __: values[number], (), ("outside", number))
+
+
+def base(number: int, shape: Sequence[int]) -> Known:
+    """A parameter, or what is computed of parameters."""
+
+    def compute(_, values, dtype):
+        return values[number].astype(dtype)
+
+    box = tuple((0, size) for size in shape)
+    return Known(compute, (), ("base", number), {number: box}, True)
+
+
+def turns(value: Known, loop: Any, depth: int) -> Known:
+    """The value as the body of a loop sees it that is scanned over it."""
+    return Known(
+        lambda values, *_: values[0],
+        (value,),
+        (value.key, loop),
+        value.boxes,
+        False,
+        value.rounded,
+        (*value.mapped, depth),
+    )
+
+
+def value_of(value: Known, values: Mapping[int, Any], dtype: Any) -> jax.Array:
+    """The array that it stands for, with ``dtype`` for all that has a gradient.
+
+    Args:
+      value: what is known.
+      values: of bases and of what is computed outside, by number.
+      dtype: float32 or wider, whatever the program computes in.
+    """
+    found: dict[int, Any] = {}
+
+    def get(value):
+        if id(value) not in found:
+            found[id(value)] = value.compute([get(v) for v in value.inputs], values, dtype)
+        return found[id(value)]
+
+    return get(value)
+
+
+# --- Selections -----------------------------------------------------------------------------------
+
+# Operations whose result has each entry of the operands named here once, or not at all, perhaps
+# scaled or shifted by the other operands. They may have more than one such operand at a time only
+# if they put them side by side.
+ENTRYWISE: Mapping[str, Callable[[int], Sequence[int]]] = {
+    "add": lambda _: (0, 1),
+    "broadcast_in_dim": lambda _: (0,),  # to the same number of entries
+    "concatenate": range,
+    "convert_element_type": lambda _: (0,),  # between floating-point types
+    "copy": lambda _: (0,),
+    "copy_p": lambda _: (0,),
+    "div": lambda _: (0,),
+    "dynamic_slice": lambda _: (0,),
+    "mul": lambda _: (0, 1),
+    "neg": lambda _: (0,),
+    "pad": lambda _: (0,),
+    "reshape": lambda _: (0,),
+    "rev": lambda _: (0,),
+    "scatter": lambda _: (0,),
+    "select_n": lambda operands: range(1, operands),
+    "sharding_constraint": lambda _: (0,),
+    "slice": lambda _: (0,),
+    "split": lambda _: (0,),
+    "squeeze": lambda _: (0,),
+    "sub": lambda _: (0, 1),
+    "transpose": lambda _: (0,),
+}
+
+
+def has_gradient(aval: Any) -> bool:
+    """Whether a value of this shape and dtype can have a gradient."""
+    return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, jnp.inexact)
+
+
+def selections(operation: Operation, inputs: Sequence[Known]) -> list[Known] | None:
+    """What an operation makes of selections, or None if it is not known to make selections."""
+    eqn = operation.eqn
+    chosen = [i for i, value in enumerate(inputs) if value.boxes]
+    sources = [inputs[i] for i in chosen]
+    avals = [v.aval for v in (*(eqn.invars[i] for i in chosen), *eqn.outvars)]
+    if operation.name not in ENTRYWISE or not chosen:
+        return None
+    if not set(chosen) <= set(ENTRYWISE[operation.name](len(inputs))):
+        return None
+    if len(chosen) > 1 and operation.name != "concatenate":
+        return None
+    if not all(jnp.issubdtype(aval.dtype, jnp.floating) for aval in avals):
+        return None
+    if operation.name == "broadcast_in_dim" and avals[0].size != avals[-1].size:
+        return None
+    if any(source.mapped != sources[0].mapped for source in sources):
+        return None
+    if not disjoint([source.boxes for source in sources]):
+        return None
+    rounded = any(source.rounded for source in sources)
+    if operation.name == "convert_element_type":
+        before, after = (jnp.finfo(aval.dtype).nmant for aval in avals)
+        if rounded and after > before:
+            return None  # on its way back a gradient is rounded, which only JAX imitates
+        rounded |= after < before
+    results = derived(operation, inputs)
+    boxes = _cut(operation, sources[0].boxes) if sources[0].sliced else [None] * len(results)
+    return [
+        dataclasses.replace(result, boxes=box or result.boxes, sliced=bool(box), rounded=rounded)
+        for result, box in zip(results, boxes, strict=True)
+    ]
+
+
+def derived(operation: Operation, inputs: Sequence[Known]) -> list[Known]:
+    """The results of an operation on what is known, where none of them is a base."""
+    eqn = operation.eqn
+    mapped = tuple(sorted({loop for value in inputs for loop in value.mapped}))
+    boxes: dict[int, Box] = {}
+    for value in inputs:
+        boxes |= value.boxes
+
+    def compute(operands, _, dtype):
+        def apply(*operands):
+            if not boxes:
+                return evaluate(operation, operands)
+            if operation.name == "convert_element_type":
+                return list(operands)
+            return _bind(eqn, [_cast(x, dtype) for x in operands])
+
+        for loop in reversed(mapped):  # the innermost vmap takes the innermost loop's axis
+            axes = tuple(0 if loop in value.mapped else None for value in inputs)
+            apply = jax.vmap(apply, in_axes=axes)
+        return apply(*operands)
+
+    name = (operation.name, str(eqn.params))
+    together = Known(compute, tuple(inputs), (name, tuple(value.key for value in inputs)))
+
+    def result(index):
+        return Known(
+            lambda values, *_: values[0][index],
+            (together,),
+            (together.key, index),
+            boxes,
+            mapped=mapped,
+        )
+
+    return [result(index) for index in range(len(eqn.outvars))]
+
+
+def _bind(eqn, operands):
+    results = eqn.primitive.bind(*operands, **eqn.params)
+    return results if eqn.primitive.multiple_results else [results]
+
+
+def _cast(x, dtype):
+    return x.astype(dtype) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else x
+
+
+def operand_of(atom: Any, kinds: Mapping[int, Any]) -> Any:
+    """What is known of an operand, literals included."""
+    return _literal(atom) if isinstance(atom, core.Literal) else kinds[atom]
+
+
+def _cut(operation, boxes):
+    """Boxes of the results of a slice or a split, or None for each if it is something else."""
+    eqn = operation.eqn
+    ((number, box),) = boxes.items()
+    if operation.name == "slice":
+        bounds = zip(box, eqn.params["start_indices"], eqn.params["limit_indices"], strict=True)
+        return [{number: tuple((lo + start, lo + stop) for (lo, _), start, stop in bounds)}]
+    if operation.name == "split":
+        axis, found, lo = eqn.params["axis"], [], box[eqn.params["axis"]][0]
+        for size in map(int, eqn.params["sizes"]):
+            found.append({number: (*box[:axis], (lo, lo + size), *box[axis + 1 :])})
+            lo += size
+        return found
+    in_place = operation.name in ("add", "convert_element_type", "copy", "div", "mul", "neg", "sub")
+    return [boxes if in_place else None] * len(eqn.outvars)
+
+
+def disjoint(all_boxes: Sequence[Mapping[int, Box]]) -> bool:
+    """Whether no entry of a base is in two of the boxes."""
+    for i, first in enumerate(all_boxes):
+        for second in all_boxes[:i]:
+            for number in first.keys() & second.keys():
+                pairs = list(zip(first[number], second[number], strict=True))
+                if not any(a[1] <= b[0] or b[1] <= a[0] for a, b in pairs):
+                    return False
+    return True
+
+
+def squares_of_bases(
+    value: Known, numbers: Sequence[int], values: Mapping[int, Any], squares: jax.Array
+) -> list[jax.Array]:
+    """Squares of the gradients of bases, from those of a selection of them.
+
+    Args:
+      value: the selection.
+      numbers: its bases.
+      values: of bases and of what is computed outside, by number.
+      squares: like the value.
+    """
+    dtype = squares.dtype
+
+    def select(bases):
+        return value_of(value, {**values, **dict(zip(numbers, bases, strict=True))}, dtype)
+
+    bases = [values[number].astype(dtype) for number in numbers]
+    _, scales = jax.jvp(select, (bases,), ([jnp.ones_like(x) for x in bases],))
+    return jax.vjp(select, bases)[1](scales * squares)[0]
+
+
+def gradients_of_bases(
+    value: Known, numbers: Sequence[int], values: Mapping[int, Any], dtype: Any
+) -> Callable[[jax.Array], list[jax.Array]]:
+    """What takes the gradient of a selection to those of its bases."""
+
+    def select(bases):
+        return value_of(value, {**values, **dict(zip(numbers, bases, strict=True))}, dtype)
+
+    pullback = jax.vjp(select, [values[number].astype(dtype) for number in numbers])[1]
+    return lambda cotangent: pullback(cotangent)[0]

@@ -1,0 +1,527 @@
+"""Where a program's parameters meet an example's data.
+
+A *use* is an operation that takes a selection of parameters (:mod:`wpl_jax.fisher.selections`) and
+data of the example, in one of three forms whose gradient is known: a matrix product, a convolution,
+a look-up of rows. Given the other operand ``A`` and the gradient ``D`` of the result, each form
+says what the gradient of the selection is.
+
+:func:`read` goes through a program once. A base that is used in any other way, anywhere, is marked:
+its gradient is left to JAX, and none of its uses count. So what this module knows makes Fishers
+cheap, and what it does not know cannot make them wrong.
+
+Why jaxprs: they are what every framework and every loss comes down to, so no model changes, and
+they show each use of a weight, where interception of a framework's layers sees its own layers only
+and misses a weight that is also used outside of them. It is the forward pass that is rewritten, and
+JAX that differentiates it: custom derivative rules hold, and there are fewer forms to recognise
+than in a backward pass.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wpl_jax.fisher.program import Program, scanned, size_in_bytes
+from wpl_jax.fisher.selections import (
+    Known,
+    base,
+    constant,
+    derived,
+    has_gradient,
+    operand_of,
+    outside,
+    selections,
+    turns,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Use:
+    """One place where an example's data meet a selection of parameters.
+
+    Per-example arrays of a use in loops have the loops' axes in front, the outermost first.
+    """
+
+    place: int  # of the operation
+    within: tuple[int, ...]  # places of the loops around it, and of what is computed again
+    value: Known
+    consumer: str  # the primitive
+    other: int  # which operand is the example's
+    probe: jax.ShapeDtypeStruct  # one example's result
+    operand: jax.ShapeDtypeStruct  # one example's other operand
+    layout: Any  # a Product or Rows
+
+    @property
+    def bytes(self) -> int:
+        """What one example's operand and gradient hold."""
+        return size_in_bytes(self.probe) + size_in_bytes(self.operand)
+
+
+class Product(NamedTuple):
+    """A contraction with the value, brought into the form ``A^T D``."""
+
+    key: Any  # equal where gradients are assembled alike
+    positions: int  # the axis that is summed over
+    shape: tuple[int, int, int]  # of the gradient: [batches, in, out]
+    of_patches: bool  # of a convolution's input
+    matrices: Callable[..., tuple[jax.Array, jax.Array]]
+    """From an example's operand and its result's gradient to ``A`` [batches, positions, in] and
+    ``D`` [batches, positions, out]."""
+    assemble: Callable[[jax.Array], jax.Array]
+    """From [batches, in, out] to the shape of the value."""
+
+    def cotangent(self, operand: jax.Array, delta: jax.Array, dtype: Any) -> jax.Array:
+        """One example's gradient of the value."""
+        a, d = self.matrices(operand, delta)
+        return self.assemble(products(a.astype(dtype), d.astype(dtype)))
+
+
+class Rows(NamedTuple):
+    """A look-up of rows of a table: whole but for axes at which there is an index each."""
+
+    key: Any
+    positions: int
+    table: tuple[int, int]  # rows, entries of a row
+    name: str  # "rows of a table", or what it is where a row is an array of its own
+    rows: Callable[..., tuple[jax.Array, jax.Array]]
+    """From an example's operand and its result's gradient to numbers of rows [positions], with the
+    number of rows for what is out of bounds, and ``D`` [positions, entries of a row]."""
+    assemble: Callable[[jax.Array], jax.Array]
+    """From [rows, entries of a row] to the shape of the value."""
+
+    def cotangent(self, operand: jax.Array, delta: jax.Array, dtype: Any) -> jax.Array:
+        """One example's gradient of the table."""
+        numbers, rows = self.rows(operand, delta)
+        table = jnp.zeros(self.table, dtype)
+        return self.assemble(table.at[numbers].add(rows.astype(dtype), mode="drop"))
+
+
+class Loops(NamedTuple):
+    """The loops around a use: those that give the value one entry a turn, and the others."""
+
+    lengths: tuple[int, ...]
+    mapped: tuple[int, ...]
+
+    @property
+    def summed(self) -> list[int]:
+        """Loops over whose turns the gradient is summed."""
+        return [loop for loop in range(len(self.lengths)) if loop not in self.mapped]
+
+    def sizes(self, loops: Sequence[int]) -> list[int]:
+        """How many turns they have."""
+        return [self.lengths[loop] for loop in loops]
+
+    def after(self, axes: Sequence[int]) -> list[int]:
+        """Where axes are, with the loops' axes in front."""
+        return [len(self.lengths) + axis for axis in axes]
+
+
+# --- Forms of uses --------------------------------------------------------------------------------
+
+
+def _dot(eqn, i, loops):
+    """The value is the left (0) or the right (1) operand of a general matrix product."""
+    contracted, batch = eqn.params["dimension_numbers"]
+    x, w, out = eqn.invars[1 - i].aval, eqn.invars[i].aval, eqn.outvars[0].aval
+    x_free = [d for d in range(x.ndim) if d not in (*contracted[1 - i], *batch[1 - i])]
+    w_free = [d for d in range(w.ndim) if d not in (*contracted[i], *batch[i])]
+    # The result has batch axes first, then the left operand's free axes, then the right one's.
+    shared = len(batch[0])
+    middle = shared + (len(x_free) if i else len(w_free))
+    x_out, w_out = range(shared, middle), range(middle, out.ndim)
+    if not i:
+        x_out, w_out = w_out, x_out
+
+    def matrices(operand, delta):
+        lead = [*loops.mapped, *loops.after(batch[1 - i])], [*loops.summed, *loops.after(x_free)]
+        a = grouped(operand, *lead, loops.after(contracted[1 - i]))
+        lead = (
+            [*loops.mapped, *loops.after(range(shared))],
+            [*loops.summed, *loops.after(x_out)],
+        )
+        return a, grouped(delta, *lead, loops.after(w_out))
+
+    order = [*batch[i], *contracted[i], *w_free]
+    mapped = loops.sizes(loops.mapped)
+
+    def assemble(gradient):
+        m = len(mapped)
+        gradient = gradient.reshape(*mapped, *(w.shape[d] for d in order))
+        return gradient.transpose([*range(m), *(m + order.index(d) for d in range(w.ndim))])
+
+    positions = math.prod([*loops.sizes(loops.summed), *(x.shape[d] for d in x_free)])
+    shape = (
+        math.prod([*mapped, *(w.shape[d] for d in batch[i])]),
+        math.prod(w.shape[d] for d in contracted[i]),
+        math.prod(w.shape[d] for d in w_free),
+    )
+    return Product(("dot", i, contracted, batch), positions, shape, False, matrices, assemble)
+
+
+def _convolution(eqn, i, loops):
+    """The value is the kernel: a product with patches of the input, at positions of the output."""
+    params = eqn.params
+    if i != 1 or params["batch_group_count"] != 1:
+        return None
+    x_spec, w_spec, out_spec = params["dimension_numbers"]
+    w, out = eqn.invars[1].aval, eqn.outvars[0].aval
+    kernel, sizes = [w.shape[d] for d in w_spec[2:]], [out.shape[d] for d in out_spec[2:]]
+    groups, k, m = params["feature_group_count"], len(kernel), len(loops.mapped)
+    features_in, features_out = w.shape[w_spec[1]], w.shape[w_spec[0]] // groups
+    mapped, summed = loops.sizes(loops.mapped), loops.sizes(loops.summed)
+    positions = math.prod([*summed, out.shape[out_spec[0]], *sizes])
+
+    def flat_images(x, spec):
+        """[mapped x summed x batch, spatial axes, features]."""
+        lead = [*loops.mapped, *loops.summed, *loops.after(spec[:1])]
+        return grouped(x, lead, *([d] for d in loops.after(spec[2:])), loops.after(spec[1:2]))
+
+    def in_groups(x, rest, per_group):
+        """From [.., groups x per_group] to [mapped x groups, positions, rest x per_group]."""
+        x = x.reshape(math.prod(mapped), positions, rest, groups, per_group)
+        return grouped(x, [0, 3], [1], [2, 4])
+
+    def matrices(operand, delta):
+        x = flat_images(operand, x_spec)
+        edges = [
+            (*pad, step - 1)
+            for pad, step in zip(params["padding"], params["lhs_dilation"], strict=True)
+        ]
+        x = jax.lax.pad(x, jnp.zeros([], x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+        # Axis after axis, for few slices: [images, size, taps, size, taps, .., features].
+        for axis in range(k):
+            step, dilation = params["window_strides"][axis], params["rhs_dilation"][axis]
+            x = _windows(x, 1 + 2 * axis, sizes[axis], step, kernel[axis], dilation)
+        out_axes, taps = range(1, 1 + 2 * k, 2), range(2, 2 + 2 * k, 2)
+        patches = x.transpose(0, *out_axes, *taps, 1 + 2 * k)
+        d = in_groups(flat_images(delta, out_spec), 1, features_out)
+        return in_groups(patches, math.prod(kernel), features_in), d
+
+    def assemble(gradient):
+        gradient = gradient.reshape(*mapped, groups, *kernel, features_in, features_out)
+        gradient = jnp.moveaxis(gradient, m, -2).reshape(
+            *mapped, *kernel, features_in, groups * features_out
+        )
+        axes = {w_spec[1]: m + k, w_spec[0]: m + k + 1}
+        axes |= {d: m + j for j, d in enumerate(w_spec[2:])}
+        return gradient.transpose([*range(m), *(axes[d] for d in range(w.ndim))])
+
+    shape = math.prod(mapped) * groups, math.prod(kernel) * features_in, features_out
+    return Product(("convolution", w_spec, groups), positions, shape, True, matrices, assemble)
+
+
+# Up to so many, windows are put together from slices; more of them are slow to compile.
+_MANY_WINDOWS = 16
+
+
+def _windows(x, axis, size, step, taps, dilation):
+    """Put windows in the place of an axis: [.., size, taps, ..]."""
+    if taps == 1:
+        x = jax.lax.slice_in_dim(x, 0, (size - 1) * step + 1, step, axis)
+        return jnp.expand_dims(x, axis + 1)
+    if step == taps and dilation == 1:  # they lie side by side
+        x = jax.lax.slice_in_dim(x, 0, step * size, axis=axis)
+        return x.reshape(*x.shape[:axis], size, taps, *x.shape[axis + 1 :])
+    if taps <= _MANY_WINDOWS:
+        reach = (size - 1) * step + 1
+        first = range(0, taps * dilation, dilation)
+        return jnp.stack(
+            [jax.lax.slice_in_dim(x, start, start + reach, step, axis) for start in first], axis + 1
+        )
+    places = step * np.arange(size, dtype=np.int32)[:, None] + dilation * np.arange(
+        taps, dtype=np.int32
+    )
+    return jnp.take(x, places, axis=axis, mode="clip")
+
+
+def _gather(eqn, i, loops):
+    """The value is a table, of which rows are taken, as ``table[ids]`` does."""
+    table, index, numbers = eqn.invars[0].aval, eqn.invars[1].aval, eqn.params["dimension_numbers"]
+    mode = eqn.params["mode"]
+    if i or numbers.operand_batching_dims or mode == jax.lax.GatherScatterMode.ONE_HOT:
+        return None
+    clips = mode != jax.lax.GatherScatterMode.FILL_OR_DROP
+    kept = [d for d in range(table.ndim) if d not in numbers.collapsed_slice_dims]
+    offsets = dict(zip(kept, numbers.offset_dims, strict=True))
+    sizes, indexed = eqn.params["slice_sizes"], numbers.start_index_map
+    return _rows(table.shape, sizes, indexed, clips, offsets, index.shape, loops)
+
+
+def _dynamic_slice(eqn, i, loops):
+    """The value is a table, of which one row is taken, as ``table[i]`` does."""
+    shape, sizes = eqn.invars[0].aval.shape, eqn.params["slice_sizes"]
+    indexed = [d for d in range(len(shape)) if sizes[d] < shape[d]]
+    if i or len(indexed) != 1:
+        return None
+    offsets = {d: d for d in range(len(shape))}
+    return _rows(shape, sizes, indexed, True, offsets, (1,), loops)
+
+
+def _rows(shape, sizes, indexed, clips, offsets, index_shape, loops):
+    """Look-ups of what is whole but for axes at which there is an index each.
+
+    Args:
+      shape: of the table.
+      sizes: of what is looked up, along each of the table's axes.
+      indexed: the axes to which the entries of an index belong, in their order.
+      clips: whether an index out of bounds is moved into them, or finds nothing.
+      offsets: for axes of the table, those of the result.
+      index_shape: of the indices, the last axis being that of an index's entries.
+      loops: around the look-up.
+    """
+    single = [d for d in indexed if sizes[d] == 1 < shape[d]]
+    whole = [d for d in range(len(shape)) if d not in single]
+    if loops.mapped or any(sizes[d] != shape[d] for d in whole):
+        return None
+    rows, entries = (math.prod(shape[d] for d in axes) for axes in (single, whole))
+    of_row = loops.after([offsets[d] for d in (*single, *whole) if d in offsets])
+
+    def find(operand, delta):
+        index = operand.reshape(-1, len(indexed))
+        number, inside = jnp.zeros(len(index), jnp.int32), jnp.ones(len(index), bool)
+        for column, d in enumerate(indexed):
+            most = min(shape[d] - sizes[d], np.iinfo(index.dtype).max)
+            at = jnp.clip(index[:, column], 0, most)
+            inside &= at == index[:, column]
+            if d in single:
+                number = number * shape[d] + at.astype(jnp.int32)
+        if not clips:  # what is below 0 is out of bounds as well, and not counted from the end
+            number = jnp.where(inside, number, rows)
+        positions = [axis for axis in range(delta.ndim) if axis not in of_row]
+        return number, grouped(delta, positions, of_row)
+
+    def assemble(table):
+        order = [*single, *whole]
+        table = table.reshape([shape[d] for d in order])
+        return table.transpose([order.index(d) for d in range(len(shape))])
+
+    positions = math.prod([*loops.lengths, *index_shape[:-1]])
+    flat = sum(shape[d] > 1 for d in whole) <= 1
+    name = "rows of a table" if flat else f"slices of a stack of {rows}"
+    return Rows(("rows", tuple(single)), positions, (rows, entries), name, find, assemble)
+
+
+_FORMS = {
+    "dot_general": _dot,
+    "conv_general_dilated": _convolution,
+    "gather": _gather,
+    "dynamic_slice": _dynamic_slice,
+}
+
+
+def _use(operation, inputs, within, lengths):
+    """The use that an operation is, if it has one of the forms."""
+    eqn = operation.eqn
+    of_params = [i for i, value in enumerate(inputs) if value is not None and value.boxes]
+    form, out = _FORMS.get(operation.name), eqn.outvars[0].aval
+    if form is None or len(of_params) > 1:
+        return None
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        return None  # the square of a real part is not the real part of a square
+    (i,) = of_params
+    layout = form(eqn, i, Loops(lengths, inputs[i].mapped))
+    if layout is None:
+        return None
+    if operation.name == "dynamic_slice":
+        sizes, shape = eqn.params["slice_sizes"], eqn.invars[0].aval.shape
+        other = 1 + next(d for d in range(len(shape)) if sizes[d] < shape[d])
+    else:
+        other = 1 - i
+    operand = eqn.invars[other].aval
+    return Use(
+        operation.place,
+        within,
+        inputs[i],
+        operation.name,
+        other,
+        jax.ShapeDtypeStruct((*lengths, *out.shape), out.dtype),
+        jax.ShapeDtypeStruct((*lengths, *operand.shape), operand.dtype),
+        layout,
+    )
+
+
+def grouped(x: jax.Array, *groups: Sequence[int]) -> jax.Array:
+    """Transpose, and merge each group of axes into one."""
+    sizes = [math.prod([x.shape[axis] for axis in axes]) for axes in groups]
+    return x.transpose([axis for axes in groups for axis in axes]).reshape(sizes)
+
+
+def products(a: jax.Array, d: jax.Array) -> jax.Array:
+    """``a[b]^T d[b]`` for each ``b``, one after another: CPUs are slow at stacks of products."""
+    if len(a) == 1:
+        return (a[0].T @ d[0])[None]
+    return jax.lax.map(lambda ad: ad[0].T @ ad[1], (a, d))
+
+
+# --- Reading a program ----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Reading:
+    """What becomes of a program's parameters."""
+
+    parameters: tuple[int, ...]  # their numbers
+    uses: list[Use]
+    marked: dict[int, set[str]]  # bases whose gradient is left to JAX, and the operations at fault
+    sources: dict[int, frozenset[int]]  # of each base, the parameters it is computed of
+    outside: frozenset[int]  # places of the operations that no example enters
+    known: frozenset[int]  # their results that have no gradient
+
+    @property
+    def used(self) -> list[int]:
+        """The bases that matter to the result."""
+        of_uses = {number for use in self.uses for number in use.value.boxes}
+        return sorted(of_uses | self.marked.keys())
+
+
+def read(
+    program: Program, shapes: Sequence[Sequence[int]], constants: frozenset[int] = frozenset()
+) -> Reading:
+    """Follow the parameters, a program's first inputs, to where examples are met.
+
+    Args:
+      program: of one example.
+      shapes: of the parameters.
+      constants: numbers of values that have no gradient, though they seem to.
+    """
+    reader = _Reader(constants)
+    for i, number in enumerate(program.inputs):
+        if i < len(shapes):
+            reader.kinds[number] = base(number, shapes[i])
+            reader.sources[number] = frozenset([i])
+            reader.sizes[number] = math.prod(shapes[i])
+        else:
+            reader.kinds[number] = None
+    reader.visit(program, (), ())
+    for atom in program.outputs:
+        reader.mark([operand_of(atom, reader.kinds)], "the result")
+    # A marked base takes along whatever shares a use with it.
+    uses, marked = reader.uses, reader.marked
+    while spoiled := [use for use in uses if use.value.boxes.keys() & marked.keys()]:
+        for use in spoiled:
+            for number in use.value.boxes:
+                marked.setdefault(number, {use.consumer})
+        uses = [use for use in uses if use not in spoiled]
+    _simplify(marked, uses, reader, program.inputs)
+    return Reading(
+        program.inputs[: len(shapes)],
+        uses,
+        marked,
+        reader.sources,
+        frozenset(reader.outside),
+        frozenset(reader.known),
+    )
+
+
+def _simplify(marked, uses, reader, parameters):
+    """Leave to JAX what it does with less: the gradient of a bias, not of the bias broadcast."""
+    touched = frozenset().union(*(reader.sources[n] for use in uses for n in use.value.boxes))
+    for number in sorted(set(marked) - set(parameters)):
+        sources = reader.sources[number]
+        size = sum(reader.sizes[parameters[i]] for i in sources)
+        if size <= reader.sizes[number] and not sources & touched:
+            consumers = marked.pop(number)
+            for i in sources:
+                marked.setdefault(parameters[i], set()).update(consumers)
+
+
+class _Reader:
+    """Goes through operations in their order. What depends on an example has the kind None."""
+
+    def __init__(self, constants):
+        self.constants = constants
+        self.kinds: dict[int, Known | None] = {}
+        self.uses: list[Use] = []
+        self.marked: dict[int, set[str]] = {}
+        self.sources: dict[int, frozenset[int]] = {}
+        self.sizes: dict[int, int] = {}
+        self.outside: set[int] = set()
+        self.known: set[int] = set()
+
+    def mark(self, inputs, consumer):
+        for value in inputs:
+            for number in () if value is None else value.boxes:
+                self.marked.setdefault(number, set()).add(consumer)
+
+    def visit(self, program, within, lengths):
+        for number, value in program.constants.items():
+            self.kinds[number] = constant(value)
+        for operation in program.operations:
+            inputs = [operand_of(atom, self.kinds) for atom in operation.inputs]
+            known = all(value is not None for value in inputs) and not operation.eqn.effects
+            if not known:
+                results = self.meet(operation, inputs, within, lengths)
+            elif lengths or within:
+                results = self.follow(operation, inputs)
+            else:
+                results = self.compute(operation, inputs)
+            self.kinds |= dict(zip(operation.outputs, results, strict=False))
+
+    def compute(self, operation, inputs):
+        """An operation on what is known, outside of any loop."""
+        self.outside.add(operation.place)
+        numbers, avals = operation.outputs, [v.aval for v in operation.eqn.outvars]
+        bases = {number for value in inputs for number in value.boxes}
+        stops = not bases or operation.name == "stop_gradient"
+        if not stops and (found := selections(operation, inputs)):
+            return found
+        sources = frozenset().union(*(self.sources[number] for number in bases))
+        results = []
+        for number, aval in zip(numbers, avals, strict=False):
+            if stops or number in self.constants or not has_gradient(aval):
+                self.known.add(number)
+                results.append(outside(number))
+            else:
+                self.sources[number] = sources
+                self.sizes[number] = aval.size
+                results.append(base(number, aval.shape))
+        return results
+
+    def follow(self, operation, inputs):
+        """An operation on what is known, in the body of a loop."""
+        if not any(value.boxes for value in inputs):
+            return derived(operation, inputs)
+        if found := selections(operation, inputs):
+            return found
+        return self.meet(operation, inputs, None, None)
+
+    def meet(self, operation, inputs, within, lengths):
+        """An operation that an example enters, or that ends the search."""
+        nothing = [None] * len(operation.eqn.outvars)
+        if not any(value is not None and value.boxes for value in inputs):
+            return nothing
+        if operation.name == "stop_gradient":
+            return nothing
+        if not any(has_gradient(v.aval) for v in operation.eqn.outvars):
+            return nothing  # what is an integer has no gradient
+        if within is None:
+            self.mark(inputs, operation.name)
+        elif operation.body is not None:
+            self.enter(operation, inputs, within, lengths)
+        elif use := _use(operation, inputs, within, lengths):
+            self.uses.append(use)
+        else:
+            self.mark(inputs, operation.name)
+        return nothing
+
+    def enter(self, operation, inputs, within, lengths):
+        """Read the body of a loop, or of what is computed again in the backward pass."""
+        body, eqn = operation.body, operation.eqn
+        consts, carried = len(inputs), 0
+        if operation.name == "scan":
+            consts, carried = scanned(eqn)
+            self.mark(inputs[consts : consts + carried], "the carry of a loop")
+        for i, (number, value) in enumerate(zip(body.inputs, inputs, strict=True)):
+            if value is None or consts <= i < consts + carried:
+                self.kinds[number] = None
+            elif i < consts:
+                self.kinds[number] = value
+            else:
+                self.kinds[number] = turns(value, operation.place, len(lengths))
+        turns_of = (eqn.params["length"],) if operation.name == "scan" else ()
+        self.visit(body, (*within, operation.place), (*lengths, *turns_of))
+        self.mark([operand_of(atom, self.kinds) for atom in body.outputs], "a loop's result")

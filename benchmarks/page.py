@@ -25,16 +25,18 @@ def write() -> None:
         result = json.loads(path.read_text())
         parts += [f"## {result['benchmark']}", f"`{result['command']}`"]
         for table in result["tables"]:
-            lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
-            lines += [_line(cells(row)) for row in table["rows"]]
-            parts += [f"### {table['title']}", "\n".join(lines)]
+            columns = table.get("columns", COLUMNS)
+            lines = [_line(columns), _line(["---"] * len(columns))]
+            lines += [_line(row.get("cells") or cells(row)) for row in table["rows"]]
+            parts += [f"### {table['title']}", table.get("text", ""), "\n".join(lines)]
+            parts += ["\n".join(f"{i}. {note}" for i, note in enumerate(table.get("notes", ()), 1))]
         for figure in result.get("figures", ()):
             parts.append(f"![{figure['caption']}](../benchmarks/results/{figure['file']})")
         machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
         turns = sorted({table["turns"] for table in result["tables"]})
         parts.append(f"{', '.join(map(str, turns))} turns. Machine: {machine}.")
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text("\n\n".join(part.strip() for part in parts) + "\n")
+    PAGE.write_text("\n\n".join(part.strip() for part in parts if part) + "\n")
 
 
 def _line(values):

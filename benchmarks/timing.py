@@ -42,7 +42,11 @@ class Jitted:
     """A function of this process, compiled for its arguments."""
 
     def __init__(self, function: Callable, *arguments, **options):
-        self.compiled = jax.jit(function, **options).lower(*arguments).compile()
+        start = time.perf_counter()
+        lowered = jax.jit(function, **options).lower(*arguments)
+        self.trace_seconds = time.perf_counter() - start
+        self.compiled = lowered.compile()
+        self.compile_seconds = time.perf_counter() - start - self.trace_seconds
         self.arguments = arguments
 
     def run(self) -> float:
@@ -93,11 +97,13 @@ class Peer:
       PeerError: if the environment is not there, or the case failed, with its last line.
     """
 
+    server: tuple[str, ...] = ("benchmarks.peers.serve",)  # a module, and its first arguments
+
     def __init__(self, module: str, case: str, **sizes):
         if not PEERS_PYTHON.exists():
             raise PeerError("not installed: make peers")
         self.process = subprocess.Popen(
-            [PEERS_PYTHON, "-m", "benchmarks.peers.serve", module, case, json.dumps(sizes)],
+            [PEERS_PYTHON, "-m", *self.server, module, case, json.dumps(sizes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

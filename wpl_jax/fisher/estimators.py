@@ -45,16 +45,18 @@ gradients. One example's may always exist. ``microbatch_size`` names the size of
 instead. The result depends on neither (beyond rounding).
 """
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wpl_jax.fisher.backward import for_one
+from wpl_jax.fisher import routes
+from wpl_jax.fisher.backward import for_one, varying_as
 from wpl_jax.fisher.plan import Plan
-from wpl_jax.fisher.routes import CPU_BYTES, fitting, on_platform, summed
 from wpl_jax.trees import path_name
 
 __all__ = [
@@ -104,9 +106,9 @@ def empirical_fisher(
     """
     _check_sizes(microbatch_size, max_bytes)
 
-    def fisher(params, batch, weights=None):
-        params, batch = checked_inputs("nll", nll, params, batch, ndim=0)
-        plan = Plan.of(nll, params, batch, max_bytes // 2)
+    def estimate(params, batch, weights):
+        check = functools.partial(check_output, "nll", 0)
+        plan = Plan.of(nll, params, batch, max_bytes // 2, check)
 
         def total(batch, weights):
             nlls, squares = plan.per_example(params, batch, max_bytes // 2)
@@ -114,7 +116,7 @@ def empirical_fisher(
 
         return _mean(total, batch, weights, *_sizes(plan, microbatch_size, max_bytes))
 
-    return fisher
+    return _estimator(estimate)
 
 
 def sampled_fisher(
@@ -153,11 +155,10 @@ def sampled_fisher(
         key: jax.Array,
         weights: jax.Array | None = None,
     ) -> chex.ArrayTree:
-        params, batch = checked_inputs("logits", logits, params, batch, ndim=1)
-
         def nll(params, example_and_position):
             example, position = example_and_position
             scores = logits(params, example)
+            check_output("logits", 1, scores)
             label = jax.random.categorical(jax.random.fold_in(key, position), scores)
             return -jax.nn.log_softmax(scores)[label]
 
@@ -197,10 +198,11 @@ def exact_fisher(
     _check_sizes(microbatch_size, max_bytes)
 
     def log_probs(params, example):
-        return jax.nn.log_softmax(logits(params, example))
+        scores = logits(params, example)
+        check_output("logits", 1, scores)
+        return jax.nn.log_softmax(scores)
 
-    def fisher(params, batch, weights=None):
-        params, batch = checked_inputs("logits", logits, params, batch, ndim=1)
+    def estimate(params, batch, weights):
         plan = Plan.of(log_probs, params, batch, max_bytes // 2)
 
         def total(batch, weights):
@@ -217,7 +219,7 @@ def exact_fisher(
 
         return _mean(total, batch, weights, *_sizes(plan, microbatch_size, max_bytes))
 
-    return fisher
+    return _estimator(estimate)
 
 
 def squared_batch_gradient(loss: PerExample, microbatch_size: int | None = None) -> Estimator:
@@ -247,8 +249,8 @@ def squared_batch_gradient(loss: PerExample, microbatch_size: int | None = None)
     """
     _check_sizes(microbatch_size)
 
-    def fisher(params, batch, weights=None):
-        params, batch = checked_inputs("loss", loss, params, batch, ndim=0)
+    def estimate(params, batch, weights):
+        check_output("loss", 0, for_one(loss, params, batch)[1])
 
         def gradient_sum(batch, weights):
             def weighted_loss(params):
@@ -260,7 +262,37 @@ def squared_batch_gradient(loss: PerExample, microbatch_size: int | None = None)
         size = microbatch_size or _num_examples(batch)
         return _square(_mean(gradient_sum, batch, weights, size, size))
 
+    return _estimator(estimate)
+
+
+def _estimator(estimate):
+    """``fisher(params, batch, weights=None)``, wherever the arrays lie."""
+
+    def fisher(params, batch, weights=None):
+        params, batch = checked_inputs(params, batch)
+        if weights is not None:
+            weights = _checked(weights, _num_examples(batch))
+        # In a shard_map the Fisher is that of each device's own examples.
+        params = jax.tree.map(lambda x: varying_as(x, batch), params)
+        meshes = [_sharding(x).mesh for x in jax.tree.leaves((params, batch))]
+        explicit = [mesh for mesh in meshes if mesh.explicit_axes]
+        if not explicit:
+            return estimate(params, batch, weights)
+        # Examples are cut into microbatches and summed over: where these lie is left to XLA.
+        everywhere = jax.sharding.NamedSharding(explicit[0], jax.sharding.PartitionSpec())
+        shardings = jax.tree.map(
+            lambda x: everywhere if _sharding(x).mesh.empty else _sharding(x), params
+        )
+        automatic = jax.sharding.auto_axes(
+            estimate, axes=explicit[0].explicit_axes, out_sharding=shardings
+        )
+        return automatic(params, batch, weights)
+
     return fisher
+
+
+def _sharding(x):
+    return jax.typeof(x).sharding
 
 
 def _mean(total, batch, weights, on_cpu, elsewhere):
@@ -271,9 +303,9 @@ def _mean(total, batch, weights, on_cpu, elsewhere):
         batch = _without_padding(batch, weights)
 
     def in_microbatches(size, batch, weights):
-        return summed(total, batch, weights, size)
+        return routes.summed(total, batch, weights, size)
 
-    result = on_platform(in_microbatches, on_cpu, elsewhere, batch, weights)
+    result = routes.on_platform(in_microbatches, on_cpu, elsewhere, batch, weights)
     count = jnp.float32(n) if weights is None else jnp.sum(weights, dtype=float)
     return jax.tree.map(lambda r: r / count.astype(r.dtype), result)
 
@@ -282,24 +314,25 @@ def _sizes(plan, microbatch_size, max_bytes):
     """Of microbatches, on a CPU and elsewhere."""
     if microbatch_size is not None:
         return microbatch_size, microbatch_size
-    size = min(_LONG_SUM, fitting(max_bytes // 2, plan.backward.held))
+    size = min(_LONG_SUM, routes.fitting(max_bytes // 2, plan.backward.held))
     # Where most of what an example holds is a gradient that JAX takes, see routes.in_turn.
     in_turn = 2 * plan.backward.gradient > plan.backward.held
-    return fitting(CPU_BYTES, plan.backward.held) if in_turn else size, size
+    return routes.fitting(routes.CPU_BYTES, plan.backward.held) if in_turn else size, size
 
 
 def _checked(weights, n):
-    weights = jnp.asarray(weights)
-    if weights.shape != (n,):
+    if np.shape(weights) != (n,):
         raise ValueError(
-            f"weights must have shape ({n},), one weight an example, got {weights.shape}"
+            f"weights must have shape ({n},), one weight an example, got {np.shape(weights)}"
         )
-    if not isinstance(weights, jax.core.Tracer) and not bool(jnp.all(weights >= 0)):
-        raise ValueError(
-            f"weights must not be negative or NaN, got {weights.min()}: they say how often an "
-            "example counts, and 0 is for padding"
-        )
-    return weights
+    if not isinstance(weights, jax.core.Tracer):
+        wrong = [float(w) for w in np.asarray(weights) if not w >= 0]
+        if wrong:
+            raise ValueError(
+                f"weights must not be negative or NaN, got {wrong[0]}: they say how often an "
+                "example counts, and 0 is for padding"
+            )
+    return jnp.asarray(weights)
 
 
 def _without_padding(batch, weights):
@@ -328,8 +361,8 @@ def _num_examples(batch):
     return sizes.pop()
 
 
-def checked_inputs(name, fn, params, batch, ndim):
-    """Parameters and batch as arrays, of which the function makes what it should."""
+def checked_inputs(params: chex.ArrayTree, batch: chex.ArrayTree) -> tuple[Any, Any]:
+    """Parameters, which must be floating-point, and a batch, as arrays."""
     params, batch = jax.tree.map(_as_array, (params, batch))
     for path, array in jax.tree.leaves_with_path(params):
         if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -338,7 +371,11 @@ def checked_inputs(name, fn, params, batch, ndim):
                 f"{path_name(path)}: close over such arrays instead"
             )
     _num_examples(batch)
-    _, out = for_one(fn, params, batch)
+    return params, batch
+
+
+def check_output(name: str, ndim: int | None, out: Any) -> None:
+    """Raise an error if this is not the shape of what a function should make of one example."""
     if not hasattr(out, "ndim"):
         raise TypeError(
             f"{name}(params, example) must return one array, got a {type(out).__name__}; leave "
@@ -350,7 +387,6 @@ def checked_inputs(name, fn, params, batch, ndim):
             f"{name}(params, example) must be {kind} for one example, got shape {out.shape}; "
             "it is called without the batch axis"
         )
-    return params, batch
 
 
 def _as_array(x):

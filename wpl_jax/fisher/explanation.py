@@ -1,6 +1,7 @@
 """What the estimators make of a function, and whether it is right, for whoever wrote it."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import chex
@@ -8,7 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wpl_jax.fisher.estimators import MAX_BYTES, PerExample, checked_inputs, empirical_fisher
+from wpl_jax.fisher.estimators import (
+    MAX_BYTES,
+    PerExample,
+    check_output,
+    checked_inputs,
+    empirical_fisher,
+)
 from wpl_jax.fisher.plan import Plan
 from wpl_jax.trees import path_name
 
@@ -72,14 +79,17 @@ def explain(
       >>> nll = lambda params, x: jnp.sum(params["scale"] * jnp.tanh(x @ params["w"]))
       >>> params = {"w": jnp.ones((3, 2)), "scale": jnp.ones(())}
       >>> print(wpl_jax.explain(nll, params, jnp.ones((8, 3))))
-      parameter  route                              bytes an example  why not a cheaper one
-      ['scale']  per-example gradients                             4  used by mul
-      ['w']      squared operands                                 20
+      parameter  route                  bytes an example  why not a cheaper one
+      ['scale']  per-example gradients                 4  used by mul
+      ['w']      squared operands                     20
       >>> wpl_jax.explain(nll, params, jnp.ones((8, 35, 3)))["w"]  # 8 sequences
       'per-example products of 35 positions'
     """
-    params, batch = checked_inputs("fn", fn, params, batch, ndim=None)
-    return Explanation(Plan.of(fn, params, batch, max_bytes // 2).routes())
+    params, batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), checked_inputs(params, batch)
+    )
+    check = functools.partial(check_output, "fn", None)
+    return Explanation(Plan.of(fn, params, batch, max_bytes // 2, check).routes())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +161,7 @@ def check_fisher(
       >>> check.passed
       True
     """
-    params, batch = checked_inputs("nll", nll, params, batch, ndim=0)
+    params, batch = checked_inputs(params, batch)
     few = jax.tree.map(lambda x: x[:examples], batch)
 
     def wanted(params, batch):

@@ -89,6 +89,14 @@ class Cluster:
         return sum(use.layout.positions for use in self.uses)
 
     @property
+    def flipped(self) -> bool:
+        """Whether its per-example products are taken as ``D^T A``."""
+        if self.route != "per-example products":
+            return False
+        _, features_in, features_out = self.uses[0].layout.shape
+        return features_in > features_out
+
+    @property
     def route(self) -> str:
         """The name of one of the routes above."""
         if isinstance(self.uses[0].layout, Rows):
@@ -121,11 +129,6 @@ class Part:
         """Whether JAX gives the gradient of a parameter itself, and nothing is to be added."""
         return not self.uses and len(self.leaves) == len(self.marked) == 1 and self.own
 
-    @property
-    def put_together(self) -> bool:
-        """Whether each example's gradient is put together from several."""
-        return not self.clusters and not self.direct and bool(self.uses or self.marked)
-
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -141,7 +144,12 @@ class Plan:
 
     @classmethod
     def of(
-        cls, fn: Callable[[Any, Any], jax.Array], params: Any, batch: Any, max_bytes: int = 2**27
+        cls,
+        fn: Callable[[Any, Any], jax.Array],
+        params: Any,
+        batch: Any,
+        max_bytes: int = 2**27,
+        check: Callable[[Any], None] = lambda out: None,
     ) -> "Plan":
         """Trace ``fn(params, example)`` and choose how to find the squares of its gradients.
 
@@ -150,6 +158,7 @@ class Plan:
           params: the parameters, arrays or their shapes.
           batch: arrays with a leading axis of examples, or their shapes.
           max_bytes: what examples may hold at a time, beyond one example's gradient.
+          check: given the shape of the result, raises an error if that is wrong.
         """
         leaves, structure = jax.tree.flatten(params)
         examples, of_example = jax.tree.flatten(batch)
@@ -159,7 +168,9 @@ class Plan:
                 jax.tree.unflatten(structure, leaves), jax.tree.unflatten(of_example, examples)
             )
 
-        program = flat(for_one(flat_fn, leaves, examples)[0])
+        jaxpr, out = for_one(flat_fn, leaves, examples)
+        check(out)
+        program = flat(jaxpr)
         shapes = [leaf.shape for leaf in leaves]
         reading = read(program, shapes)
         if dead := _without_gradient(program, reading, leaves):
@@ -238,23 +249,40 @@ class Plan:
         _, pull, known = jax.vjp(of_parameters, leaves, has_aux=True)
         values = _values(self.reading, known)
         outputs, operands, pullback = self.backward.run(values, jax.tree.leaves(batch))
-        gradient = functools.partial(self._gradients, leaves, values, pull)
-        looped = [use.place for use in self._looped_uses()]
-        marked = [n for part in self.parts if part.put_together for n in part.marked]
 
         def sums(cotangents, weights):
             deltas, grads = pullback(cotangents)
-            found = [
-                self._sums_of(part, operands, deltas, grads, weights, leaves) for part in self.parts
-            ]
-            if not looped and not marked:
-                return found, []
-            examples = (
-                {place: operands[place] for place in looped},
-                {place: deltas[place] for place in looped},
-                {number: grads[number] for number in marked},
-            )
-            return found, in_turn(gradient, examples, weights, max_bytes)
+            at_once: dict[Any, Any] = {}
+            in_loop: dict[Any, Any] = {}
+            for part in self.parts:
+                if part.direct:
+                    (leaf,), (number,) = part.leaves, part.marked
+                    grad = _wide(grads[number], leaves[leaf])
+                    at_once[part.leaves, 0] = [weighted(jnp.square(grad), weights).sum(0)]
+                elif not part.clusters:
+                    of_marked = {number: grads[number] for number in part.marked}
+                    gradient = functools.partial(self._gradient, part, leaves, values, pull)
+                    in_loop[part.leaves, 0] = gradient, (*_of(part, operands, deltas), of_marked)
+                for i, cluster in enumerate(part.clusters):
+                    place, dtype = (part.leaves, i), self._dtype(cluster, leaves)
+                    if cluster.route != "per-example products":
+                        at_once[place] = _sums(cluster, dtype, operands, deltas, weights)
+                        continue
+                    gradient = functools.partial(_product, cluster, dtype)
+                    examples = _of(cluster, operands, deltas)
+                    if cluster.uses[0].layout.of_patches:
+                        # In a loop of their own sums stay in the cache, beside few positions.
+                        at_once[place] = in_turn(gradient, examples, weights, max_bytes)
+                    else:
+                        in_loop[place] = gradient, examples
+            gradients, examples = _unzip(in_loop)
+
+            def all_gradients(example):
+                return {place: gradients[place](example[place]) for place in gradients}
+
+            # One loop for all others, which is compiled in less time than many.
+            looped = in_turn(all_gradients, examples, weights, max_bytes) if examples else {}
+            return {**at_once, **looped}
 
         def squares(cotangents, weights=None, rounds=None):
             def of(element):
@@ -271,99 +299,51 @@ class Plan:
                     lambda s: varying_as(jnp.zeros(s.shape, s.dtype), batch), shapes
                 )
                 total, _ = jax.lax.scan(add, start, rounds)
-            return self._finish(leaves, values, operands, *total)
+            return self._finish(leaves, values, operands, total)
 
         return PerExample(outputs, squares)
 
-    def _looped_uses(self):
-        """Uses whose products are taken for one example after another."""
-        uses: list[Use] = []
-        for part in self.parts:
-            if part.put_together:
-                uses.extend(part.uses)
-            for cluster in part.clusters:
-                if cluster.route == "per-example products":
-                    uses.extend(cluster.uses)
-        return uses
-
-    def _sums_of(self, part, operands, deltas, grads, weights, leaves):
-        """Sums for what needs no loop over examples, None for what does."""
-        if part.direct:
-            (leaf,), (number,) = part.leaves, part.marked
-            return [weighted(jnp.square(_wide(grads[number], leaves[leaf])), weights).sum(0)]
-        found: list[Any] = []
-        for cluster in part.clusters:
-            dtype = self._dtype(cluster, leaves)
-            if cluster.route == "per-example products":
-                found.append(None)
-            elif isinstance(cluster.uses[0].layout, Rows):
-                found.append(rows_of_table(cluster.uses, operands, deltas, weights, dtype))
-            else:
-                a, d = matrices(cluster.uses, operands, deltas, dtype)
-                few = cluster.route == "outer products"
-                squares = outer_products(a, d, weights) if few else weighted(d * d, weights)
-                found.append(squares)
-        return found
-
-    def _gradients(self, leaves, values, pull, example):
-        """One example's gradients: of products, and of parameters that need them put together."""
+    def _gradient(self, part, leaves, values, pull, example):
+        """One example's gradients of a part's parameters, put together from those of its uses."""
         operands, deltas, grads = example
-        of_products: list[jax.Array] = []
         totals: dict[int, jax.Array] = {}
 
         def add(number, gradient):
             totals[number] = totals[number] + gradient if number in totals else gradient
 
-        for part in self.parts:
-            for cluster in part.clusters:
-                if cluster.route == "per-example products":
-                    dtype = self._dtype(cluster, leaves)
-                    both = [
-                        use.layout.matrices(operands[use.place], deltas[use.place])
-                        for use in cluster.uses
-                    ]
-                    pair = (
-                        jnp.concatenate(x, axis=1).astype(dtype) for x in zip(*both, strict=True)
-                    )
-                    of_products.append(products(*pair))
-            if not part.put_together:
-                continue
-            for use in part.uses:
-                numbers = sorted(use.value.boxes)
-                dtype = jnp.result_type(jnp.float32, *(values[n].dtype for n in numbers))
-                cotangent = use.layout.cotangent(operands[use.place], deltas[use.place], dtype)
-                back = gradients_of_bases(use.value, numbers, values, dtype)
-                for number, gradient in zip(numbers, back(cotangent), strict=True):
-                    add(number, gradient)
-            for number in part.marked:
-                add(number, _wide(grads[number], values[number]))
+        for use in part.uses:
+            numbers = sorted(use.value.boxes)
+            dtype = functools.reduce(
+                jnp.promote_types, [values[n].dtype for n in numbers], jnp.float32
+            )
+            cotangent = use.layout.cotangent(operands[use.place], deltas[use.place], dtype)
+            back = gradients_of_bases(use.value, numbers, values, dtype)
+            for number, gradient in zip(numbers, back(cotangent), strict=True):
+                add(number, gradient)
+        for number in part.marked:
+            add(number, _wide(grads[number], values[number]))
         of_derived = [
             totals.get(n, jnp.zeros_like(values[n])).astype(values[n].dtype) for n in self.derived
         ]
         (of_leaves,) = pull(of_derived)
-        put_together = []
-        for part in self.parts:
-            if part.put_together:
-                for i in part.leaves:
-                    gradient, number = _wide(of_leaves[i], leaves[i]), self.program.inputs[i]
-                    put_together.append(gradient + totals[number] if number in totals else gradient)
-        return of_products, put_together
+        found = []
+        for i in part.leaves:
+            number, gradient = self.program.inputs[i], _wide(of_leaves[i], leaves[i])
+            if number in totals:
+                gradient += totals[number].astype(gradient.dtype)
+            found.append(gradient)
+        return found
 
-    def _finish(self, leaves, values, operands, found, looped):
+    def _finish(self, leaves, values, operands, sums):
         """Squares for each parameter, from sums over examples."""
-        of_products, put_together = map(list, looped or ((), ()))
         squares = [jnp.zeros(leaf.shape, _wide_dtype(leaf)) for leaf in leaves]
-        for part, sums in zip(self.parts, found, strict=True):
-            if part.direct:
-                squares[part.leaves[0]] = sums[0]
-            elif part.put_together:
-                for i in part.leaves:
-                    squares[i] = put_together.pop(0)
-            for cluster, of_cluster in zip(part.clusters, sums, strict=False):
-                layout, dtype = cluster.uses[0].layout, self._dtype(cluster, leaves)
-                if cluster.route == "per-example products":
-                    of_cluster = of_products.pop(0)
-                elif cluster.route == "squared operands":
+        for part in self.parts:
+            if not part.clusters:
+                for i, of_leaf in zip(part.leaves, sums[part.leaves, 0], strict=True):
+                    squares[i] = of_leaf
+            for place, cluster in enumerate(part.clusters):
+                of_cluster = sums[part.leaves, place]
+                if cluster.route == "squared operands":
                     # The operand is the same for all rounds: one product is left for the end.
                     nothing = {
                         use.place: jnp.zeros(
@@ -371,10 +351,13 @@ class Plan:
                         )
                         for use in cluster.uses
                     }
-                    a, _ = matrices(cluster.uses, operands, nothing, dtype)
+                    a, _ = matrices(cluster.uses, operands, nothing, self._dtype(cluster, leaves))
                     of_cluster = product_of_rows(jnp.square(a), of_cluster)
+                elif cluster.flipped:
+                    of_cluster = jnp.swapaxes(of_cluster, 1, 2)
+                use = cluster.uses[0]
                 of_bases = squares_of_bases(
-                    cluster.uses[0].value, cluster.numbers, values, layout.assemble(of_cluster)
+                    use.value, cluster.numbers, values, use.layout.assemble(of_cluster)
                 )
                 for number, of_base in zip(cluster.numbers, of_bases, strict=True):
                     i = self.program.inputs.index(number)
@@ -385,6 +368,34 @@ class Plan:
         numbers = self.program.inputs[: len(leaves)]
         dtypes = [leaves[numbers.index(number)].dtype for number in cluster.numbers]
         return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
+
+
+def _of(part, operands, deltas):
+    """Operands and gradients of a part's or a cluster's uses."""
+    places = [use.place for use in part.uses]
+    return {p: operands[p] for p in places}, {p: deltas[p] for p in places}
+
+
+def _unzip(pairs):
+    firsts = {key: pair[0] for key, pair in pairs.items()}
+    return firsts, {key: pair[1] for key, pair in pairs.items()}
+
+
+def _product(cluster, dtype, example):
+    """One example's gradient of a selection, [batches, in, out], or flipped."""
+    operands, deltas = jax.tree.map(lambda x: x[None], example)
+    a, d = (x[0] for x in matrices(cluster.uses, operands, deltas, dtype))
+    return products(d, a) if cluster.flipped else products(a, d)
+
+
+def _sums(cluster, dtype, operands, deltas, weights):
+    """Sums over examples for a cluster that needs no loop over them."""
+    if isinstance(cluster.uses[0].layout, Rows):
+        return rows_of_table(cluster.uses, operands, deltas, weights, dtype)
+    a, d = matrices(cluster.uses, operands, deltas, dtype)
+    if cluster.route == "outer products":
+        return outer_products(a, d, weights)
+    return weighted(jnp.square(d), weights)  # the operand enters once, in _finish
 
 
 def _outside(program, reading, leaves):

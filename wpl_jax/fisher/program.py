@@ -159,7 +159,8 @@ def run(
         if place in captures:
             captured[place] = operands[captures[place]]
             results = [results[0] + probes[place], *results[1:]]
-        known |= dict(zip(operation.outputs, results, strict=False))
+        for output, result in zip(operation.outputs, results, strict=False):
+            known.setdefault(output, result)
     return [read(atom) for atom in program.outputs], captured
 
 

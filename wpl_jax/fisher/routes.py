@@ -60,6 +60,7 @@ def summed(
         return jnp.swapaxes(x.reshape(size, turns, *x.shape[1:]), 0, 1)
 
     examples, weights = jax.tree.map(chunks, (examples, weights))
+    total = jax.jit(total)  # traced once, for its shapes and in the loop
     shapes = jax.eval_shape(total, *jax.tree.map(lambda x: x[0], (examples, weights)))
     start = jax.tree.map(lambda s: varying_as(jnp.zeros(s.shape, s.dtype), examples), shapes)
 
@@ -168,6 +169,7 @@ def in_turn(
     On a CPU XLA has a fast product of two matrices and a slow one of two stacks of them, by an
     order of magnitude (benchmarks/products.py), so there only small ones are taken together.
     """
+    gradient = jax.jit(gradient)  # traced once, for its size and to be run
     jaxpr, _ = for_one(lambda _, example: gradient(example), (), examples)
     held = held_bytes(jaxpr, [True] * len(jaxpr.in_avals))
     return on_platform(

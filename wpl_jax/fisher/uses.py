@@ -192,12 +192,7 @@ def _convolution(eqn, i, loops):
             for pad, step in zip(params["padding"], params["lhs_dilation"], strict=True)
         ]
         x = jax.lax.pad(x, jnp.zeros([], x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-        # Axis after axis, for few slices: [images, size, taps, size, taps, .., features].
-        for axis in range(k):
-            step, dilation = params["window_strides"][axis], params["rhs_dilation"][axis]
-            x = _windows(x, 1 + 2 * axis, sizes[axis], step, kernel[axis], dilation)
-        out_axes, taps = range(1, 1 + 2 * k, 2), range(2, 2 + 2 * k, 2)
-        patches = x.transpose(0, *out_axes, *taps, 1 + 2 * k)
+        patches = _patches(x, sizes, kernel, params["window_strides"], params["rhs_dilation"])
         d = in_groups(flat_images(delta, out_spec), 1, features_out)
         return in_groups(patches, math.prod(kernel), features_in), d
 
@@ -214,37 +209,44 @@ def _convolution(eqn, i, loops):
     return Product(("convolution", w_spec, groups), positions, shape, True, matrices, assemble)
 
 
-# Up to so many, windows are put together from slices; more of them are slow to compile.
-_MANY_WINDOWS = 16
+# So many slices of an image are put side by side; more of them are slow to compile.
+_FEW_SLICES = 25
+
+
+def _patches(x, sizes, kernel, strides, dilations):
+    """Of images [images, spatial axes, features]: [images, sizes, kernel, features]."""
+    k = len(sizes)
+    if math.prod(kernel) <= _FEW_SLICES:
+        reach = [(size - 1) * step + 1 for size, step in zip(sizes, strides, strict=True)]
+
+        def shifted(offset):
+            start = [o * dilation for o, dilation in zip(offset, dilations, strict=True)]
+            stop = [first + r for first, r in zip(start, reach, strict=True)]
+            return jax.lax.slice(x, (0, *start, 0), (len(x), *stop, x.shape[-1]), (1, *strides, 1))
+
+        patches = jnp.stack([shifted(offset) for offset in np.ndindex(*kernel)], -2)
+        return patches.reshape(len(x), *sizes, *kernel, x.shape[-1])
+    for axis in range(k):  # [images, size, taps, size, taps, .., features]
+        x = _windows(x, 1 + 2 * axis, sizes[axis], strides[axis], kernel[axis], dilations[axis])
+    return x.transpose(0, *range(1, 1 + 2 * k, 2), *range(2, 2 + 2 * k, 2), 1 + 2 * k)
 
 
 def _windows(x, axis, size, step, taps, dilation):
     """Put windows in the place of an axis: [.., size, taps, ..]."""
-    if taps == 1:
-        x = jax.lax.slice_in_dim(x, 0, (size - 1) * step + 1, step, axis)
-        return jnp.expand_dims(x, axis + 1)
     if step == taps and dilation == 1:  # they lie side by side
         x = jax.lax.slice_in_dim(x, 0, step * size, axis=axis)
         return x.reshape(*x.shape[:axis], size, taps, *x.shape[axis + 1 :])
-    if taps <= _MANY_WINDOWS:
-        reach = (size - 1) * step + 1
-        first = range(0, taps * dilation, dilation)
-        return jnp.stack(
-            [jax.lax.slice_in_dim(x, start, start + reach, step, axis) for start in first], axis + 1
-        )
-    places = step * np.arange(size, dtype=np.int32)[:, None] + dilation * np.arange(
-        taps, dtype=np.int32
-    )
-    return jnp.take(x, places, axis=axis, mode="clip")
+    places = np.arange(size)[:, None] * step + np.arange(taps) * dilation
+    return jnp.take(x, places.astype(np.int32), axis=axis, mode="clip")
 
 
 def _gather(eqn, i, loops):
     """The value is a table, of which rows are taken, as ``table[ids]`` does."""
     table, index, numbers = eqn.invars[0].aval, eqn.invars[1].aval, eqn.params["dimension_numbers"]
-    mode = eqn.params["mode"]
-    if i or numbers.operand_batching_dims or mode == jax.lax.GatherScatterMode.ONE_HOT:
+    modes = jax.lax.GatherScatterMode
+    if i or numbers.operand_batching_dims or eqn.params["mode"] == modes.ONE_HOT:
         return None
-    clips = mode != jax.lax.GatherScatterMode.FILL_OR_DROP
+    clips = eqn.params["mode"] == modes.CLIP  # the gradient of a broken promise is dropped
     kept = [d for d in range(table.ndim) if d not in numbers.collapsed_slice_dims]
     offsets = dict(zip(kept, numbers.offset_dims, strict=True))
     sizes, indexed = eqn.params["slice_sizes"], numbers.start_index_map
@@ -278,6 +280,9 @@ def _rows(shape, sizes, indexed, clips, offsets, index_shape, loops):
     if loops.mapped or any(sizes[d] != shape[d] for d in whole):
         return None
     rows, entries = (math.prod(shape[d] for d in axes) for axes in (single, whole))
+    positions = math.prod([*loops.lengths, *index_shape[:-1]])
+    if positions >= rows and sum(shape[d] > 1 for d in whole) > 1:
+        return None  # copies of matrices: all of them together hold more than their gradient
     of_row = loops.after([offsets[d] for d in (*single, *whole) if d in offsets])
 
     def find(operand, delta):
@@ -299,7 +304,6 @@ def _rows(shape, sizes, indexed, clips, offsets, index_shape, loops):
         table = table.reshape([shape[d] for d in order])
         return table.transpose([order.index(d) for d in range(len(shape))])
 
-    positions = math.prod([*loops.lengths, *index_shape[:-1]])
     flat = sum(shape[d] > 1 for d in whole) <= 1
     name = "rows of a table" if flat else f"slices of a stack of {rows}"
     return Rows(("rows", tuple(single)), positions, (rows, entries), name, find, assemble)
@@ -503,7 +507,8 @@ class _Reader:
         elif operation.body is not None:
             self.enter(operation, inputs, within, lengths)
         elif use := _use(operation, inputs, within, lengths):
-            self.uses.append(use)
+            if use.layout.positions:  # else it is in a loop without turns
+                self.uses.append(use)
         else:
             self.mark(inputs, operation.name)
         return nothing

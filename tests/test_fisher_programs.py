@@ -1,0 +1,734 @@
+"""The empirical Fisher against `vmap(grad)`: of programs drawn at random, and of named ones.
+
+The default run draws the same few hundred programs each time. More, and others:
+
+    FISHER_PROGRAMS=2000 FISHER_SEED=1 make test PYTEST_ARGS='-m slow -k many_programs'
+"""
+
+import collections
+import contextlib
+import os
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import programs
+import pytest
+from haste import jit
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+import wpl_jax
+
+SEED = int(os.environ.get("FISHER_SEED", 0))
+PROGRAMS = int(os.environ.get("FISHER_PROGRAMS", 10_000))
+SHARDS, AT_A_TIME = 6, 250
+QUICK = 300  # programs by default
+
+# Of each profile: the error allowed; below which share of the largest entry of all parameters, and
+# below which value, a parameter's entries are taken to be 0 but for rounding.
+TOLERANCES = {
+    "float32": (2e-5, 1e-6, 1e-9),
+    "singular": (2e-5, 1e-6, 1e-9),
+    "mixed": (2e-5, 1e-6, 1e-9),
+    "float64": (1e-9, 1e-12, 1e-20),
+    "low": (5e-2, 1e-3, 1e-4),
+}
+
+
+# --- Comparing ------------------------------------------------------------------------------------
+
+
+def gradients(loss, params, batch):
+    return jax.vmap(jax.grad(loss), (None, 0))(params, batch)
+
+
+def mean_of_squares(grads, weights=None):
+    def of_leaf(g):
+        g = np.asarray(g)
+        shares = np.ones(len(g)) if weights is None else np.asarray(weights, np.float64)
+        with np.errstate(all="ignore"):
+            squares = np.square(g.astype(jnp.promote_types(g.dtype, np.float32)))
+            weighted = squares * shares.reshape(-1, *[1] * (g.ndim - 1))
+            return np.sum(weighted, axis=0) / np.sum(shares)
+
+    return jax.tree.map(of_leaf, grads)
+
+
+def check_form(found, grads):
+    """Shapes, dtypes and signs."""
+    assert jax.tree.structure(found) == jax.tree.structure(grads)
+    for (path, a), g in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(grads), strict=True):
+        assert a.shape == g.shape[1:], path
+        assert a.dtype == jnp.promote_types(g.dtype, jnp.float32), path
+        assert not np.any(np.asarray(a) < 0), path
+
+
+def errors(found, wanted, tolerances):
+    """Of each parameter, relative to its largest entry; infinite where NaNs are elsewhere."""
+    _, share, floor = tolerances
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
+    pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs]
+    largest = [np.max(b, where=np.isfinite(b), initial=0) for _, b in pairs]
+
+    def error(a, b, scale):
+        finite = np.isfinite(b)
+        if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or np.isnan(a[finite]).any():
+            return np.inf
+        difference = np.max(np.abs(a[finite] - b[finite]), initial=0)
+        return difference / max(scale, share * max(largest), floor)
+
+    return np.array([error(a, b, scale) for (a, b), scale in zip(pairs, largest, strict=True)])
+
+
+def check(loss, params, batch, weights=None, profile="float32", jit=jit, **options):
+    """Equal to vmap(grad)."""
+    grads = jit(lambda p, b: gradients(loss, p, b))(params, batch)
+    found = jit(wpl_jax.empirical_fisher(loss, **options))(params, batch, weights)
+    check_form(found, grads)
+    wanted = mean_of_squares(grads, weights)
+    off = errors(found, wanted, TOLERANCES[profile])
+    assert np.all(off <= TOLERANCES[profile][0]), f"off by {off}\n{found}\n{wanted}"
+
+
+# --- Programs drawn at random ---------------------------------------------------------------------
+
+
+def padded(batch, real):
+    """The batch with NaN, or an impossible integer, for all examples that are not real."""
+
+    def of_leaf(x):
+        hole = 999 if x.dtype == np.int32 else np.nan
+        return np.where(real.reshape(-1, *[1] * (x.ndim - 1)), x, np.array(hole, x.dtype))
+
+    return jax.tree.map(of_leaf, batch)
+
+
+def compare(program):
+    """Compare, and say in a few words what came of it. Raises where the estimator is wrong."""
+    tolerances = TOLERANCES[program.profile]
+    params, batch, weights = program.arguments()
+    real = np.ones(len(batch["y"]), bool) if weights is None else weights > 0
+    kept = None if weights is None else weights[real]
+
+    def grads_of_real(wide=False):
+        params, batch, _ = program.arguments(wide)
+        loss = program.loss(wide)
+        batch = jax.tree.map(lambda x: x[real], batch)
+        return jit(lambda p, b: gradients(loss, p, b))(params, batch)
+
+    with jax.enable_x64(program.needs_x64), jax.numpy_rank_promotion("allow"):
+        try:
+            grads = grads_of_real()
+        except Exception:
+            return "no reference"
+        fisher = wpl_jax.empirical_fisher(
+            program.loss(), program.microbatch_size, program.max_bytes
+        )
+        found = jit(fisher)(params, padded(batch, real), weights)
+    check_form(found, grads)
+    wanted = mean_of_squares(grads, kept)
+    off = errors(found, wanted, tolerances)
+    if np.all(off <= tolerances[0]):
+        finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(wanted))
+        return "equal" if finite else "equal, not finite"
+    assert np.all(np.isfinite(off)), f"not finite elsewhere\nfound {found}\nwanted {wanted}"
+    # Where rounding is amplified, vmap(grad) is off too, from what float64 gives.
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
+        exact = mean_of_squares(grads_of_real(wide=True), kept)
+    ours, theirs = errors(found, exact, tolerances), errors(wanted, exact, tolerances)
+    assert np.all(ours <= 4 * theirs + tolerances[0]), (
+        f"off by {off}; from float64 by {ours}, vmap(grad) by {theirs}\n{found}\n{wanted}"
+    )
+    return "as far from float64"
+
+
+def run(seed, count, settings):
+    """Compare a number of programs: what came of them."""
+    outcomes, passed = collections.Counter(), set()
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        settings,
+        max_examples=count,
+        database=None,
+        deadline=None,
+        print_blob=False,
+        phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(programs.programs())
+    def test(program):
+        if repr(program) in passed:
+            outcome = "drawn before"
+        else:
+            outcome = compare(program)
+            passed.add(repr(program))
+            if len(passed) % 50 == 0:
+                jax.clear_caches()
+        outcomes[program.profile, outcome] += 1
+        hypothesis.event(f"{program.profile}: {outcome}")
+        hypothesis.assume(outcome != "no reference")
+
+    test()
+    return outcomes
+
+
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_programs(shard):
+    outcomes = run(shard, QUICK // SHARDS, hypothesis.settings(derandomize=True))
+    assert sum(n for (_, word), n in outcomes.items() if word == "no reference") < QUICK / 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", range(-(-PROGRAMS // AT_A_TIME)))
+def test_many_programs(shard, record_property):
+    cached = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)  # none is compiled twice
+    try:
+        outcomes = run(f"{SEED}, {shard}", min(AT_A_TIME, PROGRAMS), hypothesis.settings())
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cached)
+        jax.clear_caches()
+    for (profile, word), n in sorted(outcomes.items()):
+        record_property(f"{profile}: {word}", n)
+        print(f"{profile}: {word}: {n}")
+
+
+# --- Named programs -------------------------------------------------------------------------------
+
+N, T, D, K = 5, 3, 4, 6
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(0, 0.5, shape).astype(np.float32)
+
+
+PARAMS = {
+    "w": normal(0, D, D),
+    "v": normal(1, D),
+    "t": normal(2, K, D),
+    "s": normal(3),
+    "layers": normal(4, 3, D, D),
+    "a": normal(5, D, 2),
+    "b": normal(6, 2, D),
+    "empty": normal(7, 0),
+}
+BATCH = {
+    "x": normal(8, N, T, D),
+    "ids": np.random.default_rng(9).integers(K, size=(N, T)),
+    "y": normal(10, N),
+}
+C = normal(11, D, D)
+MASK = C > 0
+INTEGERS = np.random.default_rng(12).integers(-2, 3, (D, D))
+
+
+def total(x):
+    return jnp.sum(jnp.tanh(x))
+
+
+def clip(x):
+    return programs.clip_gradient(x)
+
+
+@jax.custom_vjp
+def scaled_sign(x):
+    return x
+
+
+scaled_sign.defvjp(lambda x: (x, None), lambda _, g: (0.3 * jnp.sign(g),))
+
+# Functions of a weight, before it is used.
+OF_WEIGHTS = {
+    "times exp(-c)": lambda w: w * jnp.exp(-C),
+    "times 2c": lambda w: w * (2 * C),
+    "times a negative constant": lambda w: w * -C * -2.0,
+    "over a computed constant": lambda w: w / (1 + C**2),
+    "1 + w": lambda w: 1 + w,
+    "c - w": lambda w: C - w,
+    "where a computed mask": lambda w: jnp.where(-C < 0.1, w, 0),
+    "where a mask, 0": lambda w: jnp.where(MASK, w, 0),
+    "where a mask, -1": lambda w: jnp.where(MASK, w, -1.0),
+    "where not a mask, c": lambda w: jnp.where(~MASK, C, w),
+    "times integers": lambda w: w * INTEGERS,
+    "times integers, computed": lambda w: w * (1 - INTEGERS),
+    "times a mask": lambda w: w * MASK,
+    "times not a mask": lambda w: w * ~MASK,
+    "times a mask as float": lambda w: w * MASK.astype(np.float32),
+    "times one row": lambda w: w * C[:1],
+    "clipped": clip,
+    "clipped, scaled": lambda w: 2 * clip(w * C),
+    "sign": scaled_sign,
+    "spread": lambda w: jnp.broadcast_to(w[:1], w.shape),
+    "some set": lambda w: w.at[0].set(0.5),
+    "some added to": lambda w: w.at[jnp.array([0, 0, 1])].add(w[:3]),
+}
+
+WAYS = {
+    "at one position": lambda w, e: total(e["x"][0] @ w),
+    "at two": lambda w, e: total(e["x"][:2] @ w),
+    "at three": lambda w, e: total(w @ e["x"].T),
+    "as rows": lambda w, e: total(w[e["ids"] % D] * e["x"]),
+    "as entries": lambda w, e: total(w[e["ids"] % D, e["ids"] // 2]),
+    "tied": lambda w, e: total(jnp.tanh(w[e["ids"] % D]) @ w.T),
+    "elementwise": lambda w, e: total(e["x"] @ (w * e["y"])),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("of_weight", OF_WEIGHTS.values(), ids=OF_WEIGHTS)
+def test_functions_of_a_weight(of_weight, way):
+    check(lambda p, e: way(of_weight(p["w"]), e), {"w": PARAMS["w"]}, BATCH)
+
+
+def recurrent(p, e, use=lambda w: w):
+    return total(lax.scan(lambda h, x: (jnp.tanh(use(p["w"]) @ h + x), None), p["v"], e["x"])[0])
+
+
+# Custom rules.
+
+
+def clipped_twice(p, e):
+    w = clip(p["w"])
+    return total(jnp.tanh(e["x"] @ w) @ w)
+
+
+def clipped_tied(p, e):
+    t = clip(p["t"])
+    return total(jnp.tanh(t[e["ids"]]) @ t.T)
+
+
+def clipped_each_of_two(p, e):
+    return total(jnp.tanh(e["x"] @ clip(p["w"])) @ clip(p["w"]))
+
+
+def clipped_unrolled(p, e):
+    w, h = clip(p["w"]), e["x"][0]
+    for x in e["x"]:
+        h = jnp.tanh(w @ h + x)
+    return total(h)
+
+
+def clipped_recurrent(p, e):
+    return recurrent({**p, "w": clip(p["w"])}, e)
+
+
+def clipped_each_step(p, e):
+    return recurrent(p, e, clip)
+
+
+def clipped_layers(p, e):
+    return total(lax.scan(lambda x, w: (jnp.tanh(x @ w), None), e["x"], clip(p["layers"]))[0])
+
+
+def clipped_in_layers(p, e):
+    return total(lax.scan(lambda x, w: (jnp.tanh(x @ clip(w)), None), e["x"], p["layers"])[0])
+
+
+def clipped_under_vmap(p, e):
+    return total(jax.vmap(lambda x: x @ clip(p["w"]))(e["x"]))
+
+
+def clipped_in_a_branch(p, e):
+    return total(
+        lax.cond(e["y"] > 0, lambda w: e["x"] @ clip(w), lambda w: 0.1 * e["x"] @ (w * w), p["w"])
+    )
+
+
+# Look-ups.
+
+
+def at_an_infinite_derivative(p, e):
+    """The row that is 0 gets an infinite gradient, or NaN, the others theirs."""
+    return jnp.sum(jnp.sqrt(jnp.abs((p["t"] - PARAMS["t"][2:3])[e["ids"][0]])))
+
+
+def at_an_infinite_derivative_of_all(p, e):
+    return jnp.sum(jnp.sqrt(jnp.square(p["t"] - PARAMS["t"][2:3]))[e["ids"]])
+
+
+def a_root_of_rows(p, e):
+    return total(jnp.linalg.norm(p["t"][e["ids"]] - PARAMS["t"][2:3], axis=-1))
+
+
+def out_of_bounds_filled(p, e):
+    return total(p["t"].at[2 * e["ids"] - 3].get(mode="fill", fill_value=0.5))
+
+
+def out_of_bounds_filled_with_nan(p, e):
+    return total(jnp.nan_to_num(jnp.take(p["t"], 2 * e["ids"] - 8, axis=0, mode="fill")))
+
+
+def out_of_bounds_nan(p, e):
+    return total(jnp.take(p["t"], e["ids"] + 2, axis=0, mode="fill") @ p["w"])
+
+
+def out_of_bounds_clipped(p, e):
+    return total(p["t"].at[2 * e["ids"] - 3].get(mode="clip") * e["x"])
+
+
+def out_of_bounds_wrapped(p, e):
+    return total(jnp.take(p["t"], 2 * e["ids"] - 3, axis=0, mode="wrap") * e["x"])
+
+
+def out_of_bounds_unless_promised(p, e):
+    """The default: clipped forwards, and dropped backwards."""
+    return total(p["t"][2 * e["ids"] - 3] * e["x"])
+
+
+def a_slice_out_of_bounds(p, e):
+    return total(lax.dynamic_slice(p["t"], (e["ids"][0] * 2, 0), (2, D)))
+
+
+# Loops.
+
+
+def scans_over_an_argmax(p, e):
+    def step(carry, i):
+        h, t = carry
+        return (jnp.tanh(h + t[i]), t), None
+
+    return total(lax.scan(step, (e["x"][0], p["t"]), jnp.argmax(p["t"], axis=1))[0][0])
+
+
+def scans_over_an_order(p, e):
+    return total(
+        lax.scan(lambda h, i: (h @ p["layers"][i], None), e["x"], jnp.argsort(p["v"][:3]))[0]
+    )
+
+
+def carries_two(p, e):
+    def step(carry, _):
+        x, v, w = carry
+        return (jnp.tanh(x @ v + x), w, v), None
+
+    return total(lax.scan(step, (e["x"], p["w"], p["layers"][0]), length=3)[0][0])
+
+
+def carries_what_changes(p, e):
+    step = lambda carry, x: ((jnp.tanh(carry[0] @ carry[1] + x), 0.9 * carry[1].T), None)  # noqa: E731
+    return total(lax.scan(step, (p["v"], p["w"]), e["x"])[0][0])
+
+
+def scans_nothing(p, e):
+    h, ys = lax.scan(lambda h, x: (jnp.tanh(h @ p["w"] + x), h), p["v"], e["x"][:0])
+    return total(h * e["x"][0]) + jnp.sum(ys @ p["w"])
+
+
+def scans_no_layers(p, e):
+    return total(lax.scan(lambda x, w: (x @ w, w.sum()), e["x"] @ p["w"], p["layers"][:0])[0])
+
+
+def scans_one(p, e):
+    return total(lax.scan(lambda h, x: (jnp.tanh(h @ p["w"] + x), h), p["v"], e["x"][:1])[0])
+
+
+def scans_what_a_loop_gives(p, e):
+    """A loop over parameters alone, and one over its results."""
+    rows = p["t"][:3] * p["v"][None]
+    rows = lax.scan(lambda total, row: (total + row, total), rows[0], rows)[1]
+    return total(lax.scan(lambda h, row: (jnp.tanh(h * row), None), e["x"][0], rows)[0])
+
+
+def indexes_layers(p, e):
+    def layer(i, x):
+        return jnp.tanh(x @ p["layers"][i] + p["t"][i][None])
+
+    return total(lax.fori_loop(0, 3, layer, e["x"]))
+
+
+# Types.
+
+
+def prefers_an_element_type(p, e):
+    x, w = e["x"].astype(jnp.bfloat16), p["w"].astype(jnp.bfloat16)
+    return total(jnp.matmul(x, w, preferred_element_type=jnp.float32))
+
+
+def used_twice(p, e):
+    return total(jnp.tanh(e["x"] @ p["w"]) @ p["w"])
+
+
+def tied(p, e):
+    return total(jnp.tanh(p["t"][e["ids"]] + e["x"]) @ p["t"].T)
+
+
+def scaled_by_a_norm(p, e):
+    return total(e["x"] @ (p["w"] / jnp.linalg.norm(p["w"])))
+
+
+def low_rank(p, e):
+    return total(e["x"] @ (p["w"] + p["a"] @ p["b"]))
+
+
+def sliced(p, e):
+    return total(e["x"] @ p["w"][:, 1:]) + total(e["x"] @ p["w"][:, :2])
+
+
+def extended(p, e):
+    return total(e["x"] @ jnp.pad(p["w"], ((0, 0), (1, 1)))[:, :D])
+
+
+def layered(p, e):
+    return total(lax.scan(lambda x, w: (jnp.tanh(x @ w), None), e["x"], p["layers"])[0])
+
+
+def elementwise(p, e):
+    return total((e["x"] + p["v"][None]) * p["s"] * p["v"][None])
+
+
+# Stops.
+
+
+def stops_at_a_while_loop(p, e):
+    s = lax.stop_gradient(p["s"])
+    return total(e["x"] @ p["w"]) * lax.while_loop(lambda x: x < 2, lambda x: x + s**2 + 1, e["y"])
+
+
+def stops_at_a_callback(p, e):
+    v = lax.stop_gradient(p["v"])
+    shape = jax.ShapeDtypeStruct((D,), np.float32)
+    y = jax.pure_callback(
+        lambda v, x: np.asarray(v) * np.asarray(x), shape, v, e["x"][0], vmap_method="sequential"
+    )
+    return total(y @ p["w"])
+
+
+def prints_a_parameter(p, e):
+    jax.debug.print("{}", p["s"])
+    return total(p["s"] * e["x"] @ p["w"])
+
+
+def without_entries(p, e):
+    return total(e["x"] @ p["w"]) + jnp.sum(p["empty"]) + total(p["empty"] * e["y"])
+
+
+def only_without_entries(p, e):
+    return e["y"] + jnp.sum(p["empty"] * e["y"])
+
+
+def constant(p, e):
+    return jnp.sum(e["x"])
+
+
+NAMED = [
+    clipped_twice,
+    clipped_tied,
+    clipped_each_of_two,
+    clipped_unrolled,
+    clipped_recurrent,
+    clipped_each_step,
+    clipped_layers,
+    clipped_in_layers,
+    clipped_under_vmap,
+    clipped_in_a_branch,
+    at_an_infinite_derivative,
+    at_an_infinite_derivative_of_all,
+    a_root_of_rows,
+    out_of_bounds_filled,
+    out_of_bounds_filled_with_nan,
+    out_of_bounds_nan,
+    out_of_bounds_clipped,
+    out_of_bounds_wrapped,
+    out_of_bounds_unless_promised,
+    a_slice_out_of_bounds,
+    scans_over_an_argmax,
+    scans_over_an_order,
+    carries_two,
+    carries_what_changes,
+    scans_nothing,
+    scans_no_layers,
+    scans_one,
+    scans_what_a_loop_gives,
+    indexes_layers,
+    recurrent,
+    stops_at_a_while_loop,
+    stops_at_a_callback,
+    prints_a_parameter,
+    without_entries,
+    only_without_entries,
+    constant,
+]
+OF_TYPES = [
+    prefers_an_element_type,
+    used_twice,
+    tied,
+    scaled_by_a_norm,
+    low_rank,
+    sliced,
+    extended,
+    layered,
+    elementwise,
+]
+named = {"ids": lambda fn: fn.__name__}
+
+
+@pytest.mark.parametrize("loss", NAMED + OF_TYPES[1:], **named)
+def test_named_programs(loss):
+    check(loss, PARAMS, BATCH, np.arange(1, N + 1, dtype=np.float32), microbatch_size=2)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("loss", OF_TYPES, **named)
+def test_parameters_of_low_precision(loss, dtype):
+    params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), PARAMS)
+    check(loss, params, BATCH, profile="low")
+
+
+def wide(tree):
+    return jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, tree)
+
+
+@pytest.mark.parametrize("loss", OF_TYPES[1:], **named)
+def test_float64(loss):
+    """Of the data, and then of the parameters too."""
+    with jax.enable_x64(True):
+        if loss is not layered:  # whose carry would change its type
+            check(loss, PARAMS, wide(BATCH), profile="mixed")
+            check(loss, {**PARAMS, "w": wide(PARAMS["w"])}, wide(BATCH), profile="mixed")
+        check(loss, wide(PARAMS), wide(BATCH), profile="float64")
+
+
+@pytest.mark.parametrize("loss", [used_twice, tied, low_rank, layered, recurrent], **named)
+def test_strict_promotion(loss):
+    weights = np.arange(1, N + 1, dtype=np.float32)
+    with jax.numpy_dtype_promotion("strict"):
+        check(loss, PARAMS, BATCH, weights, microbatch_size=2)
+        check(loss, PARAMS, BATCH)
+
+
+@pytest.mark.parametrize("options", [{}, {"microbatch_size": 1}, {"max_bytes": 1}], ids=str)
+@pytest.mark.parametrize("size", [1, 2, 3, N, N + 2, None])
+def test_microbatches(size, options):
+    check(tied, PARAMS, BATCH, **{"microbatch_size": size, **options})
+
+
+@pytest.mark.parametrize("loss", [used_twice, elementwise, layered], **named)
+def test_without_jit_of_numpy_arrays(loss):
+    check(loss, PARAMS, BATCH, jit=lambda fn: fn)
+
+
+def test_parameters_that_are_python_numbers():
+    def loss(p, e):
+        return total(p["scale"] * e["x"] + p["shift"])
+
+    params = {"scale": 0.5, "shift": -0.25}
+    found = wpl_jax.empirical_fisher(loss)(params, BATCH)
+    wanted = mean_of_squares(gradients(loss, params, BATCH))
+    np.testing.assert_allclose(found["scale"], wanted["scale"], rtol=1e-5)
+    np.testing.assert_allclose(found["shift"], wanted["shift"], rtol=1e-5)
+    assert found["scale"].dtype == jnp.float32
+
+
+# --- Rounding -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("apart", [1e-1, 1e-2, 1e-3])
+def test_differences_of_near_inputs(apart):
+    """Where gradients nearly cancel, no less exact than those that vmap(grad) squares."""
+
+    def loss(p, e):
+        better, worse = (jnp.tanh(x @ p["w"] + p["v"]) @ p["a"] for x in (e["x"], e["x"] + e["d"]))
+        return jax.nn.softplus(jnp.sum(worse - better))
+
+    batch = {"x": normal(0, 20, D), "d": apart * normal(1, 20, D)}
+    params = {name: PARAMS[name] for name in "wva"}
+    found = jit(wpl_jax.empirical_fisher(loss))(params, batch)
+    theirs = mean_of_squares(jit(lambda p, b: gradients(loss, p, b))(params, batch))
+    with jax.enable_x64(True):
+        exact = mean_of_squares(gradients(loss, wide(params), wide(batch)))
+
+    def off(tree):
+        return {k: np.max(np.abs(tree[k] - exact[k])) / np.max(exact[k]) for k in exact}
+
+    ours, theirs = off(found), off(theirs)
+    assert all(ours[k] <= 10 * theirs[k] + 2e-6 for k in ours), (ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"microbatch_size": 1000}, {"microbatch_size": 7001}], ids=str
+)
+def test_long_sums(options):
+    n = 300_000
+    x, y = normal(0, n, 3), normal(1, n)
+    w, b = normal(2, 3), normal(3)
+
+    def loss(p, e):
+        return 0.5 * (e["x"] @ p["w"] + p["b"] - e["y"]) ** 2
+
+    found = jit(wpl_jax.empirical_fisher(loss, **options))({"w": w, "b": b}, {"x": x, "y": y})
+    x, y, w, b = wide((x, y, w, b))
+    errors = (x @ w + b - y)[:, None]
+    np.testing.assert_allclose(found["w"], np.mean((errors * x) ** 2, 0), rtol=5e-6)
+    np.testing.assert_allclose(found["b"], np.mean(errors**2), rtol=5e-6)
+
+
+# --- Devices --------------------------------------------------------------------------------------
+
+MANY = {
+    "x": normal(20, 16, T, D),
+    "ids": np.random.default_rng(21).integers(K, size=(16, T)),
+    "y": normal(22, 16),
+}
+ON_DEVICES = [used_twice, elementwise, layered, recurrent, low_rank]
+
+
+def on_devices(weights=None):
+    """A mesh with explicit axes, on it the parameters, and split over it the batch and weights."""
+    mesh = jax.make_mesh((8,), ("data",))
+    whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ([], ["data"]))
+    return mesh, jax.device_put(PARAMS, whole), *jax.device_put((MANY, weights), split)
+
+
+def check_on_devices(found, loss, weights=None):
+    off = errors(
+        found, mean_of_squares(gradients(loss, PARAMS, MANY), weights), TOLERANCES["float32"]
+    )
+    assert np.all(off <= TOLERANCES["float32"][0]), off
+
+
+@pytest.mark.parametrize("options", [{}, {"max_bytes": 1}, {"microbatch_size": 1}], ids=str)
+@pytest.mark.parametrize("varying", [False, True], ids=["", "varying"])
+@pytest.mark.parametrize("loss", [*ON_DEVICES, tied], **named)
+def test_in_shard_map(loss, varying, options):
+    """Of each device's examples, and then their mean."""
+    mesh, params, batch, _ = on_devices()
+
+    def of_shard(params, batch):
+        if varying:
+            params = lax.pcast(params, "data", to="varying")
+        return lax.pmean(wpl_jax.empirical_fisher(loss, **options)(params, batch), "data")
+
+    whole, split = PartitionSpec(), PartitionSpec("data")
+    fisher = jax.shard_map(of_shard, mesh=mesh, in_specs=(whole, split), out_specs=whole)
+    check_on_devices(jit(fisher)(params, batch), loss)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+@pytest.mark.parametrize("with_mesh_set", [False, True], ids=["", "set_mesh"])
+@pytest.mark.parametrize("loss", ON_DEVICES, **named)
+def test_on_an_explicit_mesh(loss, with_mesh_set, weighted):
+    """Without look-ups by data, of which JAX asks a sharding there."""
+    weights = np.arange(16, dtype=np.float32) if weighted else None
+    mesh, *arguments = on_devices(weights)
+    with jax.set_mesh(mesh) if with_mesh_set else contextlib.nullcontext():
+        found = jit(wpl_jax.empirical_fisher(loss))(*arguments)
+    check_on_devices(found, loss, weights)
+
+
+# --- What is refused ------------------------------------------------------------------------------
+
+
+def test_refuses_negative_weights():
+    with pytest.raises(ValueError, match="negative"):
+        wpl_jax.empirical_fisher(used_twice)(PARAMS, BATCH, np.array([1, 1, -1, 1, 1], np.float32))
+
+
+def test_refuses_a_loss_with_more_outputs():
+    def loss(p, e):
+        return used_twice(p, e), {"y": e["y"]}
+
+    with pytest.raises((TypeError, ValueError), match=r"aux|\[0\]"):
+        wpl_jax.empirical_fisher(loss)(PARAMS, BATCH)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.products
 
-What the choices in wpl_jax/squared_gradients.py rest on, on this machine. The first row is the
+What the choices in wpl_jax/fisher/plan.py rest on, on this machine. The first row is the
 gradient of the weight, ``sum_i A_i^T D_i``; the last tables are of convolutions' kernels.
 """
 
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import Jitted, compare, report
+from wpl_jax.fisher.routes import outer_products
 
 
 def main():
@@ -40,6 +41,7 @@ def of_weight(title, n, positions, rows, columns):
     }
     if positions <= 8:
         forms["pairs of positions"] = pairs
+        forms["outer products of some examples"] = outer
     return timed(title, forms, a, d)
 
 
@@ -92,6 +94,10 @@ def pairs(a, d):
     p, q = np.tril_indices(a.shape[1])
     weights = jnp.where(p == q, 1.0, 2.0)[None, :, None]
     return jnp.einsum("npi,npo->io", a[:, p] * a[:, q] * weights, d[:, p] * d[:, q])
+
+
+def outer(a, d):
+    return outer_products(a[:, None], d[:, None], None)[0]
 
 
 def timed(title, forms, *arguments):

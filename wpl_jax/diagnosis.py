@@ -131,6 +131,9 @@ def diagnose(
         descent, and only the implicit form has the numbers ``stability`` and ``frozen``.
       grads: the gradient of the loss alone, a tree like ``params``.
 
+    If it is the Fisher that is in doubt, :func:`wpl_jax.check_fisher` compares it with
+    ``vmap(grad)`` on a few examples of your own loss.
+
     Returns:
       A :class:`Diagnosis`: arrays, so that it can be computed under ``jit``, kept and logged.
       ``print`` it for a text; ``.warnings()`` is what that warns of.

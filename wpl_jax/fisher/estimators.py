@@ -39,10 +39,13 @@ None of these functions is jitted; jit the step that calls them. Batches are pyt
 share a leading example axis. ``weights``, of shape ``(n,)``, turns the mean into a weighted mean;
 examples of weight 0 are padding, and nothing in them, not even a NaN, reaches the result.
 
-Memory: ``max_bytes`` bounds what examples add to one backward pass at a time, by itself: half of it
-for the operands and gradients of the layers, in microbatches of examples, and half for per-example
-gradients. One example's may always exist. ``microbatch_size`` names the size of microbatches
+Memory: ``max_bytes`` bounds what examples hold at a time, by itself: half of it is for the
+backward pass of a microbatch of them, activations included, and half for gradients of single
+examples. One example's may always exist. ``microbatch_size`` names the size of microbatches
 instead. The result depends on neither (beyond rounding).
+
+Arrays may lie anywhere: on a mesh with automatic or explicit axes, or in a ``shard_map``, where the
+result is the Fisher of a device's own examples, to be averaged with ``jax.lax.pmean``.
 """
 
 import functools
@@ -93,9 +96,10 @@ def empirical_fisher(
       ``fisher(params, batch, weights=None)``, giving a tree like ``params``.
 
     Raises:
-      ValueError: if ``microbatch_size < 1`` or ``max_bytes < 1``, if ``nll`` is not scalar, or if
-        the leaves of ``batch`` disagree about the number of examples.
-      TypeError: if a parameter is not floating-point.
+      ValueError: if ``microbatch_size < 1`` or ``max_bytes < 1``, if ``nll`` is not scalar, if the
+        leaves of ``batch`` disagree about the number of examples, or if ``weights`` are of another
+        shape, negative or NaN (where they are known, outside of ``jit``).
+      TypeError: if a parameter is not floating-point, or ``nll`` returns more than one array.
 
     Example:
       >>> import jax.numpy as jnp, wpl_jax
@@ -315,8 +319,9 @@ def _sizes(plan, microbatch_size, max_bytes):
     if microbatch_size is not None:
         return microbatch_size, microbatch_size
     size = min(_LONG_SUM, routes.fitting(max_bytes // 2, plan.backward.held))
-    # Where most of what an example holds is a gradient that JAX takes, see routes.in_turn.
-    in_turn = 2 * plan.backward.gradient > plan.backward.held
+    # Where most of what an example holds is a gradient that JAX takes, or copies of parameters,
+    # the cores are waiting for memory: see routes.in_turn.
+    in_turn = 2 * plan.backward.gradient > plan.backward.held or plan.reading.copies
     return routes.fitting(routes.CPU_BYTES, plan.backward.held) if in_turn else size, size
 
 

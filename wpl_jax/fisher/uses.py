@@ -374,6 +374,7 @@ class Reading:
     sources: dict[int, frozenset[int]]  # of each base, the parameters it is computed of
     outside: frozenset[int]  # places of the operations that no example enters
     known: frozenset[int]  # their results that have no gradient
+    copies: bool = False  # whether what is looked up in a marked base holds more than the base
 
     @property
     def used(self) -> list[int]:
@@ -418,6 +419,7 @@ def read(
         reader.sources,
         frozenset(reader.outside),
         frozenset(reader.known),
+        reader.copies,
     )
 
 
@@ -445,6 +447,7 @@ class _Reader:
         self.sizes: dict[int, int] = {}
         self.outside: set[int] = set()
         self.known: set[int] = set()
+        self.copies = False
 
     def mark(self, inputs, consumer):
         for value in inputs:
@@ -511,6 +514,9 @@ class _Reader:
                 self.uses.append(use)
         else:
             self.mark(inputs, operation.name)
+            if operation.name in ("gather", "dynamic_slice"):
+                table, out = operation.eqn.invars[0].aval, operation.eqn.outvars[0].aval
+                self.copies |= math.prod(lengths) * out.size >= table.size
         return nothing
 
     def enter(self, operation, inputs, within, lengths):

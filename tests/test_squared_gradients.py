@@ -36,7 +36,7 @@ def near(params, seed=1):
 
 def squares(fn, params, batch, weights=None, max_bytes=2**28):
     """By the library, of a function of any output: d (sum of outputs) / d params."""
-    outputs, of = Plan.of(fn, params, batch).per_example(params, batch, max_bytes)
+    outputs, of = Plan.of(fn, params, batch).per_example(params, max_bytes)(batch)
     return of(jnp.ones_like(outputs), weights)
 
 

@@ -1,9 +1,9 @@
 """Diagonal Fishers of any JAX loss.
 
-- :mod:`~wpl_jax.fisher.estimators`: which Fisher is which, and the bound on their memory;
-- :mod:`~wpl_jax.fisher.running`: a Fisher over the batches of a data loader;
-- :mod:`~wpl_jax.fisher.explanation`: how a function's Fisher is computed, and whether it is right;
-- :mod:`~wpl_jax.fisher.plan`: how it is done, with the modules that it imports.
+- ``estimators``: which Fisher is which, and the bound on their memory;
+- ``running``: a Fisher over the batches of a data loader;
+- ``explanation``: how a function's Fisher is computed, and whether it is right;
+- ``plan``: how it is done, with the modules that it imports.
 """
 
 from wpl_jax.fisher.estimators import (

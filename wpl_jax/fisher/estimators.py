@@ -113,9 +113,10 @@ def empirical_fisher(
     def estimate(params, batch, weights):
         check = functools.partial(check_output, "nll", 0)
         plan = Plan.of(nll, params, batch, max_bytes // 2, check)
+        per_example = plan.per_example(params, max_bytes // 2)
 
         def total(batch, weights):
-            nlls, squares = plan.per_example(params, batch, max_bytes // 2)
+            nlls, squares = per_example(batch)
             return squares(jnp.ones_like(nlls), weights)
 
         return _mean(total, batch, weights, *_sizes(plan, microbatch_size, max_bytes))
@@ -208,9 +209,10 @@ def exact_fisher(
 
     def estimate(params, batch, weights):
         plan = Plan.of(log_probs, params, batch, max_bytes // 2)
+        per_example = plan.per_example(params, max_bytes // 2)
 
         def total(batch, weights):
-            outputs, squares = plan.per_example(params, batch, max_bytes // 2)
+            outputs, squares = per_example(batch)
 
             def cotangents(label):
                 return jnp.zeros_like(outputs).at[:, label].set(1)

@@ -231,12 +231,13 @@ class Plan:
         how = "used by " if part.own else "used, through functions of parameters, by "
         return how + " and ".join(through)
 
-    def per_example(self, params: Any, batch: Any, max_bytes: int) -> PerExample:
-        """Evaluate the function on each example of a batch, ready to be differentiated.
+    def per_example(self, params: Any, max_bytes: int) -> Callable[[Any], PerExample]:
+        """What evaluates the function on each example of a batch, ready to be differentiated.
+
+        What is computed of parameters alone is computed here, and not for each batch.
 
         Args:
           params: the parameters.
-          batch: a tree of arrays with a leading axis of examples.
           max_bytes: how much the gradients of examples may hold at a time; one example's always
             may.
         """
@@ -248,6 +249,9 @@ class Plan:
 
         _, pull, known = jax.vjp(of_parameters, leaves, has_aux=True)
         values = _values(self.reading, known)
+        return functools.partial(self._evaluate, leaves, values, pull, max_bytes)
+
+    def _evaluate(self, leaves, values, pull, max_bytes, batch):
         outputs, operands, pullback = self.backward.run(values, jax.tree.leaves(batch))
 
         def sums(cotangents, weights):

@@ -243,6 +243,8 @@ OF_ARRAYS = [
 CONVERSIONS = {
     "": ["{p:D}[0]", "{p:DD}[0, 1]", "jnp.sum({p:D})", "jnp.linalg.norm({p:DD})", "{p:DD}.trace()"],
     "D": [
+        "{p:} * {c:D}",
+        "{c:D} + {p:}",
         "{p:DD}[0]",
         "{p:DD}[:, -1]",
         "{p:KD}[2]",
@@ -256,6 +258,10 @@ CONVERSIONS = {
     ],
     "DD": [
         "{p:DD}.T",
+        "{p:D}[:, None] * {c:DD}",
+        "{p:D}[None] / (1 + {c:DD} ** 2)",
+        "{c:DD} - {p:D}[:, None]",
+        "{p:} * {c:DD}",
         "jnp.diag({p:D})",
         "jnp.tile({p:D}, ({D}, 1))",
         "jnp.outer({p:D}, {p2:D})",

@@ -7,6 +7,7 @@ The default run draws the same few hundred programs each time. More, and others:
 
 import collections
 import contextlib
+import functools
 import os
 
 import hypothesis
@@ -262,6 +263,10 @@ OF_WEIGHTS = {
     "clipped, scaled": lambda w: 2 * clip(w * C),
     "sign": scaled_sign,
     "spread": lambda w: jnp.broadcast_to(w[:1], w.shape),
+    "a column times all": lambda w: w[:, :1] * C,
+    "a row over all": lambda w: w[:1] / (1 + C**2),
+    "an entry times all": lambda w: w[0, 0] * C,
+    "all plus an entry": lambda w: C + w[0, 0],
     "some set": lambda w: w.at[0].set(0.5),
     "some added to": lambda w: w.at[jnp.array([0, 0, 1])].add(w[:3]),
 }
@@ -432,6 +437,81 @@ def scans_what_a_loop_gives(p, e):
     return total(lax.scan(lambda h, row: (jnp.tanh(h * row), None), e["x"][0], rows)[0])
 
 
+def masks_each_step(p, e):
+    """A weight that is the same in all turns, scaled otherwise in each."""
+    masks = C[:, None] > C[None] - 0.3
+
+    def step(h, mask):
+        return jnp.tanh(h @ (p["w"] * mask) + h @ jnp.where(mask, p["w"], 0)), None
+
+    return total(lax.scan(step, e["x"][0], masks)[0])
+
+
+def shares_layers(p, e):
+    def step(h, i):
+        return jnp.tanh(h @ p["layers"][i]), None
+
+    return total(lax.scan(step, e["x"], jnp.array([0, 1, 0, 1, 2]))[0])
+
+
+def completes_each_step(p, e):
+    def step(h, rest):
+        return jnp.tanh(h @ jnp.concatenate([p["w"][:2], rest])), None
+
+    return total(lax.scan(step, e["x"][0], normal(30, 3, D - 2, D))[0])
+
+
+def overlaps(p, e):
+    """Pieces of a parameter of which one occurs in another place again."""
+    apart = jnp.concatenate([p["t"][:1], p["t"][3:4]])
+    return total(e["x"][:, :2] @ apart) + total(e["x"][:, :2] @ p["t"][:2])
+
+
+def overlaps_in_one(p, e):
+    apart = jnp.concatenate([jnp.concatenate([p["t"][:1], p["t"][3:4]]), p["t"][:2]])
+    return total(e["x"] @ apart)
+
+
+def goes_a_long_way(p, e):
+    w = p["w"]
+    for _ in range(300):
+        w = w * 1.001
+    return total(e["x"] @ w)
+
+
+def squares_a_mask_often(p, e):
+    """Work on what is known must not grow with the number of ways in which it is shared."""
+
+    def step(h, mask):
+        for _ in range(40):
+            mask = mask * mask
+        return jnp.tanh(h @ (p["w"] * mask)), None
+
+    return total(lax.scan(step, e["x"][0], np.full((2, 1, D), 0.9, np.float32))[0])
+
+
+def adds_in_place(p, e):
+    reference = jax.new_ref(jnp.asarray(e["x"][0]))
+    jax.ref.addupdate(reference, ..., p["v"])
+    return total(reference[...])
+
+
+def loops_in_place(p, e):
+    reference = jax.new_ref(jnp.asarray(e["x"][0]))
+
+    def step(i, _):
+        reference[...] = jnp.tanh(reference[...] @ p["w"])
+
+    lax.fori_loop(0, 3, step, None)
+    return total(reference[...])
+
+
+def changes_a_copy(p, e):
+    reference = jax.new_ref(jnp.asarray(p["v"]))
+    reference[...] = reference[...] * e["x"][0]
+    return total(reference[...])
+
+
 def indexes_layers(p, e):
     def layer(i, x):
         return jnp.tanh(x @ p["layers"][i] + p["t"][i][None])
@@ -542,6 +622,16 @@ NAMED = [
     scans_no_layers,
     scans_one,
     scans_what_a_loop_gives,
+    masks_each_step,
+    shares_layers,
+    completes_each_step,
+    overlaps,
+    overlaps_in_one,
+    goes_a_long_way,
+    squares_a_mask_often,
+    adds_in_place,
+    loops_in_place,
+    changes_a_copy,
     indexes_layers,
     recurrent,
     stops_at_a_while_loop,
@@ -704,6 +794,50 @@ def test_in_shard_map(loss, varying, options):
     whole, split = PartitionSpec(), PartitionSpec("data")
     fisher = jax.shard_map(of_shard, mesh=mesh, in_specs=(whole, split), out_specs=whole)
     check_on_devices(jit(fisher)(params, batch), loss)
+
+
+@pytest.mark.parametrize("options", [{}, {"microbatch_size": 1}], ids=str)
+def test_in_shard_map_over_a_split_model(options):
+    """Each device has some columns and rows of the weights, and some examples."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+    def loss(p, e, add=lambda x: x):
+        return total(add(jnp.tanh(e["x"] @ p["w"]) @ p["layers"][0]) + p["v"][None])
+
+    def of_shard(params, batch):
+        of_split = functools.partial(loss, add=lambda x: lax.psum(x, "model"))
+        fisher = wpl_jax.empirical_fisher(of_split, **options)(params, batch)
+        return lax.pmean(fisher, "data")
+
+    axes = {"w": (None, "model"), "layers": (None, "model"), "v": ()}
+    specs = {name: PartitionSpec(*of_one) for name, of_one in axes.items()}
+    of_batch = PartitionSpec("data")
+    params = {name: PARAMS[name] for name in axes}
+    found = jit(jax.shard_map(of_shard, mesh=mesh, in_specs=(specs, of_batch), out_specs=specs))(
+        params, MANY
+    )
+    wanted = mean_of_squares(gradients(loss, params, MANY))
+    for name in axes:
+        np.testing.assert_allclose(found[name], wanted[name], atol=2e-5 * wanted[name].max())
+
+
+@pytest.mark.parametrize("manual", [{"data"}, {"data", "model"}], ids=str)
+def test_in_shard_map_of_keys_and_of_some_axes(manual):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    batch, params = jax.random.split(jax.random.key(0), 8), {"w": PARAMS["w"]}
+
+    def loss(p, key):
+        return total(jax.random.normal(key, (D,)) @ p["w"])
+
+    def of_shard(params, batch):
+        return lax.pmean(wpl_jax.empirical_fisher(loss)(params, batch), "data")
+
+    whole, split = PartitionSpec(), PartitionSpec("data")
+    fisher = jax.shard_map(
+        of_shard, mesh=mesh, in_specs=(whole, split), out_specs=whole, axis_names=manual
+    )
+    wanted = mean_of_squares(gradients(loss, params, batch))["w"]
+    np.testing.assert_allclose(jit(fisher)(params, batch)["w"], wanted, atol=2e-5 * wanted.max())
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])

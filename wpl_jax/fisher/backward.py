@@ -30,7 +30,8 @@ class Backward:
         program: Program,
         uses: Sequence[Use],
         marked: Sequence[int],
-        values: Mapping[int, Any],
+        prepare: Callable[[Any], Mapping[int, Any]],
+        params: Any,
         batch: Sequence[Any],
     ) -> "Backward":
         """Trace it.
@@ -39,7 +40,8 @@ class Backward:
           program: of one example.
           uses: whose results get probes.
           marked: parameters, by number, whose gradient is left to JAX.
-          values: of parameters and of what is computed outside, by number, or their shapes.
+          prepare: gives of parameters and of what is computed outside the values, by number.
+          params: what it is given, arrays or their shapes.
           batch: arrays with a leading axis of examples, or their shapes.
         """
         captures = {use.place: use.other for use in uses}
@@ -58,8 +60,9 @@ class Backward:
                 outputs, captured = run(program, known, probes, captures, inside)
                 return outputs[0], captured
 
+            # Each varies as the result does that it is added to: else its gradient is a sum.
             probes = {
-                use.place: varying_as(jnp.zeros(use.probe.shape, use.probe.dtype), example)
+                use.place: _varying(jnp.zeros(use.probe.shape, use.probe.dtype), _axes(use.aval))
                 for use in uses
             }
             parameters = {number: values[number] for number in marked}
@@ -73,9 +76,10 @@ class Backward:
             traced.append(jax.make_jaxpr(back, return_shape=True)(residuals, output))
             return output, captured, residuals
 
-        jaxpr, kept = for_one(forward, dict(values), batch)
+        jaxpr, kept = for_one(forward, params, batch, prepare)
         back, found = traced[-1]
-        counted = [i >= len(values) for i in range(len(jaxpr.in_avals))]
+        count = len(jaxpr.in_avals)
+        counted = [i >= count - len(batch) for i in range(count)]
         size = len(jaxpr.out_avals) - len(kept[2])  # of the output and what is captured
         of_results = depends(jaxpr, counted)
         captured = sum(map(size_in_bytes, jaxpr.out_avals[:size]))
@@ -123,16 +127,23 @@ def _applied(jaxpr):
     return apply
 
 
-def for_one(function: Callable[..., Any], common: Any, batch: Any) -> Any:
-    """The jaxpr of ``function(common, example)``, and the shapes of its results.
+def for_one(
+    function: Callable[..., Any],
+    common: Any,
+    batch: Any,
+    prepare: Callable[[Any], Any] = lambda common: common,
+) -> Any:
+    """The jaxpr of ``function(prepare(common), example)``, and the shapes of its results.
 
     An example is what ``vmap`` makes of a batch, within a ``shard_map`` as well.
     """
     found: list[Any] = []
 
     def look(common, batch):
+        prepared = prepare(common)
+
         def of_example(example):
-            found.append(jax.make_jaxpr(function, return_shape=True)(common, example))
+            found.append(jax.make_jaxpr(function, return_shape=True)(prepared, example))
             return jnp.zeros([])
 
         return jax.vmap(of_example, out_axes=None)(batch)
@@ -141,15 +152,25 @@ def for_one(function: Callable[..., Any], common: Any, batch: Any) -> Any:
     return found[-1]
 
 
+def zeros(shape: Any) -> jax.Array:
+    """Of a ``ShapeDtypeStruct``; in a ``shard_map`` they may vary over devices as it does."""
+    return _varying(jnp.zeros(shape.shape, shape.dtype), _axes(shape))
+
+
 def varying_as(x: jax.Array, examples: Any) -> jax.Array:
     """The same array, which in a ``shard_map`` may vary over devices as the examples do."""
-    if not jax.sharding.get_abstract_mesh().manual_axes:
-        return x
-    numeric = [leaf for leaf in jax.tree.leaves(examples) if not _is_key(leaf)]
-    for leaf in numeric:
-        x *= 1 + jnp.sum((leaf.reshape(-1)[:0] != 0).astype(x.dtype))
-    return x
+    axes = [_axes(jax.typeof(leaf)) for leaf in jax.tree.leaves(examples)]
+    return _varying(x, frozenset().union(*axes))
 
 
-def _is_key(leaf):
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+def _varying(x, axes):
+    missing = axes - _axes(jax.typeof(x))
+    return jax.lax.pcast(x, tuple(sorted(missing, key=str)), to="varying") if missing else x
+
+
+def _axes(aval):
+    """The mesh axes over which an array in a ``shard_map`` varies; JAX names them in three ways."""
+    if hasattr(aval, "vma"):
+        return aval.vma or frozenset()
+    kind = getattr(aval, "mat", None) or getattr(aval, "manual_axis_type", None)
+    return kind.varying if kind is not None else frozenset()

@@ -154,12 +154,7 @@ def sampled_fisher(
     """
     _check_sizes(microbatch_size, max_bytes)
 
-    def fisher(
-        params: chex.ArrayTree,
-        batch: chex.ArrayTree,
-        key: jax.Array,
-        weights: jax.Array | None = None,
-    ) -> chex.ArrayTree:
+    def estimate(params, batch, weights, key):
         def nll(params, example_and_position):
             example, position = example_and_position
             scores = logits(params, example)
@@ -169,6 +164,14 @@ def sampled_fisher(
 
         numbered = batch, jnp.arange(_num_examples(batch))
         return empirical_fisher(nll, microbatch_size, max_bytes)(params, numbered, weights)
+
+    def fisher(
+        params: chex.ArrayTree,
+        batch: chex.ArrayTree,
+        key: jax.Array,
+        weights: jax.Array | None = None,
+    ) -> chex.ArrayTree:
+        return _estimator(estimate)(params, batch, weights, key)
 
     return fisher
 
@@ -272,9 +275,9 @@ def squared_batch_gradient(loss: PerExample, microbatch_size: int | None = None)
 
 
 def _estimator(estimate):
-    """``fisher(params, batch, weights=None)``, wherever the arrays lie."""
+    """``fisher(params, batch, weights=None, *others)``, wherever the arrays lie."""
 
-    def fisher(params, batch, weights=None):
+    def fisher(params, batch, weights=None, *others):
         params, batch = checked_inputs(params, batch)
         if weights is not None:
             weights = _checked(weights, _num_examples(batch))
@@ -283,7 +286,7 @@ def _estimator(estimate):
         meshes = [_sharding(x).mesh for x in jax.tree.leaves((params, batch))]
         explicit = [mesh for mesh in meshes if mesh.explicit_axes]
         if not explicit:
-            return estimate(params, batch, weights)
+            return estimate(params, batch, weights, *others)
         # Examples are cut into microbatches and summed over: where these lie is left to XLA.
         everywhere = jax.sharding.NamedSharding(explicit[0], jax.sharding.PartitionSpec())
         shardings = jax.tree.map(
@@ -292,7 +295,7 @@ def _estimator(estimate):
         automatic = jax.sharding.auto_axes(
             estimate, axes=explicit[0].explicit_axes, out_sharding=shardings
         )
-        return automatic(params, batch, weights)
+        return automatic(params, batch, weights, *others)
 
     return fisher
 

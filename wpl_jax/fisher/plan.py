@@ -33,8 +33,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from wpl_jax.fisher.backward import Backward, for_one, varying_as
-from wpl_jax.fisher.program import Program, evaluate, flat, needed
+from wpl_jax.fisher.backward import Backward, for_one, zeros
+from wpl_jax.fisher.program import Program, evaluate, flat, has_references, needed
 from wpl_jax.fisher.routes import (
     FEW_POSITIONS,
     in_turn,
@@ -108,7 +108,7 @@ class Cluster:
     def __str__(self) -> str:
         """The route, with how many positions there are."""
         layout = self.uses[0].layout
-        patches = " of patches" if isinstance(layout, Product) and layout.of_patches else ""
+        patches = " of patches" if isinstance(layout, Product) and layout.patches else ""
         if isinstance(layout, Rows) or self.route == "squared operands":
             return f"{self.route}{patches}"
         return f"{self.route} of {self.positions} positions{patches}"
@@ -171,33 +171,32 @@ class Plan:
         jaxpr, out = for_one(flat_fn, leaves, examples)
         check(out)
         program = flat(jaxpr)
+        untouched = Reading.of_nothing(program.inputs[: len(leaves)])
+        if has_references(jaxpr):
+            plan = cls._with(structure, program, untouched, leaves, examples)
+            return dataclasses.replace(plan, whole="arrays are changed in place")
         shapes = [leaf.shape for leaf in leaves]
-        reading = read(program, shapes)
+        reading = read(program, shapes, max_bytes)
         if dead := _without_gradient(program, reading, leaves):
-            reading = read(program, shapes, dead)
+            reading = read(program, shapes, max_bytes, dead)
         plan = cls._with(structure, program, reading, leaves, examples)
         if plan.backward.held > max_bytes and reading.uses:
-            numbers = program.inputs[: len(leaves)]
-            untouched = Reading(
-                parameters=numbers,
-                uses=[],
-                marked={number: {"the whole function"} for number in numbers},
-                sources={number: frozenset([i]) for i, number in enumerate(numbers)},
-                outside=frozenset(),
-                known=frozenset(),
-            )
             whole = cls._with(structure, program, untouched, leaves, examples)
-            if plan.backward.held > whole.backward.held + max_bytes:
+            # Of convolutions, one example's gradient costs many times as much.
+            convolves = any(use.consumer == "conv_general_dilated" for use in reading.uses)
+            spared = plan.backward.held - whole.backward.held
+            if spared > (max_bytes if convolves else 0):
                 reason = f"the operands of one example hold {_megabytes(plan.backward.held)}"
                 return dataclasses.replace(whole, whole=reason)
         return plan
 
     @classmethod
     def _with(cls, structure, program, reading, leaves, examples):
-        values = jax.eval_shape(
-            lambda leaves: _values(reading, _outside(program, reading, leaves)), leaves
-        )
-        backward = Backward.of(program, reading.uses, sorted(reading.marked), values, examples)
+        def prepare(leaves):
+            return _values(reading, _outside(program, reading, leaves))
+
+        marked = sorted(reading.marked)
+        backward = Backward.of(program, reading.uses, marked, prepare, leaves, examples)
         shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
         return cls(structure, shapes, program, reading, _parts(reading), backward)
 
@@ -274,7 +273,7 @@ class Plan:
                         continue
                     gradient = functools.partial(_product, cluster, dtype)
                     examples = _of(cluster, operands, deltas)
-                    if cluster.uses[0].layout.of_patches:
+                    if cluster.uses[0].layout.patches:
                         # In a loop of their own sums stay in the cache, beside few positions.
                         at_once[place] = in_turn(gradient, examples, weights, max_bytes)
                     else:
@@ -298,10 +297,7 @@ class Plan:
             if rounds is None:
                 total = sums(cotangents, weights)
             else:
-                shapes = jax.eval_shape(of, rounds[0])
-                start = jax.tree.map(
-                    lambda s: varying_as(jnp.zeros(s.shape, s.dtype), batch), shapes
-                )
+                start = jax.tree.map(zeros, jax.eval_shape(of, rounds[0]))
                 total, _ = jax.lax.scan(add, start, rounds)
             return self._finish(leaves, values, operands, total)
 
@@ -429,13 +425,17 @@ def _without_gradient(program, reading, leaves):
         known = _outside(program, reading, leaves)
         return [known[number] for number in derived]
 
-    def pull(cotangents, leaves):
-        return jax.vjp(of_parameters, leaves)[1](cotangents)
+    traced = []
+
+    def look(leaves):
+        values, pullback = jax.vjp(of_parameters, leaves)
+        traced.append(jax.make_jaxpr(pullback)(values))
+        return jnp.zeros([])
 
     if not derived:
         return frozenset()
-    shapes = jax.eval_shape(of_parameters, leaves)
-    found = needed(jax.make_jaxpr(pull)(shapes, leaves))
+    jax.eval_shape(look, leaves)
+    found = needed(traced[-1])
     return frozenset(number for number, flows in zip(derived, found, strict=False) if not flows)
 
 

@@ -201,11 +201,23 @@ def _run_remat(eqn, run_body, operands, probes):
 def depends(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:
     """Which results of a jaxpr depend on some of its inputs."""
     jaxpr, _ = _opened(jaxpr)
+    if has_references(jaxpr):  # through which anything may depend on anything
+        return [True] * len(jaxpr.outvars)
     found = {v for v, counts in zip(jaxpr.invars, inputs, strict=True) if counts}
     for eqn in jaxpr.eqns:
         if any(not isinstance(v, core.Literal) and v in found for v in eqn.invars):
             found |= set(eqn.outvars)
     return [not isinstance(v, core.Literal) and v in found for v in jaxpr.outvars]
+
+
+def has_references(jaxpr: Any) -> bool:
+    """Whether there are arrays in it that are changed in place (``jax.new_ref``)."""
+    jaxpr, _ = _opened(jaxpr)
+    return any(
+        any(type(v.aval).__name__ == "AbstractRef" for v in (*eqn.invars, *eqn.outvars))
+        or any(map(has_references, _bodies(eqn)))
+        for eqn in jaxpr.eqns
+    )
 
 
 def needed(jaxpr: Any) -> list[bool]:

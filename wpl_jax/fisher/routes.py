@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wpl_jax.fisher.backward import for_one, varying_as
+from wpl_jax.fisher.backward import for_one, varying_as, zeros
 from wpl_jax.fisher.program import held_bytes
 from wpl_jax.fisher.uses import Use, grouped, products
 
@@ -62,7 +62,7 @@ def summed(
     examples, weights = jax.tree.map(chunks, (examples, weights))
     total = jax.jit(total)  # traced once, for its shapes and in the loop
     shapes = jax.eval_shape(total, *jax.tree.map(lambda x: x[0], (examples, weights)))
-    start = jax.tree.map(lambda s: varying_as(jnp.zeros(s.shape, s.dtype), examples), shapes)
+    start = jax.tree.map(zeros, shapes)
 
     def add(sums, chunk):
         return jax.tree.map(jnp.add, sums, total(*chunk)), None
@@ -75,8 +75,8 @@ def matrices(
 ) -> tuple[jax.Array, jax.Array]:
     """``A`` and ``D`` of all examples, [examples, batches, positions, in or out]."""
     both = [jax.vmap(use.layout.matrices)(operands[use.place], deltas[use.place]) for use in uses]
-    a, d = (jnp.concatenate(x, axis=2).astype(dtype) for x in zip(*both, strict=True))
-    return a, d
+    a, d = ([x.astype(dtype) for x in of_uses] for of_uses in zip(*both, strict=True))
+    return jnp.concatenate(a, axis=2), jnp.concatenate(d, axis=2)
 
 
 def product_of_rows(a: jax.Array, d: jax.Array) -> jax.Array:
@@ -112,7 +112,8 @@ def rows_of_table(
     """Sums for a table that is looked up in, [rows, entries of a row]."""
     layout = uses[0].layout
     both = [jax.vmap(use.layout.rows)(operands[use.place], deltas[use.place]) for use in uses]
-    numbers, rows = (jnp.concatenate(x, axis=1) for x in zip(*both, strict=True))
+    numbers = jnp.concatenate([numbers for numbers, _ in both], axis=1)
+    rows = jnp.concatenate([rows.astype(dtype) for _, rows in both], axis=1)
     count, entries = layout.table
     few = min(count, numbers.shape[1])
 
@@ -128,7 +129,7 @@ def rows_of_table(
             slot = jnp.cumsum(fresh, dtype=jnp.int32)
             slots = jnp.zeros_like(slot).at[order].set(slot, unique_indices=True)
             places = jnp.full(few, count, numbers.dtype).at[slot].set(in_order)
-        sums = jnp.zeros((few, entries), dtype).at[slots].add(rows.astype(dtype), mode="drop")
+        sums = jnp.zeros((few, entries), dtype).at[slots].add(rows, mode="drop")
         return jnp.square(sums), places
 
     squares, places = jax.vmap(of_example)(numbers, rows)

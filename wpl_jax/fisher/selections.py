@@ -40,6 +40,7 @@ class Known:
     inputs: tuple["Known", ...]
     key: Any  # equal for equal values
     boxes: Mapping[int, Box] = dataclasses.field(default_factory=dict)  # by base; none: no gradient
+    names: dict[Any, Any] | None = None  # of selections of one program: their keys, numbered
     sliced: bool = False  # by nothing else, so that its axes are those of its base
     rounded: bool = False  # to a narrower dtype
     mapped: tuple[int, ...] = ()
@@ -60,14 +61,14 @@ def outside(number: int) -> Known:
     return Known(lambda _, values, __: values[number], (), ("outside", number))
 
 
-def base(number: int, shape: Sequence[int]) -> Known:
+def base(number: int, shape: Sequence[int], names: dict[Any, Any]) -> Known:
     """A parameter, or what is computed of parameters."""
 
     def compute(_, values, dtype):
         return values[number].astype(dtype)
 
     box = tuple((0, size) for size in shape)
-    return Known(compute, (), ("base", number), {number: box}, True)
+    return Known(compute, (), ("base", number), {number: box}, names, sliced=True)
 
 
 def turns(value: Known, loop: Any, depth: int) -> Known:
@@ -77,9 +78,9 @@ def turns(value: Known, loop: Any, depth: int) -> Known:
         (value,),
         (value.key, loop),
         value.boxes,
-        False,
-        value.rounded,
-        (*value.mapped, depth),
+        value.names,
+        rounded=value.rounded,
+        mapped=(*value.mapped, depth),
     )
 
 
@@ -92,13 +93,16 @@ def value_of(value: Known, values: Mapping[int, Any], dtype: Any) -> jax.Array:
       dtype: float32 or wider, whatever the program computes in.
     """
     found: dict[int, Any] = {}
-
-    def get(value):
-        if id(value) not in found:
-            found[id(value)] = value.compute([get(v) for v in value.inputs], values, dtype)
-        return found[id(value)]
-
-    return get(value)
+    waiting = [value]
+    while waiting:  # a chain of operations may be longer than Python's stack
+        last = waiting[-1]
+        if missing := [v for v in last.inputs if id(v) not in found]:
+            waiting.extend(missing)
+        else:
+            operands = [found[id(v)] for v in last.inputs]
+            found[id(last)] = last.compute(operands, values, dtype)
+            waiting.pop()
+    return found[id(value)]
 
 
 # --- Selections -----------------------------------------------------------------------------------
@@ -131,6 +135,10 @@ ENTRYWISE: Mapping[str, Callable[[int], Sequence[int]]] = {
 }
 
 
+# Of these the result has more or fewer entries than the operand, and each at most once.
+_OF_OTHER_SIZE = {"concatenate", "dynamic_slice", "pad", "slice", "split"}
+
+
 def has_gradient(aval: Any) -> bool:
     """Whether a value of this shape and dtype can have a gradient."""
     return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, jnp.inexact)
@@ -150,10 +158,12 @@ def selections(operation: Operation, inputs: Sequence[Known]) -> list[Known] | N
         return None
     if not all(jnp.issubdtype(aval.dtype, jnp.floating) for aval in avals):
         return None
-    if operation.name == "broadcast_in_dim" and avals[0].size != avals[-1].size:
-        return None
+    if operation.name not in _OF_OTHER_SIZE and avals[0].size != avals[-1].size:
+        return None  # an entry that is broadcast occurs more than once
     if any(source.mapped != sources[0].mapped for source in sources):
         return None
+    if not all(set(value.mapped) <= set(sources[0].mapped) for value in inputs):
+        return None  # so does one that is scaled otherwise in every turn of a loop
     if not disjoint([source.boxes for source in sources]):
         return None
     rounded = any(source.rounded for source in sources)
@@ -176,7 +186,9 @@ def derived(operation: Operation, inputs: Sequence[Known]) -> list[Known]:
     mapped = tuple(sorted({loop for value in inputs for loop in value.mapped}))
     boxes: dict[int, Box] = {}
     for value in inputs:
-        boxes |= value.boxes
+        for number, box in value.boxes.items():
+            boxes[number] = _around(box, boxes.get(number, box))
+    names = next((value.names for value in inputs if value.boxes), None)
 
     def compute(operands, _, dtype):
         def apply(*operands):
@@ -191,8 +203,7 @@ def derived(operation: Operation, inputs: Sequence[Known]) -> list[Known]:
             apply = jax.vmap(apply, in_axes=axes)
         return apply(*operands)
 
-    name = (operation.name, str(eqn.params))
-    together = Known(compute, tuple(inputs), (name, tuple(value.key for value in inputs)))
+    together = Known(compute, tuple(inputs), _key(operation, inputs, names))
 
     def result(index):
         return Known(
@@ -200,10 +211,25 @@ def derived(operation: Operation, inputs: Sequence[Known]) -> list[Known]:
             (together,),
             (together.key, index),
             boxes,
+            names,
             mapped=mapped,
         )
 
     return [result(index) for index in range(len(eqn.outvars))]
+
+
+def _key(operation, inputs, names):
+    """A number, the same for what is the same selection."""
+    key = operation.name, tuple(operation.eqn.params.items()), tuple(v.key for v in inputs)
+    try:
+        return object() if names is None else names.setdefault(key, len(names))
+    except TypeError:  # a parameter that cannot be compared
+        return object()
+
+
+def _around(one, other):
+    """The smallest box that holds two."""
+    return tuple((min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(one, other, strict=True))
 
 
 def _bind(eqn, operands):

@@ -53,6 +53,7 @@ class Use:
     other: int  # which operand is the example's
     probe: jax.ShapeDtypeStruct  # one example's result
     operand: jax.ShapeDtypeStruct  # one example's other operand
+    aval: Any  # of the result, in one turn of all loops
     layout: Any  # a Product or Rows
 
     @property
@@ -67,7 +68,7 @@ class Product(NamedTuple):
     key: Any  # equal where gradients are assembled alike
     positions: int  # the axis that is summed over
     shape: tuple[int, int, int]  # of the gradient: [batches, in, out]
-    of_patches: bool  # of a convolution's input
+    patches: int  # bytes of the patches of a convolution's input; 0: it is none
     matrices: Callable[..., tuple[jax.Array, jax.Array]]
     """From an example's operand and its result's gradient to ``A`` [batches, positions, in] and
     ``D`` [batches, positions, out]."""
@@ -159,7 +160,7 @@ def _dot(eqn, i, loops):
         math.prod(w.shape[d] for d in contracted[i]),
         math.prod(w.shape[d] for d in w_free),
     )
-    return Product(("dot", i, contracted, batch), positions, shape, False, matrices, assemble)
+    return Product(("dot", i, contracted, batch), positions, shape, 0, matrices, assemble)
 
 
 def _convolution(eqn, i, loops):
@@ -206,7 +207,8 @@ def _convolution(eqn, i, loops):
         return gradient.transpose([*range(m), *(axes[d] for d in range(w.ndim))])
 
     shape = math.prod(mapped) * groups, math.prod(kernel) * features_in, features_out
-    return Product(("convolution", w_spec, groups), positions, shape, True, matrices, assemble)
+    held = 4 * positions * math.prod(shape[:2])
+    return Product(("convolution", w_spec, groups), positions, shape, held, matrices, assemble)
 
 
 # So many slices of an image are put side by side; more of them are slow to compile.
@@ -317,7 +319,7 @@ _FORMS = {
 }
 
 
-def _use(operation, inputs, within, lengths):
+def _use(operation, inputs, within, lengths, max_bytes):
     """The use that an operation is, if it has one of the forms."""
     eqn = operation.eqn
     of_params = [i for i, value in enumerate(inputs) if value is not None and value.boxes]
@@ -328,7 +330,7 @@ def _use(operation, inputs, within, lengths):
         return None  # the square of a real part is not the real part of a square
     (i,) = of_params
     layout = form(eqn, i, Loops(lengths, inputs[i].mapped))
-    if layout is None:
+    if layout is None or (isinstance(layout, Product) and layout.patches > max_bytes):
         return None
     if operation.name == "dynamic_slice":
         sizes, shape = eqn.params["slice_sizes"], eqn.invars[0].aval.shape
@@ -344,6 +346,7 @@ def _use(operation, inputs, within, lengths):
         other,
         jax.ShapeDtypeStruct((*lengths, *out.shape), out.dtype),
         jax.ShapeDtypeStruct((*lengths, *operand.shape), operand.dtype),
+        out,
         layout,
     )
 
@@ -376,6 +379,18 @@ class Reading:
     known: frozenset[int]  # their results that have no gradient
     copies: bool = False  # whether what is looked up in a marked base holds more than the base
 
+    @classmethod
+    def of_nothing(cls, parameters: tuple[int, ...]) -> "Reading":
+        """A function that is left as it is."""
+        return cls(
+            parameters=parameters,
+            uses=[],
+            marked={number: {"the whole function"} for number in parameters},
+            sources={number: frozenset([i]) for i, number in enumerate(parameters)},
+            outside=frozenset(),
+            known=frozenset(),
+        )
+
     @property
     def used(self) -> list[int]:
         """The bases that matter to the result."""
@@ -384,19 +399,23 @@ class Reading:
 
 
 def read(
-    program: Program, shapes: Sequence[Sequence[int]], constants: frozenset[int] = frozenset()
+    program: Program,
+    shapes: Sequence[Sequence[int]],
+    max_bytes: int,
+    constants: frozenset[int] = frozenset(),
 ) -> Reading:
     """Follow the parameters, a program's first inputs, to where examples are met.
 
     Args:
       program: of one example.
       shapes: of the parameters.
+      max_bytes: how much the patches may hold that a convolution makes of one example.
       constants: numbers of values that have no gradient, though they seem to.
     """
-    reader = _Reader(constants)
+    reader = _Reader(constants, max_bytes)
     for i, number in enumerate(program.inputs):
         if i < len(shapes):
-            reader.kinds[number] = base(number, shapes[i])
+            reader.kinds[number] = base(number, shapes[i], reader.names)
             reader.sources[number] = frozenset([i])
             reader.sizes[number] = math.prod(shapes[i])
         else:
@@ -438,8 +457,10 @@ def _simplify(marked, uses, reader, parameters):
 class _Reader:
     """Goes through operations in their order. What depends on an example has the kind None."""
 
-    def __init__(self, constants):
+    def __init__(self, constants, max_bytes):
         self.constants = constants
+        self.max_bytes = max_bytes
+        self.names: dict[Any, Any] = {}
         self.kinds: dict[int, Known | None] = {}
         self.uses: list[Use] = []
         self.marked: dict[int, set[str]] = {}
@@ -485,7 +506,7 @@ class _Reader:
             else:
                 self.sources[number] = sources
                 self.sizes[number] = aval.size
-                results.append(base(number, aval.shape))
+                results.append(base(number, aval.shape, self.names))
         return results
 
     def follow(self, operation, inputs):
@@ -509,7 +530,7 @@ class _Reader:
             self.mark(inputs, operation.name)
         elif operation.body is not None:
             self.enter(operation, inputs, within, lengths)
-        elif use := _use(operation, inputs, within, lengths):
+        elif use := _use(operation, inputs, within, lengths, self.max_bytes):
             if use.layout.positions:  # else it is in a loop without turns
                 self.uses.append(use)
         else:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.products
 
-What the choices in wpl_jax/fisher/plan.py rest on, on this machine. The first row is the
+What the choices in wpl_jax/fisher/routes.py rest on, on this machine. The first row is the
 gradient of the weight, ``sum_i A_i^T D_i``; the last tables are of convolutions' kernels.
 """
 

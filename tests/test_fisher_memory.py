@@ -182,6 +182,6 @@ def test_long_sequences_keep_their_rematerialisation():
     problem = transformer(2, 256, remat=True)
     routes_of = wpl_jax.explain(problem.nll, problem.params, problem.batch, max_bytes=2**16)
     assert set(jax.tree.leaves(routes_of)) == {"per-example gradients"}
-    assert "hold" in routes_of["q"].reason
+    assert "holds" in routes_of["q"].reason
     plain = wpl_jax.explain(problem.nll, problem.params, problem.batch)
     assert plain["q"] == "per-example products of 256 positions"

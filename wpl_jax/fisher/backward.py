@@ -40,7 +40,8 @@ class Backward:
           program: of one example.
           uses: whose results get probes.
           marked: parameters, by number, whose gradient is left to JAX.
-          prepare: gives of parameters and of what is computed outside the values, by number.
+          prepare: computes from the parameters, before an example is seen, the values that the
+            program needs, by number.
           params: what it is given, arrays or their shapes.
           batch: arrays with a leading axis of examples, or their shapes.
         """

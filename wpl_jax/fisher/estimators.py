@@ -21,8 +21,8 @@ The label :math:`y_i` is that of the data; the second estimator draws
 :math:`y \sim p(\cdot \mid x_i, \theta)` from the model. The cost is in backward passes over the
 batch.
 
-The first three agree with each other, in expectation, for a model that has learned the label
-distribution. The last is the cheap form the paper uses in search (section 3.2). It is something
+The second is an unbiased estimate of the third. The first agrees with them, in expectation, for a
+model that has learned the label distribution. The last is the cheap form the paper uses in search (section 3.2). It is something
 else: per-example gradients cancel in it, near a minimum it is smaller by orders of magnitude, and a
 plasticity strength tuned for one does not carry over to the other.
 
@@ -39,10 +39,10 @@ None of these functions is jitted; jit the step that calls them. Batches are pyt
 share a leading example axis. ``weights``, of shape ``(n,)``, turns the mean into a weighted mean;
 examples of weight 0 are padding, and nothing in them, not even a NaN, reaches the result.
 
-Memory: ``max_bytes`` bounds what examples hold at a time, by itself: half of it is for the
-backward pass of a microbatch of them, activations included, and half for gradients of single
-examples. One example's may always exist. ``microbatch_size`` names the size of microbatches
-instead. The result depends on neither (beyond rounding).
+Memory: ``max_bytes`` limits the memory that grows with the number of examples: half of it is for
+the forward and backward pass of a microbatch of them, half for gradients of single examples. One
+example is always allowed, however large; parameters and the result come on top. ``microbatch_size``
+names the size of microbatches instead. The result depends on neither (beyond rounding).
 
 Arrays may lie anywhere: on a mesh with automatic or explicit axes, or in a ``shard_map``, where the
 result is the Fisher of a device's own examples, to be averaged with ``jax.lax.pmean``.
@@ -139,7 +139,7 @@ def sampled_fisher(
 
     Returns:
       ``fisher(params, batch, key, weights=None)``, giving a tree like ``params``. An example's
-      label depends on ``key`` and its position only, not on ``microbatch_size``.
+      label depends on ``key`` and its index in the batch only, not on ``microbatch_size``.
 
     Raises:
       ValueError: as :func:`empirical_fisher`, and if ``logits`` is not one-dimensional.
@@ -247,7 +247,7 @@ def squared_batch_gradient(loss: PerExample, microbatch_size: int | None = None)
       ``fisher(params, batch, weights=None)``, giving a tree like ``params``.
 
     Raises:
-      ValueError: as :func:`empirical_fisher`.
+      ValueError, TypeError: as :func:`empirical_fisher`.
 
     Example:
       >>> import jax.numpy as jnp, wpl_jax

@@ -69,10 +69,11 @@ def explain(
     Returns:
       An :class:`Explanation`: for each parameter the route, one of those that
       :mod:`wpl_jax.fisher.plan` describes, with the number of positions at which an example uses
-      the parameter; the memory that it takes; and why it is not a cheaper one.
+      the parameter, or "no gradient"; the memory that it takes; and for per-example gradients which
+      operations use the parameter, so that it is not a cheaper one.
 
     Raises:
-      TypeError: if a parameter is not floating-point.
+      ValueError, TypeError: as :func:`empirical_fisher`.
 
     Example:
       >>> import jax.numpy as jnp, wpl_jax
@@ -94,11 +95,11 @@ def explain(
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """What :func:`check_fisher` found; ``print`` it for a line a parameter."""
+    """What :func:`check_fisher` found; ``print`` it for the parameters that differ, if any do."""
 
     errors: dict[str, float]
     """By the path of a parameter: the largest difference between entries, relative to the largest
-    entry."""
+    entry, or to 1e-6 of the largest of all parameters where that is more."""
     tolerance: float
     """What counts as equal."""
 

@@ -10,16 +10,17 @@ product's result. One backward pass over a batch gives all the ``A_i`` and ``D_i
   examples at a time, in one pass over the sums;
 - *per-example products*: with many, ``A_i^T D_i`` of one example after another, squared and added
   up; for a convolution, ``A_i`` are patches of its input;
-- *rows of a table*: a row that was looked up has the gradients of the positions that looked it up,
-  added where they coincide; nothing of the size of the table exists an example;
+- *rows of a table*, or *slices of a stack* of matrices: what was looked up has the gradients of the
+  positions that looked it up, added where they coincide; nothing of the size of the table exists an
+  example;
 - *per-example gradients*: whatever else there is. Where a parameter is used in several ways, or
   used through functions of parameters, its gradient is put together from those of its uses, one
   example at a time, and taken back through these functions by JAX. Where a use is not recognised,
   the gradient is that of ``vmap(grad)`` for this parameter.
 
-A :class:`Plan` chooses. Where one example's operands would take more than the memory allowed, it
-leaves the function as it is and takes the gradient of one example after another: the
-rematerialisation that its author asked for holds then, and the memory is that of one example.
+A :class:`Plan` chooses. Where one example would hold more than the memory allowed, and less if the
+function is differentiated as it is written, it does that, for one example after another: the
+rematerialisation that its author asked for holds then.
 """
 
 import dataclasses
@@ -120,7 +121,7 @@ class Part:
 
     leaves: tuple[int, ...]
     uses: tuple[Use, ...]
-    marked: tuple[int, ...]  # numbers of bases whose gradient is left to JAX
+    marked: tuple[int, ...]  # numbers of bases whose gradient is left to JAX (see uses)
     clusters: tuple[Cluster, ...]  # none: gradients are put together for each example
     own: bool  # whether all bases are parameters
 
@@ -186,7 +187,7 @@ class Plan:
             convolves = any(use.consumer == "conv_general_dilated" for use in reading.uses)
             spared = plan.backward.held - whole.backward.held
             if spared > (max_bytes if convolves else 0):
-                reason = f"the operands of one example hold {_megabytes(plan.backward.held)}"
+                reason = f"by another route one example holds {_megabytes(plan.backward.held)}"
                 return dataclasses.replace(whole, whole=reason)
         return plan
 

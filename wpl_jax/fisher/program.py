@@ -6,7 +6,11 @@ variables are numbers. Two kinds of body stay nested, as they run otherwise than
 that of a loop (``lax.scan``) and that of a part which is computed again in the backward pass
 (``jax.checkpoint``). Every other operation is an equation that is evaluated as it stands.
 
-Only ``jax.extend.core``, which is public, is needed of JAX.
+A probe is an array of zeros that is added to the result of an operation: its gradient is the
+gradient of that result.
+
+Only ``jax.extend.core``, which is public, is imported of JAX; the names of primitives and of their
+parameters, which JAX may change, are read here, in ``selections`` and in ``uses``.
 """
 
 import functools

@@ -9,7 +9,8 @@ search, so that a base is what it is without any assumption about the operations
 
 The linear part of a selection is read from JAX: its derivative ``s`` in the direction of ones, and
 the transpose of that derivative. Squares of the gradient of a selection go back to squares of the
-base's by ``q -> L'^T (s * q)``, as ``(L'^T q)_i = sum_{j: i(j) = i} s_j q_j``.
+base's by ``q -> L'^T (s * q)``: as ``(L'^T q)_i = sum_{j: i(j) = i} s_j q_j``, an entry gets
+``s_j**2 q_j``.
 """
 
 import dataclasses

@@ -248,7 +248,7 @@ def _gather(eqn, i, loops):
     modes = jax.lax.GatherScatterMode
     if i or numbers.operand_batching_dims or eqn.params["mode"] == modes.ONE_HOT:
         return None
-    clips = eqn.params["mode"] == modes.CLIP  # the gradient of a broken promise is dropped
+    clips = eqn.params["mode"] == modes.CLIP  # PROMISE_IN_BOUNDS drops what is not
     kept = [d for d in range(table.ndim) if d not in numbers.collapsed_slice_dims]
     offsets = dict(zip(kept, numbers.offset_dims, strict=True))
     sizes, indexed = eqn.params["slice_sizes"], numbers.start_index_map
@@ -327,7 +327,7 @@ def _use(operation, inputs, within, lengths, max_bytes):
     if form is None or len(of_params) > 1:
         return None
     if not jnp.issubdtype(out.dtype, jnp.floating):
-        return None  # the square of a real part is not the real part of a square
+        return None  # complex: the square of a real part is not the real part of a square
     (i,) = of_params
     layout = form(eqn, i, Loops(lengths, inputs[i].mapped))
     if layout is None or (isinstance(layout, Product) and layout.patches > max_bytes):
@@ -443,7 +443,7 @@ def read(
 
 
 def _simplify(marked, uses, reader, parameters):
-    """Leave to JAX what it does with less: the gradient of a bias, not of the bias broadcast."""
+    """Mark the parameters behind a marked base, if they are no larger: a bias, before broadcast."""
     touched = frozenset().union(*(reader.sources[n] for use in uses for n in use.value.boxes))
     for number in sorted(set(marked) - set(parameters)):
         sources = reader.sources[number]
@@ -515,7 +515,9 @@ class _Reader:
             return derived(operation, inputs)
         if found := selections(operation, inputs):
             return found
-        return self.meet(operation, inputs, None, None)
+        return self.meet(
+            operation, inputs, None, None
+        )  # None: there is no use of two that are known
 
     def meet(self, operation, inputs, within, lengths):
         """An operation that an example enters, or that ends the search."""

@@ -22,9 +22,10 @@ The label :math:`y_i` is that of the data; the second estimator draws
 batch.
 
 The second is an unbiased estimate of the third. The first agrees with them, in expectation, for a
-model that has learned the label distribution. The last is the cheap form the paper uses in search (section 3.2). It is something
-else: per-example gradients cancel in it, near a minimum it is smaller by orders of magnitude, and a
-plasticity strength tuned for one does not carry over to the other.
+model that has learned the label distribution. The last is the cheap form the paper uses in search
+(section 3.2). It is something else: per-example gradients cancel in it, near a minimum it is
+smaller by orders of magnitude, and a plasticity strength tuned for one does not carry over to the
+other.
 
 The first three give the numbers of ``vmap(grad)``, squared and averaged, without the per-example
 gradients of most parameters ever being built (:mod:`wpl_jax.fisher.plan`): they read from the

@@ -4,11 +4,6 @@ import functools
 import itertools
 import json
 import math
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import chex
 import hypothesis
@@ -18,6 +13,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+import two_processes
 from flax import nnx
 from hypothesis import strategies as st
 
@@ -440,35 +436,10 @@ def one_of_two_processes(coordinator, number):
 
 
 def test_two_processes_give_what_one_does():
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        coordinator = f"localhost:{listener.getsockname()[1]}"
-    here = Path(__file__).parent
-    code = "import sys, test_fisher_running as t; t.one_of_two_processes(*sys.argv[1:])"
-    environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()} | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "2",
-        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, coordinator, str(number)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    with two_processes.reporting("test_fisher_running", timeout=300) as reports:
+        found = reports()
     expected = [*jax.tree.leaves(whole(PARAMS, examples())), np.float32(N)]
-    for process, (output, errors) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, errors
-        merged, together = json.loads(output.splitlines()[-1])
+    for merged, together in found:
         assert (merged.pop(), together.pop()) == (4, 3)
         for state in (merged, together):
             assert_close([np.array(leaf) for leaf in state], expected)

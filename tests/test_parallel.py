@@ -2,12 +2,7 @@
 
 import functools
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import chex
 import jax
@@ -15,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import two_processes
 from haste import jit
 
 from wpl_jax.parallel import everywhere, split_batches
@@ -151,40 +147,12 @@ def one_of_two_processes(coordinator, number, name):
     print(json.dumps(report))
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
-
-
 @searches
 def test_two_processes_report_what_one_does(name):
-    coordinator, here = f"localhost:{free_port()}", Path(__file__).parent
-    code = "import sys, test_parallel; test_parallel.one_of_two_processes(*sys.argv[1:])"
-    environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()} | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "2",
-        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, coordinator, str(number), name],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    try:
+    with two_processes.reporting("test_parallel", name, timeout=600) as reports:
         *_, expected = run(name, 1)  # while they start
-        outputs = [process.communicate(timeout=600) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, (output, errors) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, errors
-        report = json.loads(output.splitlines()[-1])
+        found = reports()
+    for report in found:
         assert (report["devices"], report["trained"]) == ([4, 2], STEPS)
         for actual, wanted in zip(report["progress"], jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(actual, wanted, rtol=TOLERANCE)

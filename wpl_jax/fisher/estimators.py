@@ -61,6 +61,7 @@ import numpy as np
 from wpl_jax.fisher import routes
 from wpl_jax.fisher.backward import for_one, varying_as
 from wpl_jax.fisher.plan import Plan
+from wpl_jax.fisher.program import wide_dtype
 from wpl_jax.trees import path_name
 
 __all__ = [
@@ -358,7 +359,7 @@ def _square(grads):
 
 
 def _widen(x):
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(wide_dtype(x))
 
 
 def _num_examples(batch):

@@ -17,6 +17,7 @@ from wpl_jax.fisher.estimators import (
     empirical_fisher,
 )
 from wpl_jax.fisher.plan import Plan
+from wpl_jax.fisher.program import wide_dtype
 from wpl_jax.trees import path_name
 
 __all__ = ["Check", "Explanation", "check_fisher", "explain"]
@@ -167,7 +168,7 @@ def check_fisher(
 
     def wanted(params, batch):
         grads = jax.vmap(jax.grad(nll), (None, 0))(params, batch)
-        return jax.tree.map(lambda g: jnp.square(_wide(g)).mean(0), grads)
+        return jax.tree.map(lambda g: jnp.square(g.astype(wide_dtype(g))).mean(0), grads)
 
     found = jax.jit(empirical_fisher(nll, **options))(params, few)
     reference = jax.jit(wanted)(params, few)
@@ -197,7 +198,3 @@ def _error(found, reference, floor):
 def _largest(x):
     x = np.asarray(x, np.float64)
     return float(x[np.isfinite(x)].max(initial=0.0))
-
-
-def _wide(x):
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -32,10 +32,10 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
 from wpl_jax.fisher.backward import Backward, for_one, zeros
-from wpl_jax.fisher.program import Program, evaluate, flat, has_references, needed
+from wpl_jax.fisher.program import Program, evaluate, flat, has_references, needed, wide_dtype
+from wpl_jax.fisher.program import read as read_atom
 from wpl_jax.fisher.routes import (
     FEW_POSITIONS,
     in_turn,
@@ -201,11 +201,6 @@ class Plan:
         shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
         return cls(structure, shapes, program, reading, _parts(reading), backward)
 
-    @property
-    def derived(self) -> list[int]:
-        """Numbers of values computed of parameters that matter to the result."""
-        return [n for n in self.reading.used if n not in self.reading.parameters]
-
     def routes(self) -> chex.ArrayTree:
         """A :class:`Route` for each parameter."""
         routes = [Route("no gradient", 0, "")] * self.structure.num_leaves
@@ -241,12 +236,8 @@ class Plan:
           max_bytes: how much the gradients of examples may hold at a time; one example's always
             may.
         """
-        leaves, derived = jax.tree.leaves(params), self.derived
-
-        def of_parameters(leaves):
-            known = _outside(self.program, self.reading, leaves)
-            return [known[number] for number in derived], known
-
+        leaves = jax.tree.leaves(params)
+        of_parameters = functools.partial(_derived, self.program, self.reading)
         _, pull, known = jax.vjp(of_parameters, leaves, has_aux=True)
         values = _values(self.reading, known)
         return functools.partial(self._evaluate, leaves, values, pull, max_bytes)
@@ -324,7 +315,8 @@ class Plan:
         for number in part.marked:
             add(number, _wide(grads[number], values[number]))
         of_derived = [
-            totals.get(n, jnp.zeros_like(values[n])).astype(values[n].dtype) for n in self.derived
+            totals.get(n, jnp.zeros_like(values[n])).astype(values[n].dtype)
+            for n in self.reading.derived
         ]
         (of_leaves,) = pull(of_derived)
         found = []
@@ -337,7 +329,7 @@ class Plan:
 
     def _finish(self, leaves, values, operands, sums):
         """Squares for each parameter, from sums over examples."""
-        squares = [jnp.zeros(leaf.shape, _wide_dtype(leaf)) for leaf in leaves]
+        squares = [jnp.zeros(leaf.shape, wide_dtype(leaf)) for leaf in leaves]
         for part in self.parts:
             if not part.clusters:
                 for i, of_leaf in zip(part.leaves, sums[part.leaves, 0], strict=True):
@@ -404,13 +396,15 @@ def _outside(program, reading, leaves):
     known = {**program.constants, **dict(zip(program.inputs, leaves, strict=False))}
     for operation in program.operations:
         if operation.place in reading.outside:
-            operands = [_read(atom, known) for atom in operation.inputs]
+            operands = [read_atom(atom, known) for atom in operation.inputs]
             known |= dict(zip(operation.outputs, evaluate(operation, operands), strict=False))
     return known
 
 
-def _read(atom, known):
-    return atom.val if isinstance(atom, core.Literal) else known[atom]
+def _derived(program, reading, leaves):
+    """What of it is computed of parameters and matters to the result, and all of it."""
+    known = _outside(program, reading, leaves)
+    return [known[number] for number in reading.derived], known
 
 
 def _values(reading, known):
@@ -420,24 +414,19 @@ def _values(reading, known):
 
 def _without_gradient(program, reading, leaves):
     """Numbers of values that are computed of parameters, through which no gradient flows."""
-    derived = [number for number in reading.used if number not in reading.parameters]
-
-    def of_parameters(leaves):
-        known = _outside(program, reading, leaves)
-        return [known[number] for number in derived]
-
+    if not reading.derived:
+        return frozenset()
     traced = []
 
     def look(leaves):
-        values, pullback = jax.vjp(of_parameters, leaves)
+        of_parameters = functools.partial(_derived, program, reading)
+        values, pullback, _ = jax.vjp(of_parameters, leaves, has_aux=True)
         traced.append(jax.make_jaxpr(pullback)(values))
         return jnp.zeros([])
 
-    if not derived:
-        return frozenset()
     jax.eval_shape(look, leaves)
-    found = needed(traced[-1])
-    return frozenset(number for number, flows in zip(derived, found, strict=False) if not flows)
+    pairs = zip(reading.derived, needed(traced[-1]), strict=False)
+    return frozenset(number for number, flows in pairs if not flows)
 
 
 def _parts(reading):
@@ -479,12 +468,8 @@ def _clusters(uses):
     return clusters if simple else ()
 
 
-def _wide_dtype(x):
-    return jnp.promote_types(x.dtype, jnp.float32)
-
-
 def _wide(x, like):
-    return x.astype(_wide_dtype(like))
+    return x.astype(wide_dtype(like))
 
 
 def _megabytes(size):

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 
 # Calls of a function, and their parameter with its jaxpr.
@@ -69,12 +70,12 @@ def flat(jaxpr: Any, numbers: Iterator[int] | None = None) -> Program:
     inputs = tuple(known[v] for v in jaxpr.invars)
     operations: list[Operation] = []
 
-    def read(known, variables):
+    def number(known, variables):
         return tuple(v if isinstance(v, core.Literal) else known[v] for v in variables)
 
     def add(jaxpr, known):
         for eqn in jaxpr.eqns:
-            operands = read(known, eqn.invars)
+            operands = number(known, eqn.invars)
             if eqn.primitive.name in _CALLS:
                 called, consts = _opened(eqn.params[_CALLS[eqn.primitive.name]])
                 of_call = dict(zip(called.invars, operands, strict=True))
@@ -82,7 +83,7 @@ def flat(jaxpr: Any, numbers: Iterator[int] | None = None) -> Program:
                     of_call[variable] = next(numbers)
                     constants[of_call[variable]] = value
                 add(called, of_call)
-                results = read(of_call, called.outvars)
+                results = number(of_call, called.outvars)
             else:
                 nests = eqn.primitive.name in ("scan", *_REMAT)
                 body = flat(eqn.params["jaxpr"], numbers) if nests else None
@@ -94,7 +95,7 @@ def flat(jaxpr: Any, numbers: Iterator[int] | None = None) -> Program:
             known |= dict(zip(eqn.outvars, results, strict=True))
 
     add(jaxpr, known)
-    return Program(inputs, constants, tuple(operations), read(known, jaxpr.outvars))
+    return Program(inputs, constants, tuple(operations), number(known, jaxpr.outvars))
 
 
 def _opened(jaxpr):
@@ -108,6 +109,11 @@ def scanned(eqn: Any) -> tuple[int, int]:
         constant, carried, _ = eqn.params["ft_in"].unpack()
         return len(constant), len(carried)
     return eqn.params["num_consts"], eqn.params["num_carry"]
+
+
+def read(atom: Any, known: Mapping[Any, Any]) -> Any:
+    """The value of a literal, or what is known of a variable."""
+    return atom.val if isinstance(atom, core.Literal) else known[atom]
 
 
 def evaluate(operation: Operation, operands: Sequence[Any]) -> list[Any]:
@@ -143,13 +149,10 @@ def run(
     known = {**program.constants, **values}
     captured: dict[int, Any] = {}
 
-    def read(atom):
-        return atom.val if isinstance(atom, core.Literal) else known[atom]
-
     for operation in program.operations:
         if all(output in known for output in operation.outputs):
             continue
-        operands = [read(atom) for atom in operation.inputs]
+        operands = [read(atom, known) for atom in operation.inputs]
         place = operation.place
         if places := inside.get(place):
             assert operation.body is not None
@@ -165,7 +168,7 @@ def run(
             results = [results[0] + probes[place], *results[1:]]
         for output, result in zip(operation.outputs, results, strict=False):
             known.setdefault(output, result)
-    return [read(atom) for atom in program.outputs], captured
+    return [read(atom, known) for atom in program.outputs], captured
 
 
 def _run_body(body, operands, probes, captures, inside):
@@ -281,6 +284,11 @@ def _held_within(inner, depends):
     counted = depends if same else [True] * len(inputs)
     given = sum(size_in_bytes(v.aval) for v, counts in zip(inputs, counted, strict=True) if counts)
     return max(0, held_bytes(inner, counted) - given)
+
+
+def wide_dtype(x: Any) -> Any:
+    """That of squares and sums: float32, or the array's where that is wider."""
+    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def size_in_bytes(aval: Any) -> int:

@@ -111,30 +111,32 @@ def value_of(value: Known, values: Mapping[int, Any], dtype: Any) -> jax.Array:
 # Operations whose result has each entry of the operands named here once, or not at all, perhaps
 # scaled or shifted by the other operands. They may have more than one such operand at a time only
 # if they put them side by side.
-ENTRYWISE: Mapping[str, Callable[[int], Sequence[int]]] = {
-    "add": lambda _: (0, 1),
-    "broadcast_in_dim": lambda _: (0,),  # to the same number of entries
-    "concatenate": range,
-    "convert_element_type": lambda _: (0,),  # between floating-point types
-    "copy": lambda _: (0,),
-    "copy_p": lambda _: (0,),
-    "div": lambda _: (0,),
-    "dynamic_slice": lambda _: (0,),
-    "mul": lambda _: (0, 1),
-    "neg": lambda _: (0,),
-    "pad": lambda _: (0,),
-    "reshape": lambda _: (0,),
-    "rev": lambda _: (0,),
-    "scatter": lambda _: (0,),
-    "select_n": lambda operands: range(1, operands),
-    "sharding_constraint": lambda _: (0,),
-    "slice": lambda _: (0,),
-    "split": lambda _: (0,),
-    "squeeze": lambda _: (0,),
-    "sub": lambda _: (0, 1),
-    "transpose": lambda _: (0,),
+ENTRYWISE: Mapping[str, slice] = {
+    **dict.fromkeys(("add", "mul", "sub"), slice(0, 2)),
+    "concatenate": slice(None),
+    "select_n": slice(1, None),
+    **dict.fromkeys(
+        (
+            "broadcast_in_dim",  # to the same number of entries
+            "convert_element_type",  # between floating-point types
+            "copy",
+            "copy_p",
+            "div",
+            "dynamic_slice",
+            "neg",
+            "pad",
+            "reshape",
+            "rev",
+            "scatter",
+            "sharding_constraint",
+            "slice",
+            "split",
+            "squeeze",
+            "transpose",
+        ),
+        slice(0, 1),
+    ),
 }
-
 
 # Of these the result has more or fewer entries than the operand, and each at most once.
 _OF_OTHER_SIZE = {"concatenate", "dynamic_slice", "pad", "slice", "split"}
@@ -153,7 +155,7 @@ def selections(operation: Operation, inputs: Sequence[Known]) -> list[Known] | N
     avals = [v.aval for v in (*(eqn.invars[i] for i in chosen), *eqn.outvars)]
     if operation.name not in ENTRYWISE or not chosen:
         return None
-    if not set(chosen) <= set(ENTRYWISE[operation.name](len(inputs))):
+    if not set(chosen) <= set(range(len(inputs))[ENTRYWISE[operation.name]]):
         return None
     if len(chosen) > 1 and operation.name != "concatenate":
         return None
@@ -286,12 +288,7 @@ def squares_of_bases(
       values: of bases and of what is computed outside, by number.
       squares: like the value.
     """
-    dtype = squares.dtype
-
-    def select(bases):
-        return value_of(value, {**values, **dict(zip(numbers, bases, strict=True))}, dtype)
-
-    bases = [values[number].astype(dtype) for number in numbers]
+    select, bases = _selecting(value, numbers, values, squares.dtype)
     _, scales = jax.jvp(select, (bases,), ([jnp.ones_like(x) for x in bases],))
     return jax.vjp(select, bases)[1](scales * squares)[0]
 
@@ -300,9 +297,14 @@ def gradients_of_bases(
     value: Known, numbers: Sequence[int], values: Mapping[int, Any], dtype: Any
 ) -> Callable[[jax.Array], list[jax.Array]]:
     """What takes the gradient of a selection to those of its bases."""
+    pullback = jax.vjp(*_selecting(value, numbers, values, dtype))[1]
+    return lambda cotangent: pullback(cotangent)[0]
+
+
+def _selecting(value, numbers, values, dtype):
+    """A selection as a function of its bases, and these."""
 
     def select(bases):
         return value_of(value, {**values, **dict(zip(numbers, bases, strict=True))}, dtype)
 
-    pullback = jax.vjp(select, [values[number].astype(dtype) for number in numbers])[1]
-    return lambda cotangent: pullback(cotangent)[0]
+    return select, [values[number].astype(dtype) for number in numbers]

@@ -122,6 +122,7 @@ class Loops(NamedTuple):
 
 
 # --- Forms of uses --------------------------------------------------------------------------------
+# Each gives which operand is the example's, and the layout, or None where it is not recognised.
 
 
 def _dot(eqn, i, loops):
@@ -160,14 +161,15 @@ def _dot(eqn, i, loops):
         math.prod(w.shape[d] for d in contracted[i]),
         math.prod(w.shape[d] for d in w_free),
     )
-    return Product(("dot", i, contracted, batch), positions, shape, 0, matrices, assemble)
+    key = ("dot", i, contracted, batch)
+    return 1 - i, Product(key, positions, shape, 0, matrices, assemble)
 
 
 def _convolution(eqn, i, loops):
     """The value is the kernel: a product with patches of the input, at positions of the output."""
     params = eqn.params
     if i != 1 or params["batch_group_count"] != 1:
-        return None
+        return 0, None
     x_spec, w_spec, out_spec = params["dimension_numbers"]
     w, out = eqn.invars[1].aval, eqn.outvars[0].aval
     kernel, sizes = [w.shape[d] for d in w_spec[2:]], [out.shape[d] for d in out_spec[2:]]
@@ -207,8 +209,8 @@ def _convolution(eqn, i, loops):
         return gradient.transpose([*range(m), *(axes[d] for d in range(w.ndim))])
 
     shape = math.prod(mapped) * groups, math.prod(kernel) * features_in, features_out
-    held = 4 * positions * math.prod(shape[:2])
-    return Product(("convolution", w_spec, groups), positions, shape, held, matrices, assemble)
+    key, held = ("convolution", w_spec, groups), 4 * positions * math.prod(shape[:2])
+    return 0, Product(key, positions, shape, held, matrices, assemble)
 
 
 # So many slices of an image are put side by side; more of them are slow to compile.
@@ -247,12 +249,12 @@ def _gather(eqn, i, loops):
     table, index, numbers = eqn.invars[0].aval, eqn.invars[1].aval, eqn.params["dimension_numbers"]
     modes = jax.lax.GatherScatterMode
     if i or numbers.operand_batching_dims or eqn.params["mode"] == modes.ONE_HOT:
-        return None
+        return 1, None
     clips = eqn.params["mode"] == modes.CLIP  # PROMISE_IN_BOUNDS drops what is not
     kept = [d for d in range(table.ndim) if d not in numbers.collapsed_slice_dims]
     offsets = dict(zip(kept, numbers.offset_dims, strict=True))
     sizes, indexed = eqn.params["slice_sizes"], numbers.start_index_map
-    return _rows(table.shape, sizes, indexed, clips, offsets, index.shape, loops)
+    return 1, _rows(table.shape, sizes, indexed, clips, offsets, index.shape, loops)
 
 
 def _dynamic_slice(eqn, i, loops):
@@ -260,9 +262,9 @@ def _dynamic_slice(eqn, i, loops):
     shape, sizes = eqn.invars[0].aval.shape, eqn.params["slice_sizes"]
     indexed = [d for d in range(len(shape)) if sizes[d] < shape[d]]
     if i or len(indexed) != 1:
-        return None
+        return 1, None
     offsets = {d: d for d in range(len(shape))}
-    return _rows(shape, sizes, indexed, True, offsets, (1,), loops)
+    return 1 + indexed[0], _rows(shape, sizes, indexed, True, offsets, (1,), loops)
 
 
 def _rows(shape, sizes, indexed, clips, offsets, index_shape, loops):
@@ -329,14 +331,9 @@ def _use(operation, inputs, within, lengths, max_bytes):
     if not jnp.issubdtype(out.dtype, jnp.floating):
         return None  # complex: the square of a real part is not the real part of a square
     (i,) = of_params
-    layout = form(eqn, i, Loops(lengths, inputs[i].mapped))
+    other, layout = form(eqn, i, Loops(lengths, inputs[i].mapped))
     if layout is None or (isinstance(layout, Product) and layout.patches > max_bytes):
         return None
-    if operation.name == "dynamic_slice":
-        sizes, shape = eqn.params["slice_sizes"], eqn.invars[0].aval.shape
-        other = 1 + next(d for d in range(len(shape)) if sizes[d] < shape[d])
-    else:
-        other = 1 - i
     operand = eqn.invars[other].aval
     return Use(
         operation.place,
@@ -396,6 +393,11 @@ class Reading:
         """The bases that matter to the result."""
         of_uses = {number for use in self.uses for number in use.value.boxes}
         return sorted(of_uses | self.marked.keys())
+
+    @property
+    def derived(self) -> list[int]:
+        """Those of them that are no parameters, but computed of some."""
+        return [number for number in self.used if number not in self.parameters]
 
 
 def read(

@@ -214,7 +214,7 @@ MESSAGES = {
     "strength": "the strength is 0 after 0 updates",
     "stability": r"stability number 15 > 2: .*proximal_plasticity.*strength <= [58]",
     "tiny": r"largest entry is 7\.5e-13.*mean over its positions.*at most 2\.67e\+12",
-    "rejected": "1 Fisher entries were not finite or negative",
+    "rejected": "1 entries were refused by consolidate",
 }
 CASES = {
     "none": ({}, []),
@@ -286,7 +286,6 @@ def test_the_text_of_what_cannot_be_read_is_the_tuple():
         texts.append(str(diagnose(opt_state)))
 
     step(STATE)
-    texts.append(str(jax.vmap(lambda eps: diagnose(of_strength(eps)))(jnp.ones(2))))
     assert all(text.startswith("Diagnosis(") for text in texts)
 
 
@@ -314,9 +313,9 @@ def test_consolidating_the_variables_or_another_models_weights():
     for params, fisher, message in [
         ({"params": PARAMS}, FISHER, r"params has no leaf at \['bias'\]"),
         (state, FISHER, r"params has no leaf at \['bias'\]"),
-        (PARAMS, {"params": FISHER}, r"fisher has no leaf at \['bias'\]"),
+        (PARAMS, {"params": FISHER}, r"fisher has a leaf at \['params'\]\['bias'\], .* none"),
         (PARAMS, {**FISHER, "kernel": jnp.ones((3, 2))}, r"\(3, 2\) at \['kernel'\].* \(2, 2\)"),
-        (PARAMS, jnp.ones(()), r"fisher has no leaf at \['bias'\]"),
+        (PARAMS, jnp.ones(2), r"fisher has an array of shape \(2,\) at the root, .* only a scalar"),
     ]:
         with pytest.raises(ValueError, match=message):
             wpl_jax.consolidate(state, params, fisher)

@@ -750,27 +750,50 @@ def test_works_inside(form, wrapper):
         assert_close(flushed[name], free[name])
 
 
-@pytest.mark.parametrize("wrapper", ["chain", "MultiSteps", "apply_if_finite"])
-def test_one_step_inside(wrapper):
+def test_one_step_inside_a_chain():
     """weight_plasticity consolidates from inside, at the weights after the step."""
-    tx = WRAPPERS[wrapper](weight(sgd()))
+    tx = WRAPPERS["chain"](weight(sgd()))
     step = one_step(tx)
-    params, opt_state = PARAMS, tx.init(PARAMS)
-    for last in [False, True] if wrapper == "MultiSteps" else [True]:
-        params, opt_state = step(params, opt_state, BATCH, last)
+    params, opt_state = step(PARAMS, tx.init(PARAMS), BATCH, True)
     assert_differ(params, PARAMS)
     assert_close(optax.tree.get(opt_state, "anchor"), params)
     assert_close(optax.tree.get(opt_state, "fisher"), wpl_jax.empirical_fisher(nll)(params, BATCH))
-    assert step.traces == 1
 
 
-def test_a_step_that_apply_if_finite_refuses_does_not_consolidate():
-    tx = optax.apply_if_finite(weight(sgd()), 3)
-    nan = jax.tree.map(lambda g: jnp.nan * g, GRADS)
-    old = protected(tx)
-    _, new = tx.update(nan, old, PARAMS, batch=BATCH, consolidate=True)
-    assert_same_bits(optax.tree.get(new, "fisher"), optax.tree.get(old, "fisher"))
-    assert_same_bits(optax.tree.get(new, "anchor"), optax.tree.get(old, "anchor"))
+SKIPPING = {
+    "MultiSteps": lambda tx: optax.MultiSteps(tx, 2),
+    "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 3),
+    "conditionally_mask": lambda tx: optax.conditionally_mask(tx, lambda step: step % 2 == 1),
+    "conditionally_transform": lambda tx: optax.conditionally_transform(
+        tx, lambda step: step % 2 == 1
+    ),
+}
+
+
+@both_weights
+@pytest.mark.parametrize("wrapper", SKIPPING)
+@pytest.mark.parametrize("jit", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_a_step_that_may_be_left_out_does_not_consolidate(form, wrapper, jit):
+    """Around it, the wrapper would drop the request with the step; inside, it is heard."""
+    tx = SKIPPING[wrapper](form(sgd()))
+    update = jit(lambda state, last: tx.update(GRADS, state, PARAMS, batch=BATCH, consolidate=last))
+    with pytest.raises(ValueError, match=rf"consolidate inside optax\.{wrapper} would be lost"):
+        update(tx.init(PARAMS), True)
+    tx.update(GRADS, tx.init(PARAMS), PARAMS, batch=BATCH, consolidate=False)
+
+    tx = form(optax.with_extra_args_support(SKIPPING[wrapper](sgd())))
+    updates, opt_state = update(tx.init(PARAMS), True)  # the first step, which may emit nothing
+    assert plasticity(opt_state).consolidations == 1
+    assert_close(plasticity(opt_state).anchor, optax.apply_updates(PARAMS, updates))
+
+
+def test_mini_steps_inside_are_those_of_the_accumulated_gradient():
+    tx, expected = weight(optax.MultiSteps(sgd(), 2)), weight(sgd())
+    opt_state = protected(tx)
+    for scale in (0.5, 1.5):
+        grads = jax.tree.map(lambda g, scale=scale: scale * g, GRADS)
+        updates, opt_state = tx.update(grads, opt_state, PARAMS)
+    assert_close(updates, expected.update(GRADS, protected(expected), PARAMS)[0])
 
 
 @pytest.mark.parametrize(
@@ -1148,10 +1171,9 @@ TRANSPOSED = {**PARAMS, "hidden": jax.tree.map(jnp.transpose, PARAMS["hidden"])}
         lambda tree: TX.update(GRADS, STATE, tree),
         lambda tree: wpl_jax.proximal_plasticity(1.0, 0.1).update(GRADS, STATE, tree),
         lambda tree: wpl_jax.consolidate(STATE, tree, FISHER),
-        lambda tree: wpl_jax.consolidate(STATE, PARAMS, tree),
         lambda tree: wpl_jax.plasticity_loss(STATE, tree, 1.0),
     ],
-    ids=["updates", "params", "proximal", "consolidate", "fisher", "plasticity_loss"],
+    ids=["updates", "params", "proximal", "consolidate", "plasticity_loss"],
 )
 @pytest.mark.parametrize(
     ("tree", "message"),
@@ -1245,7 +1267,7 @@ def test_consolidating_in_update_needs_batch_and_nll():
     ("mask", "message"),
     [
         ({"hidden": True}, r"no leaf at or above \['gain'\]"),
-        ({"hidden": 1.0, "gain": True}, r"booleans, got float32 at \['hidden'\]\['bias'\]"),
+        ({"hidden": 1.0, "gain": True}, r"booleans, got 1.0 at \['hidden'\]\['bias'\]"),
         (
             {"hidden": {"kernel": jnp.ones(3, bool), "bias": True}, "gain": True},
             r"shape \(3,\) at \['hidden'\]\['kernel'\].*\(3, 2\)",

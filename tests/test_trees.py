@@ -70,7 +70,10 @@ def test_align_matches_variables_to_arrays():
 
 
 def test_align_lets_a_leaf_be_none():
-    assert identify(align("updates", {"a": None, "b": {"c": jnp.ones(4)}}, REFERENCE)) == [None, 1]
+    tree = {"a": None, "b": {"c": jnp.ones(4)}}
+    assert identify(align("updates", tree, REFERENCE, optional=True)) == [None, 1]
+    with pytest.raises(ValueError, match=r"params is None at \['a'\].*shape \(2, 3\)"):
+        align("params", tree, REFERENCE)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +131,7 @@ def test_align_mask_of_a_field_called_value():
     [
         ({"a": True}, r"mask has no leaf at or above \['b'\]\['c'\]"),
         ({"a": True, "b": None}, r"mask has no leaf at or above \['b'\]\['c'\]"),
-        ({"a": 1.0, "b": True}, r"mask must hold booleans, got float32 at \['a'\]"),
+        ({"a": 1.0, "b": True}, r"mask must hold booleans, got 1.0 at \['a'\]"),
         ({"a": jnp.ones((2, 3), int), "b": True}, r"booleans, got int32 at \['a'\]"),
         (
             {"a": jnp.ones(2, bool), "b": True},

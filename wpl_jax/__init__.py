@@ -22,8 +22,10 @@ from wpl_jax.plasticity import (
     add_plasticity,
     consolidate,
     flush,
+    get_plasticity,
     plasticity_loss,
     proximal_plasticity,
+    put_plasticity,
     weight_plasticity,
 )
 
@@ -45,9 +47,11 @@ __all__ = [
     "explain",
     "fisher_of_batches",
     "flush",
+    "get_plasticity",
     "merge_running_fishers",
     "plasticity_loss",
     "proximal_plasticity",
+    "put_plasticity",
     "relative_reduction",
     "running_fisher",
     "sampled_fisher",

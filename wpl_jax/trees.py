@@ -1,6 +1,7 @@
 """Matching one pytree to another by path, with errors that name the first path that differs."""
 
 from collections import Counter
+from typing import Any
 
 import chex
 import jax
@@ -8,46 +9,85 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-__all__ = ["align", "align_mask", "is_hidden", "path_name"]
+__all__ = [
+    "align",
+    "align_mask",
+    "align_scalars",
+    "is_hidden",
+    "leaves_by_path",
+    "path_name",
+    "place_like",
+    "resolve_mask",
+    "store_like",
+    "to_device",
+]
 
 
-def align(name: str, tree: chex.ArrayTree, reference: chex.ArrayTree) -> list:
+def align(name: str, tree: chex.ArrayTree, reference: chex.ArrayTree, optional=False) -> list:
     """Leaves of ``tree`` in the order of those of ``reference``, matched by their paths.
 
     The trees may differ in their types of nodes (an ``nnx.State`` of variables against one of
     arrays) but not in paths and shapes. What is hidden in ``reference`` may be present in ``tree``;
-    it is skipped. A leaf of ``tree`` may be ``None``.
+    it is skipped.
 
     Args:
       name: what to call ``tree`` in an error.
       tree: the tree to take leaves from.
       reference: the tree that says which, as made from the parameters given to ``init``.
+      optional: whether a leaf of ``tree`` may be ``None``.
+
+    Returns:
+      Arrays, each in the layout on devices of that of ``reference``.
 
     Raises:
       ValueError: naming the first path at which structure or shape differs.
     """
-    given = _leaves_by_path(tree)
+    wanted, given = _wanted_and_given(tree, reference)
     leaves = []
-    for path, wanted in _leaves_by_path(reference).items():
-        if is_hidden(wanted):
-            given = {p: leaf for p, leaf in given.items() if p[: len(path)] != path}
-            continue
+    for path, reference_leaf in wanted.items():
+        shape = np.shape(reference_leaf)
         if path not in given:
             raise ValueError(
                 f"{name} has no leaf at {path_name(path)}, where the parameters given to init "
-                f"have one of shape {np.shape(wanted)}"
+                f"have one of shape {shape}"
             )
         leaf = given.pop(path)
-        if leaf is not None and np.shape(leaf) != np.shape(wanted):
+        if leaf is None and not optional:
             raise ValueError(
-                f"{name} has shape {np.shape(leaf)} at {path_name(path)}, where the parameters "
-                f"given to init have {np.shape(wanted)}"
+                f"{name} is None at {path_name(path)}, where the parameters given to init have an "
+                f"array of shape {shape}"
             )
-        leaves.append(leaf)
-    for path in given:
-        raise ValueError(
-            f"{name} has a leaf at {path_name(path)}, where the parameters given to init have none"
-        )
+        leaves.append(None if leaf is None else _place(name, path, leaf, reference_leaf))
+    _refuse_further(name, given)
+    return leaves
+
+
+def align_scalars(name: str, tree: chex.ArrayTree, reference: chex.ArrayTree) -> list:
+    """As :func:`align`, but a scalar stands for all below it, and what is absent for 0.
+
+    Args:
+      name: what to call ``tree`` in an error.
+      tree: a tree like ``reference``, or a part of it, or a prefix of it whose leaves are scalars.
+      reference: the tree that says which, as made from the parameters given to ``init``.
+
+    Raises:
+      ValueError: naming the first path at which a shape differs, or that is not in ``reference``.
+    """
+    wanted, given = _wanted_and_given(tree, reference)
+    leaves, used = [], set()
+    for path, reference_leaf in wanted.items():
+        above: Any = _at_or_above(path, given)
+        leaf: Any = None if above is None else given[above]
+        used.add(above)
+        if is_hidden(leaf):
+            leaf = 0
+        elif above != path and np.ndim(leaf):
+            raise ValueError(
+                f"{name} has an array of shape {np.shape(leaf)} at {path_name(above)}, where the "
+                f"parameters given to init have a tree: only a scalar stands for all of it"
+            )
+        leaves.append(_place(name, path, leaf, reference_leaf, broadcast=np.ndim(leaf) == 0))
+    _refuse_further(name, {path: leaf for path, leaf in given.items() if path not in used})
     return leaves
 
 
@@ -62,17 +102,53 @@ def align_mask(mask: chex.ArrayTree | None, reference: chex.ArrayTree) -> list:
     Raises:
       ValueError: naming the path at which the mask is missing, not boolean, or of a wrong shape.
     """
-    wanted = {p: leaf for p, leaf in _leaves_by_path(reference).items() if not is_hidden(leaf)}
+    wanted = {p: leaf for p, leaf in leaves_by_path(reference).items() if not is_hidden(leaf)}
     if mask is None:
         return [None] * len(wanted)
-    given = {p: leaf for p, leaf in _leaves_by_path(mask).items() if not is_hidden(leaf)}
+    given = {p: leaf for p, leaf in leaves_by_path(mask).items() if not is_hidden(leaf)}
     leaves = []
     for path, param in wanted.items():
-        prefix = next((path[:k] for k in range(len(path) + 1) if path[:k] in given), None)
-        if prefix is None:
+        above = _at_or_above(path, given)
+        if above is None:
             raise ValueError(f"mask has no leaf at or above {path_name(path)}")
-        leaves.append(_broadcast_mask(given[prefix], np.shape(param), path))
+        leaf = given[above]
+        if not _is_boolean(leaf):
+            raise ValueError(f"mask must hold booleans, got {_describe(leaf)} at {path_name(path)}")
+        leaves.append(_place("mask", path, leaf, param, broadcast=True))
     return leaves
+
+
+def resolve_mask(mask: Any, params: chex.ArrayTree) -> chex.ArrayTree | None:
+    """The mask, or what it gives for ``params`` if it is a function of them, as in optax."""
+    leaves = jax.tree.leaves(mask)
+    return mask(params) if leaves and all(map(callable, leaves)) else mask
+
+
+def place_like(leaf: jax.Array, reference: jax.Array) -> jax.Array:
+    """The same numbers in the layout on devices of ``reference``.
+
+    On a mesh with explicit axes a layout belongs to an array's type, and has to be that of the
+    other operands. On other meshes, and without one, nothing is done.
+    """
+    wanted = jax.typeof(reference).sharding
+    if jax.typeof(leaf).sharding.spec == wanted.spec:
+        return leaf
+    if isinstance(reference, jax.core.Tracer):
+        return jax.sharding.reshard(leaf, wanted)
+    return jax.device_put(leaf, reference.sharding.with_memory_kind("device"))
+
+
+def store_like(leaf: jax.Array, reference: jax.Array) -> jax.Array:
+    """The same numbers in the kind of memory of ``reference``: the device's, or its host's."""
+    space = jax.typeof(reference).memory_space
+    return leaf if jax.typeof(leaf).memory_space == space else jax.device_put(leaf, space)
+
+
+def to_device(leaf: jax.Array) -> jax.Array:
+    """The array in the device's memory, where it can be computed with."""
+    if jax.typeof(leaf).memory_space == jax.memory.Space.Device:
+        return leaf
+    return jax.device_put(leaf, jax.memory.Space.Device)
 
 
 def is_hidden(node: object) -> bool:
@@ -85,21 +161,7 @@ def path_name(path: jax.tree_util.KeyPath) -> str:
     return jax.tree_util.keystr(path) or "the root"
 
 
-def _broadcast_mask(leaf, shape, path):
-    if not jnp.issubdtype(jnp.result_type(leaf), jnp.bool_):
-        raise ValueError(
-            f"mask must hold booleans, got {jnp.result_type(leaf)} at {path_name(path)}"
-        )
-    try:
-        return jnp.broadcast_to(leaf, shape)
-    except ValueError:
-        raise ValueError(
-            f"mask has shape {np.shape(leaf)} at {path_name(path)}, which does not broadcast to "
-            f"the parameter's {shape}"
-        ) from None
-
-
-def _leaves_by_path(tree):
+def leaves_by_path(tree: chex.ArrayTree) -> dict:
     """Leaves by path, hidden nodes included; an NNX variable counts as its value."""
     leaves = jax.tree.leaves_with_path(tree, is_leaf=is_hidden)
     sizes = Counter(path[:-k] for path, _ in leaves for k in range(1, len(path) + 1))
@@ -108,3 +170,64 @@ def _leaves_by_path(tree):
         return path[-1:] == (jax.tree_util.GetAttrKey("value"),) and sizes[path[:-1]] == 1
 
     return {path[:-1] if is_variable(path) else path: leaf for path, leaf in leaves}
+
+
+def _wanted_and_given(tree, reference):
+    """Leaves of ``reference`` by path, and those of ``tree`` that are not hidden there."""
+    wanted = leaves_by_path(reference)
+    hidden = {path for path, leaf in wanted.items() if is_hidden(leaf)}
+    given = {
+        path: leaf
+        for path, leaf in leaves_by_path(tree).items()
+        if _at_or_above(path, hidden) is None
+    }
+    return {path: leaf for path, leaf in wanted.items() if path not in hidden}, given
+
+
+def _at_or_above(path, paths):
+    return next((path[:k] for k in range(len(path) + 1) if path[:k] in paths), None)
+
+
+def _refuse_further(name, leaves):
+    for path, leaf in leaves.items():
+        if not is_hidden(leaf):
+            raise ValueError(
+                f"{name} has a leaf at {path_name(path)}, where the parameters given to init have "
+                "none"
+            )
+
+
+def _place(name, path, leaf, reference, broadcast=False):
+    """``leaf`` as an array in the shape and place of ``reference``."""
+    shape = np.shape(reference)
+    if not broadcast and np.shape(leaf) != shape:
+        raise ValueError(
+            f"{name} has shape {np.shape(leaf)} at {path_name(path)}, where the parameters given "
+            f"to init have {shape}"
+        )
+    try:
+        leaf = jnp.asarray(leaf)
+    except TypeError as error:
+        raise ValueError(
+            f"{name} must hold arrays, got {_describe(leaf)} at {path_name(path)}"
+        ) from error
+    try:
+        leaf = jnp.broadcast_to(leaf, shape) if np.shape(leaf) != shape else leaf
+    except ValueError:
+        raise ValueError(
+            f"{name} has shape {np.shape(leaf)} at {path_name(path)}, which does not broadcast to "
+            f"the parameter's {shape}"
+        ) from None
+    return place_like(leaf, reference) if isinstance(reference, jax.Array) else leaf
+
+
+def _is_boolean(leaf):
+    try:
+        return jnp.issubdtype(jnp.result_type(leaf), jnp.bool_)
+    except TypeError:
+        return False
+
+
+def _describe(leaf):
+    """An array by its dtype, anything else by what it is."""
+    return str(jnp.result_type(leaf)) if hasattr(leaf, "dtype") else repr(leaf)

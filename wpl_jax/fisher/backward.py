@@ -63,7 +63,9 @@ class Backward:
 
             # Each varies as the result does that it is added to: else its gradient is a sum.
             probes = {
-                use.place: _varying(jnp.zeros(use.probe.shape, use.probe.dtype), _axes(use.aval))
+                use.place: _varying(
+                    jnp.zeros(use.probe.shape, use.probe.dtype), varying_axes(use.aval)
+                )
                 for use in uses
             }
             parameters = {number: values[number] for number in marked}
@@ -155,21 +157,21 @@ def for_one(
 
 def zeros(shape: Any) -> jax.Array:
     """Of a ``ShapeDtypeStruct``; in a ``shard_map`` they may vary over devices as it does."""
-    return _varying(jnp.zeros(shape.shape, shape.dtype), _axes(shape))
+    return _varying(jnp.zeros(shape.shape, shape.dtype), varying_axes(shape))
 
 
 def varying_as(x: jax.Array, examples: Any) -> jax.Array:
     """The same array, which in a ``shard_map`` may vary over devices as the examples do."""
-    axes = [_axes(jax.typeof(leaf)) for leaf in jax.tree.leaves(examples)]
+    axes = [varying_axes(jax.typeof(leaf)) for leaf in jax.tree.leaves(examples)]
     return _varying(x, frozenset().union(*axes))
 
 
 def _varying(x, axes):
-    missing = axes - _axes(jax.typeof(x))
+    missing = axes - varying_axes(jax.typeof(x))
     return jax.lax.pcast(x, tuple(sorted(missing, key=str)), to="varying") if missing else x
 
 
-def _axes(aval):
+def varying_axes(aval):
     """The mesh axes over which an array in a ``shard_map`` varies; JAX names them in three ways."""
     if hasattr(aval, "vma"):
         return aval.vma or frozenset()

@@ -1,0 +1,145 @@
+"""The plasticity term as a loss, and its gradient, added to the gradients of another."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from wpl_jax.plasticity.state import PlasticityState, find, scalar
+from wpl_jax.plasticity.term import (
+    ScalarOrSchedule,
+    check_nonnegative,
+    differentiated_as,
+    distance,
+    importance,
+    transformation,
+    value_at,
+)
+from wpl_jax.trees import align
+
+__all__ = ["add_plasticity", "plasticity_loss"]
+
+
+def add_plasticity(
+    strength: ScalarOrSchedule, *, fisher_dtype: Any = None, anchor_dtype: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    """Add the gradient of the plasticity term, ``strength * F * (params - anchor)`` (eq. 8).
+
+    Place it before the transformations that turn a gradient into a step, as one would
+    ``optax.add_decayed_weights``. Plain gradient descent on it diverges once
+    ``learning_rate * strength * max(F) > 2``: :func:`proximal_plasticity` does not.
+
+    Args:
+      strength: eps of eq. 8, a number or scalar array >= 0, or a schedule of the update count.
+      fisher_dtype: that of ``F``; ``None``: float32, or the parameter's where that is wider.
+        Narrower ones round stochastically in :func:`consolidate`, so that sums of many Fishers stay
+        unbiased.
+      anchor_dtype: that of the anchor; ``None``: the parameter's. A narrower one pulls towards the
+        rounded anchor.
+
+    Returns:
+      A transformation whose ``update(updates, state, params, mask=None)`` requires ``params``.
+      ``mask`` limits the term: a tree of booleans like ``params`` or a prefix of it, each leaf
+      broadcasting to its parameter, or a function of the parameters that gives one; it may be
+      traced. The dtype of the updates is kept. With complex parameters the term is that of the
+      squared absolute value, and updates are what optax descends: the conjugate of what
+      ``jax.grad`` gives.
+
+    Raises:
+      ValueError: for a strength that is negative, not finite or not a scalar; in ``update``, for
+        missing ``params`` or trees whose structures or shapes differ.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, wpl_jax
+      >>> tx = optax.chain(wpl_jax.add_plasticity(strength=8.0), optax.sgd(0.125))
+      >>> params = {"w": jnp.array([1.0, 1.0])}
+      >>> opt_state = tx.init(params)
+      >>> fisher = {"w": jnp.array([0.5, 0.0])}  # the first model needs w[0] only
+      >>> opt_state = wpl_jax.consolidate(opt_state, params, fisher)
+      >>> loss = lambda params: -params["w"].sum()  # the second model pushes both up
+      >>> for _ in range(16):
+      ...     grads = jax.grad(loss)(params)
+      ...     updates, opt_state = tx.update(grads, opt_state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> print([f"{w:.2f}" for w in params["w"]])  # w[0] stops at anchor + 1 / (strength * F)
+      ['1.25', '3.00']
+
+    References:
+      Benyahia et al., `Overcoming Multi-Model Forgetting <https://arxiv.org/abs/1902.08232>`_, 2019
+    """
+    check_nonnegative(strength=strength)
+    return transformation(
+        PlasticityState,
+        strength,
+        lambda updates, term, count: _added(updates, *term),
+        fisher_dtype,
+        anchor_dtype,
+    )
+
+
+def plasticity_loss(
+    opt_state: chex.ArrayTree, params: chex.ArrayTree, strength: ScalarOrSchedule
+) -> jax.Array:
+    """The plasticity term of eq. 8: ``strength/2 * sum F |params - anchor|**2``.
+
+    For logging, or for training on it directly: its gradient with respect to ``params`` is what
+    :func:`add_plasticity` adds.
+
+    Args:
+      opt_state: as in :func:`consolidate`.
+      params: the weights, whole, as in :func:`consolidate`.
+      strength: eps; a schedule is read at the state's count.
+
+    Returns:
+      A scalar, in the units of the loss (nats, if the Fisher is that of a log-likelihood).
+
+    Raises:
+      ValueError: as :func:`consolidate`, and for a strength as in :func:`add_plasticity`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, wpl_jax
+      >>> params = jnp.array([1.0, 2.0])
+      >>> opt_state = wpl_jax.add_plasticity(10.0).init(params)
+      >>> opt_state = wpl_jax.consolidate(opt_state, params, fisher=jnp.array([0.5, 0.0]))
+      >>> wpl_jax.plasticity_loss(opt_state, params + 1.0, strength=10.0)
+      Array(2.5, dtype=float32)
+    """
+    check_nonnegative(strength=strength)
+    _, state = find(opt_state)
+    fishers = list(map(importance, jax.tree.leaves(state.fisher)))
+    distances = map(distance, align("params", params, state.anchor), jax.tree.leaves(state.anchor))
+    return value_at(strength, scalar(state.count)) / 2 * _squares(fishers, list(distances))
+
+
+def _add(updates, strength, fishers, distances):
+    return [
+        (u + strength * (f * d)).astype(u.dtype)
+        for u, f, d in zip(updates, fishers, distances, strict=True)
+    ]
+
+
+@differentiated_as(_add)
+def _added(updates, strength, fishers, distances):
+    # Where a factor is 0 so is the term, even if another of them overflows.
+    active = [(strength != 0) & (f > 0) & (d != 0) for f, d in zip(fishers, distances, strict=True)]
+    distances = [jnp.where(a, d, 0) for a, d in zip(active, distances, strict=True)]
+    added = _add(updates, strength, fishers, distances)
+    return [jnp.where(a, n, u) for a, n, u in zip(active, added, updates, strict=True)]
+
+
+def _sum_of_squares(fishers, distances):
+    return sum(
+        (
+            jnp.sum(f * (jnp.real(d) ** 2 + jnp.imag(d) ** 2 if jnp.iscomplexobj(d) else d**2))
+            for f, d in zip(fishers, distances, strict=True)
+        ),
+        start=jnp.zeros([]),
+    )
+
+
+@differentiated_as(_sum_of_squares)
+def _squares(fishers, distances):
+    distances = [jnp.where(f > 0, d, 0) for f, d in zip(fishers, distances, strict=True)]
+    return _sum_of_squares(fishers, distances)

@@ -1,0 +1,239 @@
+"""Between two models: what is remembered of the one that has been trained."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from wpl_jax.plasticity.state import PlasticityState, replace, scalar
+from wpl_jax.plasticity.term import check_nonnegative, distance, importance
+from wpl_jax.trees import align, align_mask, align_scalars, resolve_mask, store_like, to_device
+
+__all__ = ["consolidate", "flush"]
+
+
+def consolidate(
+    opt_state: chex.ArrayTree,
+    params: chex.ArrayTree,
+    fisher: chex.ArrayTree,
+    *,
+    decay: jax.typing.ArrayLike | None = None,
+    mask: Any = None,
+    max_norm: jax.typing.ArrayLike | None = None,
+    anchor: str = "latest",
+) -> chex.ArrayTree:
+    """Protect ``params`` from now on: the anchor moves to them and their Fisher enters ``F``.
+
+    Call it when a model has been trained, before the next one is. What is not finite, or negative,
+    never enters the state. Such an entry of ``fisher`` counts as 0, and where a parameter is not
+    finite, anchor and ``F`` stay as they were. The number of both is added to ``rejected`` of the
+    :class:`PlasticityState` (``optax.tree.get(opt_state, "rejected")``).
+
+    With several models in turn there are two ways to go on, the same only if a model's weights are
+    where the anchor was. Entry by entry, with ``f`` for ``fisher`` and ``d`` for ``decay``:
+
+    * ``anchor="latest"``: ``F <- d F + f``, ``anchor <- params``. The weights found last are where
+      everything is pulled to, as in the paper and in online EWC (Schwarz et al., 2018).
+    * ``anchor="mean"``: ``anchor <- (d F anchor + f params) / (d F + f)``, and ``F <- d F + f``.
+      The term is then, but for a constant, the sum of every model's own quadratic penalty, each
+      times ``d`` for each model after it: with ``d = 1``, EWC (Kirkpatrick et al., 2017).
+
+    How large the entries may get is the caller's choice. ``max_norm`` clips each tensor's norm; a
+    Fisher divided by its mean beforehand makes strengths comparable between models.
+
+    Args:
+      opt_state: any tree that holds one :class:`PlasticityState`: an optax state, a Linen
+        ``TrainState``, the ``opt_state`` of an ``nnx.Optimizer``.
+      params: the weights to anchor at. They are copied. Where the transformation sits inside
+        ``optax.masked`` or ``optax.partition``, pass the whole trees: it takes its own part.
+      fisher: their diagonal Fisher, or another importance, a tree like ``params``. What is absent
+        from it, or None, counts as 0. A scalar stands for all entries below its place, so that
+        ``1.0`` gives L2-SP, the squared distance to the anchor.
+      decay: ``None`` replaces ``F`` by ``fisher``; a number makes it ``decay * F + fisher``, for
+        many models in turn (section 3.2, where it is ``1 - eta = 0.1``).
+      mask: booleans like ``params`` or a prefix of them, or a function that gives such a tree for
+        ``params``; outside it, anchor and ``F`` stay.
+      max_norm: rescales each tensor of ``fisher``, inside the mask, to at most this Euclidean norm.
+      anchor: ``"latest"`` or ``"mean"``, as above; the latter needs ``decay``.
+
+    Returns:
+      ``opt_state`` with a new plasticity state in it. Its structure and dtypes do not change.
+
+    Raises:
+      ValueError: if ``opt_state`` holds no plasticity state or several, if a tree does not match
+        (the message names the first path that differs), or for a negative ``decay`` or
+        ``max_norm``, or ``anchor="mean"`` without ``decay``.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, wpl_jax
+      >>> tx = optax.chain(wpl_jax.add_plasticity(1.0), optax.adam(1e-3))
+      >>> params = {"w": jnp.ones(2)}
+      >>> opt_state = tx.init(params)
+      >>> for fisher in [jnp.array([1.0, 2.0]), jnp.array([0.0, jnp.nan])]:
+      ...     opt_state = wpl_jax.consolidate(opt_state, params, {"w": fisher}, decay=0.1)
+      >>> print(optax.tree.get(opt_state, "fisher")["w"], optax.tree.get(opt_state, "rejected"))
+      [0.1 0.2] 1
+    """
+    check_consolidation(anchor, decay=decay, max_norm=max_norm)
+    return replace(
+        opt_state, lambda s: consolidated(s, params, fisher, decay, mask, max_norm, anchor)
+    )
+
+
+def flush(opt_state: chex.ArrayTree) -> chex.ArrayTree:
+    """Set ``F`` to zero (section 3.2: every three epochs), so that nothing is protected.
+
+    Args:
+      opt_state: as in :func:`consolidate`.
+
+    Returns:
+      ``opt_state`` with the Fisher in its plasticity state zero.
+
+    Raises:
+      ValueError: if ``opt_state`` holds no plasticity state or several.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, wpl_jax
+      >>> tx = wpl_jax.add_plasticity(1.0)
+      >>> params = jnp.ones(2)
+      >>> opt_state = wpl_jax.consolidate(tx.init(params), params, jnp.ones(2))
+      >>> wpl_jax.flush(opt_state).fisher
+      Array([0., 0.], dtype=float32)
+    """
+
+    def zero(fisher):
+        here = to_device(fisher)
+        # Of the entries themselves, so that under jit the zeros lie where they did.
+        return store_like(jnp.where(here == here, jnp.zeros([], here.dtype), 0), fisher)
+
+    return replace(opt_state, lambda s: s._replace(fisher=jax.tree.map(zero, s.fisher)))
+
+
+def check_consolidation(anchor: str, decay: Any, max_norm: Any, decay_name: str = "decay") -> None:
+    """Refuse options that are known to be wrong."""
+    check_nonnegative(**{decay_name: decay, "max_norm": max_norm})
+    if anchor not in ("latest", "mean"):
+        raise ValueError(f'anchor must be "latest" or "mean", got {anchor!r}')
+    if anchor == "mean" and decay is None:
+        raise ValueError(
+            f'anchor="mean" weighs the models by their Fishers, which {decay_name}=None forgets: '
+            f"pass {decay_name}=1.0 to keep the penalties of all models"
+        )
+
+
+def consolidated(
+    state: PlasticityState,
+    params: chex.ArrayTree,
+    fisher: chex.ArrayTree,
+    decay: jax.typing.ArrayLike | None,
+    mask: Any,
+    max_norm: jax.typing.ArrayLike | None,
+    anchor: str,
+) -> PlasticityState:
+    """The work of :func:`consolidate`, on the plasticity state itself."""
+    mask = resolve_mask(mask, params)
+
+    def of_one_model(params, fishers, anchors, olds, insides, consolidations):
+        rejected = jnp.zeros([], jnp.int32)
+        new_anchors, new_fishers = [], []
+        for i, (param, new, old_anchor, old, inside) in enumerate(
+            zip(params, fishers, anchors, olds, insides, strict=True)
+        ):
+            inside = jnp.ones([], bool) if inside is None else inside
+            new, inside, refused = _accept(new, param, old_anchor, old, inside)
+            rejected += refused
+            if max_norm is not None:
+                new = _clip_norm(new, max_norm)
+            kept = jnp.zeros([], new.dtype)
+            if decay is not None:
+                # One that is traced cannot be refused, and must not make F negative.
+                share = jnp.asarray(decay)
+                kept = importance(old) * jnp.where((share >= 0) & (share < jnp.inf), share, 0)
+            new_anchor = param
+            if anchor == "mean":
+                new_anchor = _weighted_mean(old_anchor, kept, param, new)
+            key = jax.random.fold_in(jax.random.key(consolidations), i)
+            total = jnp.minimum(kept + new, jnp.finfo(old.dtype).max)
+            total = _round(total, old.dtype, key)
+            if anchor == "mean":
+                new_anchor = _round(new_anchor, old_anchor.dtype, jax.random.fold_in(key, 0))
+            new_anchor = new_anchor.astype(old_anchor.dtype)
+            new_anchors.append(jnp.where(inside, new_anchor, old_anchor))
+            new_fishers.append(jnp.where(inside, total, old))
+        return new_anchors, new_fishers, rejected
+
+    count = scalar(state.consolidations)
+    for _ in range(count.ndim):  # of stacked or replicated states, each on its own
+        of_one_model = jax.vmap(of_one_model)
+    anchors, olds = jax.tree.leaves(state.anchor), jax.tree.leaves(state.fisher)
+    new_anchors, new_fishers, rejected = of_one_model(
+        align("params", params, state.anchor),
+        align_scalars("fisher", fisher, state.anchor),
+        list(map(to_device, anchors)),
+        list(map(to_device, olds)),
+        align_mask(mask, state.anchor),
+        count,
+    )
+
+    def unflatten(leaves, references):
+        leaves = map(store_like, leaves, references)
+        return jax.tree.unflatten(jax.tree.structure(state.anchor), leaves)
+
+    return state._replace(
+        anchor=unflatten(new_anchors, anchors),
+        fisher=unflatten(new_fishers, olds),
+        rejected=jax.tree.map(lambda r: jnp.maximum(r, r + rejected), state.rejected),
+        consolidations=jax.tree.map(optax.safe_increment, state.consolidations),
+    )
+
+
+def _accept(new, param, anchor, old, inside):
+    """The new Fisher where it is valid and else 0, where to use it, and how much is refused."""
+    if jnp.iscomplexobj(new):
+        raise ValueError(
+            f"fisher must be real, got {new.dtype}: of a complex parameter, the mean squared "
+            "absolute value of the gradient"
+        )
+    fits = jnp.abs(new) <= jnp.finfo(old.dtype).max  # what overflows there is not finite
+    valid = (new >= 0) & fits & (new < jnp.inf)
+    here = jnp.isfinite(param.astype(anchor.dtype))
+    refused = jnp.sum(inside & ~(valid & here), dtype=jnp.int32)
+    dtype = jnp.promote_types(old.dtype, jnp.float32)
+    new = jnp.where(inside & valid & here, new, 0).astype(dtype)
+    return new, inside & here, refused
+
+
+def _weighted_mean(anchor, kept, param, new):
+    """``(kept anchor + new param) / (kept + new)``; where nothing was kept, ``param`` itself."""
+    share = new / 2 / jnp.where(kept > 0, kept / 2 + new / 2, 1)  # halves do not overflow
+    mean = anchor.astype(share.dtype) if not jnp.iscomplexobj(anchor) else anchor
+    return jnp.where(kept > 0, mean + share * distance(param, anchor), param)
+
+
+def _clip_norm(x, max_norm):
+    _, exponent = jnp.frexp(jnp.max(x, initial=0))
+    scaled = jnp.ldexp(x, -exponent)  # in [0, 1): the squares can neither overflow nor vanish
+    squares = jnp.sum(scaled**2)
+    norm = jnp.sqrt(jnp.where(squares > 0, squares, 1))
+    max_norm = jnp.maximum(max_norm, 0)
+    too_long = (squares > 0) & (jnp.ldexp(norm, exponent) > max_norm)
+    return jnp.where(too_long, scaled * (max_norm / norm), x)
+
+
+def _round(x, dtype, key):
+    """Round to a narrower dtype up or down at random, so that the mean is ``x``.
+
+    Rounded to the nearest, a sum would stop to grow, or a mean to move, once what is added to it is
+    less than half of the distance to the next number.
+    """
+    if jnp.iscomplexobj(x) or jnp.finfo(dtype).nmant >= jnp.finfo(x.dtype).nmant:
+        return x.astype(dtype)
+    nearest = x.astype(dtype)
+    error = x - nearest.astype(x.dtype)
+    direction = jnp.where(error > 0, jnp.inf, -jnp.inf).astype(dtype)
+    other = jnp.nextafter(nearest, direction)
+    gap = jnp.abs(other.astype(x.dtype) - nearest.astype(x.dtype))
+    share = jnp.abs(error) / jnp.where(gap > 0, gap, 1)
+    return jnp.where(jax.random.uniform(key, x.shape) < share, other, nearest)

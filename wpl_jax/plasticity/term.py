@@ -1,0 +1,163 @@
+"""What every form of the term shares: where its parts come from, and that zero is not added."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from wpl_jax.plasticity.state import PlasticityState, ProximalState
+from wpl_jax.trees import align, align_mask, resolve_mask, to_device
+
+__all__: list[str] = []
+
+ScalarOrSchedule: TypeAlias = jax.typing.ArrayLike | optax.Schedule
+
+
+class Term(NamedTuple):
+    """What the term is made of, for all tensors with an update: lists of equal length."""
+
+    strength: jax.typing.ArrayLike
+    fishers: list[jax.Array]
+    distances: list[jax.Array]  # params - anchor, in float32 or wider
+
+
+def transformation(
+    state_type: type[PlasticityState],
+    strength: ScalarOrSchedule,
+    apply: Callable[[list[jax.Array], Term, jax.Array], list[jax.Array]],
+    fisher_dtype: Any,
+    anchor_dtype: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Build one from ``apply(updates, term, count)``, which gives the new updates."""
+
+    def init_fn(params):
+        return state_type(
+            count=jnp.zeros([], jnp.int32),
+            anchor=jax.tree.map(lambda p: _anchor(p, anchor_dtype), params),
+            fisher=jax.tree.map(lambda p: _no_fisher(p, fisher_dtype), params),
+            rejected=jnp.zeros([], jnp.int32),
+            consolidations=jnp.zeros([], jnp.int32),
+            last_strength=jnp.array(value_at(strength, 0), float),  # a copy, as the anchor is
+        )
+
+    def update_fn(updates, state, params=None, *, mask=None, **extra_args):
+        del extra_args
+        if params is None:
+            raise ValueError(
+                "plasticity needs the parameters: call update(grads, opt_state, params)"
+            )
+        mask = resolve_mask(mask, params)
+        eps = value_at(strength, state.count)
+        new_updates = align("updates", updates, state.anchor, optional=True)
+        here = [i for i, update in enumerate(new_updates) if update is not None]
+        _refuse_pulled(new_updates)
+
+        def at_updates(leaves):
+            return [leaves[i] for i in here]
+
+        params = at_updates(align("params", params, state.anchor))
+        insides = at_updates(align_mask(mask, state.anchor))
+        olds = at_updates(new_updates)
+        anchors = at_updates(jax.tree.leaves(state.anchor))
+        term = Term(
+            strength=eps,
+            fishers=list(map(importance, at_updates(jax.tree.leaves(state.fisher)))),
+            distances=list(map(distance, params, anchors)),
+        )
+        for i, old, new, inside in zip(
+            here, olds, apply(olds, term, state.count), insides, strict=True
+        ):
+            new_updates[i] = new if inside is None else jnp.where(inside, new, old)
+        if state_type is ProximalState:
+            _pulled.update((id(u), u) for u in new_updates if u is not None)
+        new_state = state._replace(
+            count=optax.safe_increment(state.count), last_strength=jnp.array(eps, float)
+        )
+        return jax.tree.unflatten(jax.tree.structure(state.anchor), new_updates), new_state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def distance(param: jax.Array, anchor: jax.Array) -> jax.Array:
+    """``param - anchor``, taken before anything is rounded to a narrower dtype."""
+    anchor = to_device(anchor)
+    dtype = jnp.promote_types(jnp.promote_types(param.dtype, anchor.dtype), jnp.float32)
+    return to_device(param).astype(dtype) - anchor.astype(dtype)
+
+
+def importance(fisher: jax.Array) -> jax.Array:
+    """``F``, in float32 or wider, to be computed with."""
+    return to_device(fisher).astype(jnp.promote_types(fisher.dtype, jnp.float32))
+
+
+def differentiated_as(formula: Callable) -> Callable[[Callable], Callable]:
+    """Give a function the derivatives of ``formula``, which it computes with exceptions.
+
+    The values are the function's own: where a factor of the term is 0, an update comes back as it
+    was, bit for bit. Derivatives are those of the mathematics, there as well.
+    """
+
+    def decorate(function):
+        function = jax.custom_jvp(function)
+
+        @function.defjvp
+        def jvp(primals, tangents):
+            return function(*primals), jax.jvp(formula, primals, tangents)[1]
+
+        return function
+
+    return decorate
+
+
+def value_at(scalar_or_schedule: ScalarOrSchedule, count: Any) -> jax.typing.ArrayLike:
+    """The number, or what the schedule gives at ``count``."""
+    return scalar_or_schedule(count) if callable(scalar_or_schedule) else scalar_or_schedule
+
+
+def check_nonnegative(**named: Any) -> None:
+    """Refuse what is known to be wrong; schedules and traced values cannot be read here."""
+    for name, value in named.items():
+        if value is None or callable(value) or isinstance(value, jax.core.Tracer):
+            continue
+        if np.ndim(value) != 0:
+            raise ValueError(f"{name} must be a scalar, got an array of shape {np.shape(value)}")
+        if not 0 <= float(value) < float("inf"):
+            raise ValueError(f"{name} must be finite and not negative, got {value}")
+
+
+def real_dtype(dtype: Any) -> Any:
+    """That of a number's absolute value."""
+    return jnp.finfo(dtype).dtype if jnp.issubdtype(dtype, jnp.inexact) else dtype
+
+
+# What came out of proximal terms and is still in use, by identity: a term after one is a mistake
+# that cannot be seen in the numbers.
+_pulled: weakref.WeakValueDictionary[int, jax.Array] = weakref.WeakValueDictionary()
+
+
+def _refuse_pulled(updates):
+    if any(u is not None and _pulled.get(id(u)) is u for u in updates):
+        raise ValueError(
+            "the updates come out of proximal_plasticity, which has to be last: a second proximal "
+            "term would win over the first, an additive one push away from its anchor. To protect "
+            'several models use one term and consolidate(..., decay=1.0, anchor="mean"); '
+            "add_plasticity goes before the optimiser"
+        )
+
+
+def _anchor(param, dtype):
+    """A copy: a donated step may not be given the same buffer as params and as state."""
+    dtype = jnp.result_type(param) if dtype is None else dtype
+    if jnp.iscomplexobj(param):
+        dtype = jnp.promote_types(dtype, jnp.complex64)
+    return jax.lax.convert_element_type(jnp.array(param, copy=True), dtype)
+
+
+def _no_fisher(param, dtype):
+    if dtype is None:
+        dtype = jnp.promote_types(real_dtype(jnp.result_type(param)), jnp.float32)
+    return jnp.zeros_like(to_device(jnp.asarray(param)), dtype=dtype)

@@ -1,0 +1,281 @@
+"""Many models in turn: an optimiser that also computes the Fisher and moves the anchor."""
+
+import sys
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from wpl_jax.fisher import empirical_fisher
+from wpl_jax.fisher.backward import varying_axes
+from wpl_jax.plasticity.additive import add_plasticity
+from wpl_jax.plasticity.consolidation import check_consolidation, consolidated
+from wpl_jax.plasticity.proximal import proximal_plasticity
+from wpl_jax.plasticity.state import find_all
+from wpl_jax.plasticity.term import ScalarOrSchedule
+from wpl_jax.trees import align_mask, is_hidden, leaves_by_path, resolve_mask
+
+__all__ = ["weight_plasticity"]
+
+
+def weight_plasticity(
+    inner: optax.GradientTransformation,
+    *,
+    strength: ScalarOrSchedule,
+    nll: Callable[[chex.ArrayTree, chex.ArrayTree], jax.Array] | None = None,
+    fisher_decay: jax.typing.ArrayLike | None = None,
+    max_norm: jax.typing.ArrayLike | None = None,
+    learning_rate: ScalarOrSchedule | None = None,
+    microbatch_size: int | None = None,
+    anchor: str = "latest",
+    axis_name: Any = None,
+    fisher_dtype: Any = None,
+    anchor_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Wrap an optimiser so that one ``update`` trains, computes the Fisher and moves the anchor.
+
+    For training many models in turn on one tree of shared weights, in one compiled step. ``update``
+    takes, beside the usual arguments:
+
+    * ``mask``: the weights of the model being trained, as in :func:`add_plasticity`. Outside it the
+      step changes nothing: not the weights, not the inner optimiser's memory of them, not ``F``.
+      Memory that several weights share moves with any of them. ``inner`` is not given the mask.
+    * ``consolidate``: a boolean, traced or not; true in the last step of a model. After that step
+      the empirical Fisher of ``batch`` at the *new* weights enters ``F`` and the anchor moves to
+      them, as :func:`consolidate` does. Where it is false no Fisher is computed (``lax.cond``;
+      under ``vmap`` over ``consolidate`` both branches run).
+    * ``batch``: what the Fisher is computed from, with a leading example axis.
+
+    The new weights are ``optax.apply_updates(params, updates)``: let no transformation that changes
+    the updates come after this one, and none that hides weights from ``nll`` (``optax.masked``,
+    ``optax.partition``) around it. Wrappers that leave some steps out, such as
+    ``optax.MultiSteps``, belong around ``inner``: around this one they would drop ``consolidate``
+    with the step, so that it is refused there. ``optax.inject_hyperparams`` needs
+    ``static_args=("nll", "microbatch_size")``, and dtypes where they are given.
+
+    Args:
+      inner: the optimiser, e.g. ``optax.sgd(0.1)``.
+      strength: eps of eq. 8, a number or scalar array >= 0, or a schedule of the update count.
+      nll: ``nll(params, example)``, the negative log-likelihood of one example.
+      fisher_decay: ``decay`` of :func:`consolidate`; the paper's ``1 - eta`` is 0.1.
+      max_norm: that of :func:`consolidate`.
+      learning_rate: where given, the implicit form (:func:`proximal_plasticity`) is used.
+      microbatch_size: that of :func:`wpl_jax.empirical_fisher`.
+      anchor: that of :func:`consolidate`; ``"mean"`` needs ``fisher_decay``.
+      axis_name: inside ``jax.shard_map`` or ``jax.pmap``, the axes over which ``batch`` is split,
+        all parts alike in size: the Fisher is their mean, and the state the same on all devices.
+      fisher_dtype: as in :func:`add_plasticity`.
+      anchor_dtype: as in :func:`add_plasticity`.
+
+    Returns:
+      A transformation with ``update(grads, state, params, *, batch=None, consolidate=False,
+      mask=None)``. Further extra arguments reach ``inner``.
+
+    Raises:
+      ValueError: as the functions named above, and for an ``inner`` that holds a plasticity term;
+        in ``update``, when ``consolidate`` is asked for without ``batch`` or ``nll``, inside a
+        wrapper that may leave the step out, or with a batch split over devices and no
+        ``axis_name``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, wpl_jax
+      >>> nll = lambda params, example: 0.5 * (params["w"] @ example["x"] - example["y"]) ** 2
+      >>> tx = wpl_jax.weight_plasticity(optax.sgd(0.1), nll=nll, strength=5.0, fisher_decay=0.1)
+      >>> @jax.jit
+      ... def step(params, opt_state, batch, last, mask):
+      ...     loss = lambda params: jax.vmap(nll, (None, 0))(params, batch).mean()
+      ...     updates, opt_state = tx.update(
+      ...         jax.grad(loss)(params),
+      ...         opt_state,
+      ...         params,
+      ...         batch=batch,
+      ...         consolidate=last,
+      ...         mask=mask,
+      ...     )
+      ...     return optax.apply_updates(params, updates), opt_state
+      >>> params = {"w": jnp.zeros(3)}
+      >>> batch = {"x": jnp.eye(3), "y": jnp.ones(3)}
+      >>> mask = {"w": jnp.array([True, True, False])}  # the model in training uses two weights
+      >>> params, opt_state = step(params, tx.init(params), batch, True, mask)
+      >>> print(params["w"].round(3))
+      [0.033 0.033 0.   ]
+    """
+    check_consolidation(anchor, fisher_decay, max_norm, decay_name="fisher_decay")
+    estimate_fisher: Any = None if nll is None else empirical_fisher(nll, microbatch_size)
+    inner = optax.with_extra_args_support(inner)
+    implicit = learning_rate is not None
+    dtypes = {"fisher_dtype": fisher_dtype, "anchor_dtype": anchor_dtype}
+    if implicit:
+        term = proximal_plasticity(strength, learning_rate, **dtypes)
+    else:
+        term = add_plasticity(strength, **dtypes)
+
+    def init_fn(params):
+        inner_state = inner.init(params)
+        if find_all(inner_state):
+            raise ValueError(
+                "the optimiser that weight_plasticity wraps holds a plasticity term already: "
+                "pass one without, such as optax.sgd(0.1)"
+            )
+        return (inner_state, term.init(params)) if implicit else (term.init(params), inner_state)
+
+    def update_fn(
+        updates, state, params=None, *, batch=None, consolidate=False, mask=None, **extra_args
+    ):
+        known = not isinstance(consolidate, jax.core.Tracer)
+        asked = bool(consolidate) if known else True
+        if asked:
+            _refuse_to_be_skipped()
+            if batch is None or estimate_fisher is None:
+                missing = "batch" if batch is None else "nll"
+                raise ValueError(f"consolidate needs {missing}, to compute the Fisher from")
+        if params is not None:
+            mask = resolve_mask(mask, params)
+
+        old_inner, old_term = state if implicit else reversed(state)
+        if implicit:
+            updates, new_inner = inner.update(updates, old_inner, params, **extra_args)
+            updates, new_term = term.update(updates, old_term, params, mask=mask)
+        else:
+            updates, new_term = term.update(updates, old_term, params, mask=mask)
+            updates, new_inner = inner.update(updates, old_inner, params, **extra_args)
+        if mask is not None:
+            insides = align_mask(mask, params)
+            updates = _keep_still(updates, params, insides)
+            new_inner = _keep_memory(inner, params, insides, new_inner, old_inner)
+
+        def moved(plasticity):
+            new_params = optax.apply_updates(params, updates)
+            fisher = estimate_fisher(new_params, batch)
+            if axis_name is not None:
+                fisher = jax.lax.pmean(fisher, axis_name)
+            _refuse_to_differ(fisher, new_params, plasticity)
+            return consolidated(
+                plasticity, new_params, fisher, fisher_decay, mask, max_norm, anchor
+            )
+
+        if asked:
+            new_term = jax.lax.cond(consolidate, moved, lambda s: s, new_term)
+        return updates, (new_inner, new_term) if implicit else (new_term, new_inner)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _keep_still(updates, params, insides):
+    """Updates that change nothing outside the mask."""
+    inside = jax.tree.unflatten(jax.tree.structure(params), insides)
+    return jax.tree.map(
+        # x + -0.0 is x for every x; x + 0.0 is not, for x = -0.0.
+        lambda u, i: None if u is None else jnp.where(i, u, jnp.full_like(u, -0.0)),
+        updates,
+        inside,
+        is_leaf=lambda x: x is None,
+    )
+
+
+def _keep_memory(inner, params, insides, new, old):
+    """The inner optimiser's new state, where it belongs to weights inside the mask."""
+    inside = jax.tree.unflatten(jax.tree.structure(params), insides)
+
+    def mask_of(leaf, i):
+        if is_hidden(leaf):
+            return leaf
+        # Memory that weights share (adafactor's factors) moves with any of them.
+        return i if leaf.shape == i.shape else jnp.any(i)
+
+    try:
+        moves = optax.tree.map_params(
+            inner,
+            mask_of,
+            new,
+            inside,
+            transform_non_params=lambda _: jnp.ones([], bool),
+            is_leaf=is_hidden,
+        )
+    except (AttributeError, TypeError, ValueError):
+        moves = _moves_by_path(new, params, insides)
+    return jax.tree.map(lambda m, n, o: jnp.where(m, n, o), moves, new, old)
+
+
+def _moves_by_path(state, params, insides):
+    """For optimisers whose states do not tell what belongs to which weight: sm3, flatten.
+
+    What lies at a parameter's path, or right below it, is that parameter's memory. A vector as long
+    as all parameters together has them one after another. Other arrays are shared by all weights.
+    """
+    paths = [path for path, leaf in leaves_by_path(params).items() if not is_hidden(leaf)]
+    flat = jnp.concatenate([jnp.ravel(inside) for inside in insides])
+
+    def moves(path, leaf):
+        if is_hidden(leaf):
+            return leaf
+        if leaf.ndim == 0:  # a counter
+            return jnp.ones([], bool)
+        if leaf.shape == flat.shape and len(paths) > 1:
+            return flat
+        for own, inside in zip(paths, insides, strict=True):
+            if own and own in (path[-len(own) :], path[-len(own) - 1 : -1]):
+                return inside if leaf.shape == inside.shape else jnp.any(inside)
+        return flat if leaf.shape == flat.shape else jnp.any(flat)
+
+    return jax.tree.map_with_path(moves, state, is_leaf=is_hidden)
+
+
+def _refuse_to_differ(fisher, params, plasticity):
+    """What varies between devices, where JAX knows, must not enter a state that does not."""
+
+    def axes(tree):
+        return frozenset().union(
+            *(varying_axes(jax.typeof(leaf)) for leaf in jax.tree.leaves(tree))
+        )
+
+    known = axes((plasticity.anchor, plasticity.fisher))
+    if differing := axes(params) - known:
+        raise ValueError(
+            f"the new weights differ between the devices of {sorted(differing)}, where the "
+            "plasticity state is the same on all: average the gradients, as with jax.lax.pmean"
+        )
+    if differing := axes(fisher) - known:
+        raise ValueError(
+            f"batch is split over the devices of {sorted(differing)}, where the plasticity state "
+            "is the same on all: pass axis_name to weight_plasticity, so that Fishers are averaged"
+        )
+
+
+def _code_of(function):
+    """The code of a function and of those defined in it."""
+
+    def within(code):
+        return {code}.union(*(within(c) for c in code.co_consts if isinstance(c, CodeType)))
+
+    return within(function.__code__)
+
+
+# Wrappers that call an update and may then throw away the state that it returns.
+_SKIPPING = {
+    code: name
+    for name, function in {
+        "MultiSteps": optax.MultiSteps.update,
+        "apply_if_finite": optax.apply_if_finite,
+        "conditionally_mask": optax.conditionally_mask,
+        "conditionally_transform": optax.conditionally_transform,
+    }.items()
+    for code in _code_of(function)
+}
+
+
+def _refuse_to_be_skipped():
+    """The numbers do not show a wrapper that will drop the new state; the callers do."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if name := _SKIPPING.get(frame.f_code):
+            raise ValueError(
+                f"consolidate inside optax.{name} would be lost in a step that it leaves out: put "
+                f"the wrapper inside, weight_plasticity(optax.{name}(optimizer, ...), ...), or "
+                "leave consolidate out and call wpl_jax.consolidate between two steps"
+            )
+        frame = frame.f_back

@@ -207,9 +207,10 @@ def _accept(new, param, anchor, old, inside):
 
 def _weighted_mean(anchor, kept, param, new):
     """``(kept anchor + new param) / (kept + new)``; where nothing was kept, ``param`` itself."""
-    share = new / 2 / jnp.where(kept > 0, kept / 2 + new / 2, 1)  # halves do not overflow
-    mean = anchor.astype(share.dtype) if not jnp.iscomplexobj(anchor) else anchor
-    return jnp.where(kept > 0, mean + share * distance(param, anchor), param)
+    # Of the sum, which may overflow, the share of the new one.
+    share = jnp.where(new > 0, 1 / (1 + kept / jnp.where(new > 0, new, 1)), 0)
+    away = distance(param, anchor)
+    return jnp.where(kept > 0, anchor.astype(away.dtype) + share * away, param)
 
 
 def _clip_norm(x, max_norm):

@@ -86,7 +86,7 @@ dist: $(STAMP)  ## build the last commit as a source archive and a wheel, in dis
 
 .PHONY: bench
 bench: $(STAMP) $(PEERS_STAMP)  ## time everything beside other libraries; minutes, on an idle machine
-	for name in fisher fisher_models products plasticity search_step decoder end_to_end; do \
+	for name in fisher fisher_models products plasticity plasticity_memory search_step decoder end_to_end; do \
 	  $(BIN)/python -m benchmarks.$$name; done
 
 .PHONY: peers

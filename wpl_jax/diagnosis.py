@@ -220,7 +220,7 @@ proximal_plasticity, which is stable at any strength, or strength <= 8
         not_finite = {name: _not_finite(leaves) for name, leaves in not_finite.items()}
         strength, rate, *fishers = map(_finite, (strength, rate, *fishers))
         distances = [
-            jnp.where(jnp.isfinite(d), d, 0) for d in map(distance, params, map(_finite, anchors))
+            _finite(distance(_finite(p), _finite(a))) for p, a in zip(params, anchors, strict=True)
         ]
         max_fisher = jnp.zeros([])
         frozen, total, loss, pull = jnp.zeros([]), 0, jnp.zeros([]), jnp.zeros([])

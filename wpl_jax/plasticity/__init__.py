@@ -35,8 +35,9 @@ into one rounding, and which ones depends on the rest of the program.
 from wpl_jax.plasticity.additive import add_plasticity, plasticity_loss
 from wpl_jax.plasticity.consolidation import consolidate, flush
 from wpl_jax.plasticity.proximal import proximal_plasticity
-from wpl_jax.plasticity.state import PlasticityState, get_plasticity, put_plasticity
+from wpl_jax.plasticity.state import PlasticityState
 from wpl_jax.plasticity.training import weight_plasticity
+from wpl_jax.plasticity.transfer import get_plasticity, put_plasticity
 
 __all__ = [
     "PlasticityState",

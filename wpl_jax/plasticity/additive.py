@@ -93,7 +93,8 @@ def plasticity_loss(
       strength: eps; a schedule is read at the state's count.
 
     Returns:
-      A scalar, in the units of the loss (nats, if the Fisher is that of a log-likelihood).
+      A scalar, in the units of the loss (nats, if the Fisher is that of a log-likelihood); of a
+      stacked state, of several models, one for each.
 
     Raises:
       ValueError: as :func:`consolidate`, and for a strength as in :func:`add_plasticity`.
@@ -108,9 +109,16 @@ def plasticity_loss(
     """
     check_nonnegative(strength=strength)
     _, state = find(opt_state)
-    fishers = list(map(importance, jax.tree.leaves(state.fisher)))
+    fishers = map(importance, jax.tree.leaves(state.fisher))
     distances = map(distance, align("params", params, state.anchor), jax.tree.leaves(state.anchor))
-    return value_at(strength, scalar(state.count)) / 2 * _squares(fishers, list(distances))
+
+    def of_one_model(fishers, distances, count):
+        return value_at(strength, count) / 2 * _squares(fishers, distances)
+
+    count = scalar(state.count)
+    for _ in range(count.ndim):
+        of_one_model = jax.vmap(of_one_model)
+    return of_one_model(list(fishers), list(distances), count)
 
 
 def _add(updates, strength, fishers, distances):
@@ -123,7 +131,9 @@ def _add(updates, strength, fishers, distances):
 @differentiated_as(_add)
 def _added(updates, strength, fishers, distances):
     # Where a factor is 0 so is the term, even if another of them overflows.
-    active = [(strength != 0) & (f > 0) & (d != 0) for f, d in zip(fishers, distances, strict=True)]
+    active = [
+        (strength != 0) & (f != 0) & (d != 0) for f, d in zip(fishers, distances, strict=True)
+    ]
     distances = [jnp.where(a, d, 0) for a, d in zip(active, distances, strict=True)]
     added = _add(updates, strength, fishers, distances)
     return [jnp.where(a, n, u) for a, n, u in zip(active, added, updates, strict=True)]
@@ -141,5 +151,5 @@ def _sum_of_squares(fishers, distances):
 
 @differentiated_as(_sum_of_squares)
 def _squares(fishers, distances):
-    distances = [jnp.where(f > 0, d, 0) for f, d in zip(fishers, distances, strict=True)]
+    distances = [jnp.where(f != 0, d, 0) for f, d in zip(fishers, distances, strict=True)]
     return _sum_of_squares(fishers, distances)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from wpl_jax.plasticity.state import PlasticityState, replace, scalar
-from wpl_jax.plasticity.term import check_nonnegative, distance, importance
+from wpl_jax.plasticity.term import check_nonnegative, distance, importance, zeros_in_place
 from wpl_jax.trees import align, align_mask, align_scalars, resolve_mask, store_like, to_device
 
 __all__ = ["consolidate", "flush"]
@@ -104,9 +104,7 @@ def flush(opt_state: chex.ArrayTree) -> chex.ArrayTree:
     """
 
     def zero(fisher):
-        here = to_device(fisher)
-        # Of the entries themselves, so that under jit the zeros lie where they did.
-        return store_like(jnp.where(here == here, jnp.zeros([], here.dtype), 0), fisher)
+        return store_like(zeros_in_place(to_device(fisher), fisher.dtype), fisher)
 
     return replace(opt_state, lambda s: s._replace(fisher=jax.tree.map(zero, s.fisher)))
 
@@ -127,10 +125,10 @@ def consolidated(
     state: PlasticityState,
     params: chex.ArrayTree,
     fisher: chex.ArrayTree,
-    decay: jax.typing.ArrayLike | None,
-    mask: Any,
-    max_norm: jax.typing.ArrayLike | None,
-    anchor: str,
+    decay: jax.typing.ArrayLike | None = None,
+    mask: Any = None,
+    max_norm: jax.typing.ArrayLike | None = None,
+    anchor: str = "latest",
 ) -> PlasticityState:
     """The work of :func:`consolidate`, on the plasticity state itself."""
     mask = resolve_mask(mask, params)
@@ -142,7 +140,7 @@ def consolidated(
             zip(params, fishers, anchors, olds, insides, strict=True)
         ):
             inside = jnp.ones([], bool) if inside is None else inside
-            new, inside, refused = _accept(new, param, old_anchor, old, inside)
+            new, param, inside, refused = _accept(new, param, old_anchor, old, inside)
             rejected += refused
             if max_norm is not None:
                 new = _clip_norm(new, max_norm)
@@ -190,19 +188,25 @@ def consolidated(
 
 
 def _accept(new, param, anchor, old, inside):
-    """The new Fisher where it is valid and else 0, where to use it, and how much is refused."""
+    """The new Fisher and weights where valid and else 0, where to use both, what is refused.
+
+    Comparisons alone, so that ``jax_debug_nans`` finds nothing of its own.
+    """
     if jnp.iscomplexobj(new):
         raise ValueError(
             f"fisher must be real, got {new.dtype}: of a complex parameter, the mean squared "
             "absolute value of the gradient"
         )
-    fits = jnp.abs(new) <= jnp.finfo(old.dtype).max  # what overflows there is not finite
-    valid = (new >= 0) & fits & (new < jnp.inf)
-    here = jnp.isfinite(param.astype(anchor.dtype))
+    # What overflows in the dtype of the state is not finite there.
+    valid = (new >= 0) & (new <= jnp.finfo(old.dtype).max)
+    here = jnp.isfinite(param)
+    if jnp.issubdtype(param.dtype, jnp.floating):
+        largest = jnp.finfo(anchor.dtype).max
+        here = (param >= -largest) & (param <= largest)
     refused = jnp.sum(inside & ~(valid & here), dtype=jnp.int32)
     dtype = jnp.promote_types(old.dtype, jnp.float32)
     new = jnp.where(inside & valid & here, new, 0).astype(dtype)
-    return new, inside & here, refused
+    return new, jnp.where(here, param, 0), inside & here, refused
 
 
 def _weighted_mean(anchor, kept, param, new):

@@ -94,7 +94,7 @@ def _pull(updates, rate, fishers, distances):
 @differentiated_as(_pull)
 def _pulled(updates, rate, fishers, distances):
     # The compiler knows the first of these where the rate is constant.
-    active = [(rate != 0) & (f > 0) for f in fishers]
+    active = [(rate != 0) & (f != 0) for f in fishers]
     distances = [jnp.where(a, d, 0) for a, d in zip(active, distances, strict=True)]
     pulled = _pull(updates, rate, fishers, distances)
     return [jnp.where(a, n, u) for a, n, u in zip(active, pulled, updates, strict=True)]

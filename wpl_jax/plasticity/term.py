@@ -113,6 +113,11 @@ def differentiated_as(formula: Callable) -> Callable[[Callable], Callable]:
     return decorate
 
 
+def zeros_in_place(leaf: jax.Array, dtype: Any) -> jax.Array:
+    """Zeros that, under ``jit`` as well, lie where ``leaf`` does: they are computed of it."""
+    return jnp.where(leaf == leaf, jnp.zeros([], dtype), jnp.zeros([], dtype))
+
+
 def value_at(scalar_or_schedule: ScalarOrSchedule, count: Any) -> jax.typing.ArrayLike:
     """The number, or what the schedule gives at ``count``."""
     return scalar_or_schedule(count) if callable(scalar_or_schedule) else scalar_or_schedule
@@ -160,4 +165,4 @@ def _anchor(param, dtype):
 def _no_fisher(param, dtype):
     if dtype is None:
         dtype = jnp.promote_types(real_dtype(jnp.result_type(param)), jnp.float32)
-    return jnp.zeros_like(to_device(jnp.asarray(param)), dtype=dtype)
+    return zeros_in_place(to_device(jnp.asarray(param)), dtype)

@@ -1,0 +1,125 @@
+"""The plasticity state as a thing of its own: out of one optimiser's state, into another's."""
+
+import warnings
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from wpl_jax.plasticity.consolidation import consolidated
+from wpl_jax.plasticity.state import PlasticityState, find, replace, scalar
+from wpl_jax.trees import is_hidden, leaves_by_path, path_name
+
+__all__ = ["get_plasticity", "put_plasticity"]
+
+
+def get_plasticity(opt_state: chex.ArrayTree) -> PlasticityState:
+    """The plasticity state in an optimiser's state: to be read, saved alone, or put elsewhere.
+
+    Args:
+      opt_state: any tree that holds one :class:`PlasticityState`, as in :func:`consolidate`.
+
+    Returns:
+      That state, a pytree like any other.
+
+    Raises:
+      ValueError: if ``opt_state`` holds no plasticity state or several.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, wpl_jax
+      >>> tx = optax.chain(wpl_jax.add_plasticity(1.0), optax.adam(1e-3))
+      >>> params = {"w": jnp.ones(2)}
+      >>> opt_state = wpl_jax.consolidate(tx.init(params), params, fisher=3.0)
+      >>> wpl_jax.get_plasticity(opt_state).fisher
+      {'w': Array([3., 3.], dtype=float32)}
+    """
+    return find(opt_state)[1]
+
+
+def put_plasticity(opt_state: chex.ArrayTree, plasticity: chex.ArrayTree) -> chex.ArrayTree:
+    """Carry what is protected into the state of another optimiser, or of a changed model.
+
+    Anchor and Fisher are matched by path and shape. What only the new parameters have, such as the
+    head of another task, stays as the new state has it: after ``init``, free. What they no longer
+    have is dropped, and a warning names it. Whether the term is applied implicitly, its strength
+    and the count that schedules are read at are the new optimiser's.
+
+    Args:
+      opt_state: the state to put it into, as in :func:`consolidate`.
+      plasticity: what :func:`get_plasticity` gave, or any tree that holds one plasticity state.
+
+    Returns:
+      ``opt_state`` with a new plasticity state in it. Its structure and dtypes do not change.
+
+    Raises:
+      ValueError: if either holds no plasticity state or several.
+
+    Warns:
+      UserWarning: with the paths of what was dropped.
+
+    Example:
+      To train on with another optimiser is one line:
+
+      >>> import jax.numpy as jnp, optax, wpl_jax
+      >>> params = {"trunk": jnp.ones(2)}
+      >>> first = optax.chain(wpl_jax.add_plasticity(1.0), optax.sgd(0.1))
+      >>> opt_state = wpl_jax.consolidate(first.init(params), params, fisher=2.0)
+      >>> second = optax.chain(optax.adam(1e-3), wpl_jax.proximal_plasticity(1.0, 1e-3))
+      >>> params = {"trunk": params["trunk"], "head": jnp.zeros(3)}  # and a new head
+      >>> opt_state = wpl_jax.put_plasticity(second.init(params), opt_state)
+      >>> wpl_jax.get_plasticity(opt_state).fisher
+      {'head': Array([0., 0., 0.], dtype=float32), 'trunk': Array([2., 2.], dtype=float32)}
+    """
+    source = get_plasticity(plasticity)
+    anchors, fishers = leaves_by_path(source.anchor), leaves_by_path(source.fisher)
+    given = {
+        path: (anchors[path], fisher)
+        for path, fisher in fishers.items()
+        if not is_hidden(fisher) and not is_hidden(anchors[path])
+    }
+
+    def merged(state):
+        references = {p: a for p, a in leaves_by_path(state.anchor).items() if not is_hidden(a)}
+        params, new_fishers, inside = [], [], []
+        for path, anchor in references.items():
+            fits = path in given and jnp.shape(given[path][0]) == jnp.shape(anchor)
+            param, fisher = given.pop(path) if fits else (anchor, 0)
+            params.append(_bring(param, anchor))
+            new_fishers.append(_bring(fisher, anchor))
+            inside.append(fits)
+        structure = jax.tree.structure(state.anchor)
+        params, new_fishers, inside = (
+            jax.tree.unflatten(structure, leaves) for leaves in (params, new_fishers, inside)
+        )
+        new = consolidated(state, params, new_fishers, mask=inside)
+        refused = scalar(new.rejected) - scalar(state.rejected)
+        return new._replace(
+            rejected=_carry(scalar(source.rejected) + refused, state.rejected),
+            consolidations=_carry(scalar(source.consolidations), state.consolidations),
+        )
+
+    new = replace(opt_state, merged)
+    if given:
+        dropped = ", ".join(
+            f"{path_name(path)} of shape {jnp.shape(anchor)}" for path, (anchor, _) in given.items()
+        )
+        warnings.warn(
+            "no longer protected, as the new parameters have nothing of that path and shape: "
+            f"{dropped}",
+            stacklevel=2,
+        )
+    return new
+
+
+def _bring(leaf, reference):
+    """To the devices of another array, where both are known; in ``jit`` that is the compiler's."""
+    if any(
+        isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array) for x in (leaf, reference)
+    ):
+        return leaf
+    return jax.device_put(leaf, reference.sharding.with_memory_kind("device"))
+
+
+def _carry(counter, reference):
+    """A counter, for each of the models that the state is of."""
+    return jax.tree.map(lambda r: jnp.array(jnp.broadcast_to(counter, r.shape)), reference)

@@ -1,4 +1,4 @@
-"""Flax NNX: the plasticity state lives in an nnx.Optimizer.
+"""Flax NNX: the plasticity state lives in an nnx.Optimizer, the parameters in an nnx.Module.
 
 A network learns digits, and then the same digits turned by a quarter. With Adam, the term is best
 applied after the step (proximal_plasticity), like AdamW's weight decay.
@@ -27,6 +27,7 @@ class MLP(nnx.Module):
 
 
 def loss(model, batch):
+    """Of a batch the mean, of one example its own."""
     logits = model(batch.images)
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
 
@@ -38,10 +39,9 @@ def train_step(model, optimizer, batch):
 
 @nnx.jit
 def protect(model, optimizer, data):
-    """Fisher information is computed from a function of the parameters, which NNX splits off."""
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
-    fisher = wpl_jax.empirical_fisher(lambda p, example: loss(nnx.merge(graph, p, rest), example))
-    optimizer.opt_state = wpl_jax.consolidate(optimizer.opt_state, params, fisher(params, data))
+    """Before it, model.eval() is for models with dropout or batch norm."""
+    fisher = wpl_jax.empirical_fisher(loss)(model, data)
+    wpl_jax.consolidate(optimizer, model, fisher)
 
 
 def train(model, optimizer, data):

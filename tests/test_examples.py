@@ -78,6 +78,25 @@ def shared_trunk_ensemble(output):
     assert len(re.findall(r"the ensemble, .*: [\d.]+$", output, re.MULTILINE)) == 2
 
 
+def merge_models(output):
+    """Neither copy can do both tasks, their plain mean does better, and the Fishers better yet."""
+    rows = accuracies(output)
+    first, second = rows["upright"], rows["turned"]
+    assert min(first[0], second[1]) > 85 and max(first[1], second[0]) < 50
+    plain, merged = rows["plain mean of the two"], rows["merged by their Fishers"]
+    assert merged[2] > plain[2] + 1
+    assert plain[2] > max(first[2], second[2]) + 5
+
+
+def lora_weight_space(output):
+    """A term on the adapters protects the base a little, one on merged weights much better."""
+    rows = {name.split(",")[0]: values for name, values in accuracies(output).items()}
+    adapters, merged = rows["on the adapters"], rows["on merged weights"]
+    assert rows["pretrained"][0] > 85 and rows["nothing"][1] > 75
+    assert rows["nothing"][0] < 50
+    assert merged[0] > adapters[0] + 5 and merged[2] > adapters[2] + 5
+
+
 def data_parallel(output):
     devices = int(re.match(r"(\d+) devices", output)[1])
     assert f"(64, 784) as ({64 // devices}, 784)" in output
@@ -97,6 +116,8 @@ CHECKS = {
     "ewc_split_digits": ewc_split_digits,
     "finetune_backbone": finetune_backbone,
     "shared_trunk_ensemble": shared_trunk_ensemble,
+    "merge_models": merge_models,
+    "lora_weight_space": lora_weight_space,
     "data_parallel": data_parallel,
     "save_and_restore": save_and_restore,
 }

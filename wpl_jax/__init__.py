@@ -17,6 +17,13 @@ from wpl_jax.fisher import (
     squared_batch_gradient,
 )
 from wpl_jax.forgetting import relative_reduction
+from wpl_jax.importance import (
+    PathIntegralState,
+    mas_importance,
+    path_importance,
+    synaptic_intelligence,
+)
+from wpl_jax.merging import merge
 from wpl_jax.plasticity import (
     PlasticityState,
     add_plasticity,
@@ -35,6 +42,7 @@ __all__ = [
     "Check",
     "Diagnosis",
     "Explanation",
+    "PathIntegralState",
     "PlasticityState",
     "RunningFisher",
     "RunningFisherState",
@@ -48,7 +56,10 @@ __all__ = [
     "fisher_of_batches",
     "flush",
     "get_plasticity",
+    "mas_importance",
+    "merge",
     "merge_running_fishers",
+    "path_importance",
     "plasticity_loss",
     "proximal_plasticity",
     "put_plasticity",
@@ -56,5 +67,6 @@ __all__ = [
     "running_fisher",
     "sampled_fisher",
     "squared_batch_gradient",
+    "synaptic_intelligence",
     "weight_plasticity",
 ]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wpl_jax.modules import parameters
 from wpl_jax.plasticity.state import ProximalState, find, scalar
 from wpl_jax.plasticity.term import (
     ScalarOrSchedule,
@@ -155,9 +156,10 @@ class Diagnosis(NamedTuple):
         return "\n".join(lines + [f"warning: {warning}" for warning in self._warnings()])
 
     def _models(self):
+        here = jax.device_get(self)  # of a mesh, from wherever the models are
         for index in np.ndindex(self.count.shape):
             name = f"model {', '.join(map(str, index))}"
-            yield name, jax.tree.map(lambda leaf, index=index: leaf[index], self)
+            yield name, jax.tree.map(lambda leaf, index=index: np.asarray(leaf[index]), here)
 
 
 def diagnose(
@@ -203,7 +205,7 @@ proximal_plasticity, which is stable at any strength, or strength <= 8
     """
     check_nonnegative(learning_rate=learning_rate)
     path, state = find(opt_state)
-    params = align("params", params, state.anchor)
+    params = align("params", parameters(params, opt_state), state.anchor)
     if grads is not None:
         aligned = align("grads", grads, state.anchor, optional=True)
         grads = [g for g in aligned if g is not None]
@@ -266,12 +268,15 @@ proximal_plasticity, which is stable at any strength, or strength <= 8
 
 
 def _is_misplaced(opt_state, path, state):
-    """Whether a term is not where it belongs in the chains, which are tuples, that it sits in."""
+    """Whether a term is not where it belongs in the chains that it sits in.
+
+    The state of a chain is a tuple of states, which are tuples themselves.
+    """
     before = after = False
     for key in path:
         if type(opt_state) is tuple:
-            before |= key.idx > 0
-            after |= key.idx < len(opt_state) - 1
+            before |= any(isinstance(s, tuple) for s in opt_state[: key.idx])
+            after |= any(isinstance(s, tuple) for s in opt_state[key.idx + 1 :])
         opt_state = _child(opt_state, key)
         if opt_state is None:
             break

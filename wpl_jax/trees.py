@@ -106,6 +106,7 @@ def align_mask(mask: chex.ArrayTree | None, reference: chex.ArrayTree) -> list:
     if mask is None:
         return [None] * len(wanted)
     given = {p: leaf for p, leaf in leaves_by_path(mask).items() if not is_hidden(leaf)}
+    _refuse_unknown(given, leaves_by_path(reference))
     leaves = []
     for path, param in wanted.items():
         above = _at_or_above(path, given)
@@ -120,8 +121,8 @@ def align_mask(mask: chex.ArrayTree | None, reference: chex.ArrayTree) -> list:
 
 def resolve_mask(mask: Any, params: chex.ArrayTree) -> chex.ArrayTree | None:
     """The mask, or what it gives for ``params`` if it is a function of them, as in optax."""
-    leaves = jax.tree.leaves(mask)
-    return mask(params) if leaves and all(map(callable, leaves)) else mask
+    # A module of Equinox is callable as well, but a tree.
+    return mask(params) if callable(mask) and jax.tree_util.all_leaves([mask]) else mask
 
 
 def place_like(leaf: jax.Array, reference: jax.Array) -> jax.Array:
@@ -186,6 +187,16 @@ def _wanted_and_given(tree, reference):
 
 def _at_or_above(path, paths):
     return next((path[:k] for k in range(len(path) + 1) if path[:k] in paths), None)
+
+
+def _refuse_unknown(given, reference):
+    """A mask's path that leads to no parameter is one that is misspelt."""
+    known = {path[:k] for path in reference for k in range(len(path) + 1)}
+    hidden = {path for path, leaf in reference.items() if is_hidden(leaf)}
+    for path in given:
+        # What belongs above is refused where it is missed.
+        if path not in known and _at_or_above(path, hidden) is None:
+            raise ValueError(f"mask has a leaf at {path_name(path)}, where there is no parameter")
 
 
 def _refuse_further(name, leaves):

@@ -45,11 +45,17 @@ the forward and backward pass of a microbatch of them, half for gradients of sin
 example is always allowed, however large; parameters and the result come on top. ``microbatch_size``
 names the size of microbatches instead. The result depends on neither (beyond rounding).
 
+Parameters may be an ``nnx.Module``, with a function of it and of one example: as with
+``nnx.grad``, the result is then a state of its ``nnx.Param``. Dropout, and batch norm in train
+mode, are errors where they can be seen; random numbers that are the same for all examples are
+warned of.
+
 Arrays may lie anywhere: on a mesh with automatic or explicit axes, or in a ``shard_map``, where the
 result is the Fisher of a device's own examples, to be averaged with ``jax.lax.pmean``.
 """
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -60,8 +66,10 @@ import numpy as np
 
 from wpl_jax.fisher import routes
 from wpl_jax.fisher.backward import for_one, varying_as
+from wpl_jax.fisher.noise import draws_alike
 from wpl_jax.fisher.plan import Plan
-from wpl_jax.fisher.program import wide_dtype
+from wpl_jax.fisher.program import flat, wide_dtype
+from wpl_jax.modules import of_parameters
 from wpl_jax.trees import path_name
 
 __all__ = [
@@ -100,7 +108,8 @@ def empirical_fisher(
     Raises:
       ValueError: if ``microbatch_size < 1`` or ``max_bytes < 1``, if ``nll`` is not scalar, if the
         leaves of ``batch`` disagree about the number of examples, or if ``weights`` are of another
-        shape, negative or NaN (where they are known, outside of ``jit``).
+        shape, negative or NaN (where they are known, outside of ``jit``); for dropout or batch norm
+        in train mode in a model of Flax, where they can be seen.
       TypeError: if a parameter is not floating-point, or ``nll`` returns more than one array.
 
     Example:
@@ -112,18 +121,10 @@ def empirical_fisher(
     """
     _check_sizes(microbatch_size, max_bytes)
 
-    def estimate(params, batch, weights):
-        check = functools.partial(check_output, "nll", 0)
-        plan = Plan.of(nll, params, batch, max_bytes // 2, check)
-        per_example = plan.per_example(params, max_bytes // 2)
+    def estimate(nll, params, batch, weights):
+        return _mean_of_squares("nll", nll, params, batch, weights, microbatch_size, max_bytes)
 
-        def total(batch, weights):
-            nlls, squares = per_example(batch)
-            return squares(jnp.ones_like(nlls), weights)
-
-        return _mean(total, batch, weights, *_sizes(plan, microbatch_size, max_bytes))
-
-    return _estimator(estimate)
+    return _estimator("nll", nll, estimate)
 
 
 def sampled_fisher(
@@ -156,7 +157,7 @@ def sampled_fisher(
     """
     _check_sizes(microbatch_size, max_bytes)
 
-    def estimate(params, batch, weights, key):
+    def estimate(logits, params, batch, weights, key):
         def nll(params, example_and_position):
             example, position = example_and_position
             scores = logits(params, example)
@@ -165,7 +166,8 @@ def sampled_fisher(
             return -jax.nn.log_softmax(scores)[label]
 
         numbered = batch, jnp.arange(_num_examples(batch))
-        return empirical_fisher(nll, microbatch_size, max_bytes)(params, numbered, weights)
+        sizes = microbatch_size, max_bytes
+        return _mean_of_squares("logits", nll, params, numbered, weights, *sizes)
 
     def fisher(
         params: chex.ArrayTree,
@@ -173,7 +175,7 @@ def sampled_fisher(
         key: jax.Array,
         weights: jax.Array | None = None,
     ) -> chex.ArrayTree:
-        return _estimator(estimate)(params, batch, weights, key)
+        return _estimator("logits", logits, estimate)(params, batch, weights, key)
 
     return fisher
 
@@ -207,13 +209,14 @@ def exact_fisher(
     """
     _check_sizes(microbatch_size, max_bytes)
 
-    def log_probs(params, example):
-        scores = logits(params, example)
-        check_output("logits", 1, scores)
-        return jax.nn.log_softmax(scores)
+    def estimate(logits, params, batch, weights):
+        def log_probs(params, example):
+            scores = logits(params, example)
+            check_output("logits", 1, scores)
+            return jax.nn.log_softmax(scores)
 
-    def estimate(params, batch, weights):
         plan = Plan.of(log_probs, params, batch, max_bytes // 2)
+        _warn_of_shared_noise("logits", plan.program, batch)
         per_example = plan.per_example(params, max_bytes // 2)
 
         def total(batch, weights):
@@ -230,7 +233,7 @@ def exact_fisher(
 
         return _mean(total, batch, weights, *_sizes(plan, microbatch_size, max_bytes))
 
-    return _estimator(estimate)
+    return _estimator("logits", logits, estimate)
 
 
 def squared_batch_gradient(loss: PerExample, microbatch_size: int | None = None) -> Estimator:
@@ -260,8 +263,10 @@ def squared_batch_gradient(loss: PerExample, microbatch_size: int | None = None)
     """
     _check_sizes(microbatch_size)
 
-    def estimate(params, batch, weights):
-        check_output("loss", 0, for_one(loss, params, batch)[1])
+    def estimate(loss, params, batch, weights):
+        jaxpr, out = for_one(loss, params, batch)
+        check_output("loss", 0, out)
+        _warn_of_shared_noise("loss", flat(jaxpr), batch)
 
         def gradient_sum(batch, weights):
             def weighted_loss(params):
@@ -273,37 +278,64 @@ def squared_batch_gradient(loss: PerExample, microbatch_size: int | None = None)
         size = microbatch_size or _num_examples(batch)
         return _square(_mean(gradient_sum, batch, weights, size, size))
 
-    return _estimator(estimate)
+    return _estimator("loss", loss, estimate, batch_as_example=True)
 
 
-def _estimator(estimate):
-    """``fisher(params, batch, weights=None, *others)``, wherever the arrays lie."""
+def _estimator(name, fn, estimate, batch_as_example=False):
+    """``fisher(params, batch, weights=None, *others)``, wherever the arrays lie.
+
+    Args:
+      name: what to call ``fn`` in an error.
+      fn: a function of parameters, or of an NNX model, and of one example.
+      estimate: makes of a function of parameters, these, a batch, weights and others the result.
+      batch_as_example: whether one example alone may be a whole batch.
+    """
 
     def fisher(params, batch, weights=None, *others):
+        whole = batch_as_example and _num_examples(batch) == 1
+        of_parts, rest, params = of_parameters(name, fn, params, whole)
         params, batch = checked_inputs(params, batch)
         if weights is not None:
             weights = _checked(weights, _num_examples(batch))
         # In a shard_map the Fisher is that of each device's own examples.
         params = jax.tree.map(lambda x: varying_as(x, batch), params)
+
+        def of_rest(rest, *args):
+            return estimate(functools.partial(of_parts, rest), *args)
+
         meshes = [_sharding(x).mesh for x in jax.tree.leaves((params, batch))]
         explicit = [mesh for mesh in meshes if mesh.explicit_axes]
         if not explicit:
-            return estimate(params, batch, weights, *others)
+            return of_rest(rest, params, batch, weights, *others)
         # Examples are cut into microbatches and summed over: where these lie is left to XLA.
         everywhere = jax.sharding.NamedSharding(explicit[0], jax.sharding.PartitionSpec())
         shardings = jax.tree.map(
             lambda x: everywhere if _sharding(x).mesh.empty else _sharding(x), params
         )
         automatic = jax.sharding.auto_axes(
-            estimate, axes=explicit[0].explicit_axes, out_sharding=shardings
+            of_rest, axes=explicit[0].explicit_axes, out_sharding=shardings
         )
-        return automatic(params, batch, weights, *others)
+        return automatic(rest, params, batch, weights, *others)
 
     return fisher
 
 
 def _sharding(x):
     return jax.typeof(x).sharding
+
+
+def _mean_of_squares(name, nll, params, batch, weights, microbatch_size, max_bytes):
+    """The empirical Fisher of a batch that has been checked; ``name`` is of what a user passed."""
+    check = functools.partial(check_output, "nll", 0)
+    plan = Plan.of(nll, params, batch, max_bytes // 2, check)
+    _warn_of_shared_noise(name, plan.program, batch)
+    per_example = plan.per_example(params, max_bytes // 2)
+
+    def total(batch, weights):
+        nlls, squares = per_example(batch)
+        return squares(jnp.ones_like(nlls), weights)
+
+    return _mean(total, batch, weights, *_sizes(plan, microbatch_size, max_bytes))
 
 
 def _mean(total, batch, weights, on_cpu, elsewhere):
@@ -362,6 +394,19 @@ def _widen(x):
     return x.astype(wide_dtype(x))
 
 
+def _warn_of_shared_noise(name, program, batch):
+    """Random numbers whose key is not computed of the example are the same for all of them."""
+    examples = program.inputs[len(program.inputs) - len(jax.tree.leaves(batch)) :]
+    if _num_examples(batch) > 1 and draws_alike(program, examples):
+        warnings.warn(
+            f"{name} draws random numbers that do not depend on the example, so that all examples "
+            "have the same: for dropout and other noise, put a key for each example into the "
+            "batch, jax.random.split(key, n), or switch it off; what is meant to be the same, draw "
+            "before, and close over it",
+            stacklevel=5,
+        )
+
+
 def _num_examples(batch):
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
     sizes = {shape[0] if shape else None for shape in shapes}
@@ -375,7 +420,15 @@ def _num_examples(batch):
 
 def checked_inputs(params: chex.ArrayTree, batch: chex.ArrayTree) -> tuple[Any, Any]:
     """Parameters, which must be floating-point, and a batch, as arrays."""
-    params, batch = jax.tree.map(_as_array, (params, batch))
+    batch = jax.tree.map(_as_array, batch)
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if callable(leaf):
+            raise TypeError(
+                f"params must be arrays, got a {type(leaf).__name__} at {path_name(path)}: close "
+                "over what is not trained (Equinox: params, static = eqx.partition(model, "
+                "eqx.is_inexact_array), and eqx.combine(params, static) inside)"
+            )
+    params = jax.tree.map(_as_array, params)
     for path, array in jax.tree.leaves_with_path(params):
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise TypeError(

@@ -18,6 +18,7 @@ from wpl_jax.fisher.estimators import (
 )
 from wpl_jax.fisher.plan import Plan
 from wpl_jax.fisher.program import wide_dtype
+from wpl_jax.modules import of_parameters
 from wpl_jax.trees import path_name
 
 __all__ = ["Check", "Explanation", "check_fisher", "explain"]
@@ -87,10 +88,12 @@ def explain(
       >>> wpl_jax.explain(nll, params, jnp.ones((8, 35, 3)))["w"]  # 8 sequences
       'per-example products of 35 positions'
     """
+    of_parts, rest, params = of_parameters("fn", fn, params)
     params, batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), checked_inputs(params, batch)
     )
     check = functools.partial(check_output, "fn", None)
+    fn = functools.partial(of_parts, rest)
     return Explanation(Plan.of(fn, params, batch, max_bytes // 2, check).routes())
 
 
@@ -163,6 +166,8 @@ def check_fisher(
       >>> check.passed
       True
     """
+    of_parts, rest, params = of_parameters("nll", nll, params)
+    nll = functools.partial(of_parts, rest)
     params, batch = checked_inputs(params, batch)
     few = jax.tree.map(lambda x: x[:examples], batch)
 

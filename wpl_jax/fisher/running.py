@@ -27,6 +27,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from wpl_jax.modules import parameters
 from wpl_jax.trees import align
 
 __all__ = [
@@ -103,7 +104,7 @@ def running_fisher(estimator: Callable[..., chex.ArrayTree]) -> RunningFisher:
             dtype = jnp.promote_types(jnp.result_type(param), jnp.float32)
             return jnp.zeros_like(param, dtype=dtype)
 
-        fisher = jax.tree.map(zeros, params)
+        fisher = jax.tree.map(zeros, parameters(params))
         # A sum is where its terms are: else the second update on many devices is compiled anew.
         zero = jnp.sum(jax.tree.leaves(fisher)[0], dtype=float)
         return RunningFisherState(fisher, weight=zero, batches=zero.astype(jnp.int32))
@@ -117,7 +118,7 @@ def running_fisher(estimator: Callable[..., chex.ArrayTree]) -> RunningFisher:
         key: jax.Array | None = None,
         **extra_args: Any,
     ) -> RunningFisherState:
-        align("params", params, state.fisher)
+        align("params", parameters(params), state.fisher)
         if weights is not None:
             extra_args["weights"] = weights
         if key is not None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from wpl_jax.modules import parameters
 from wpl_jax.plasticity.state import PlasticityState, find, scalar
 from wpl_jax.plasticity.term import (
     ScalarOrSchedule,
@@ -110,7 +111,8 @@ def plasticity_loss(
     check_nonnegative(strength=strength)
     _, state = find(opt_state)
     fishers = map(importance, jax.tree.leaves(state.fisher))
-    distances = map(distance, align("params", params, state.anchor), jax.tree.leaves(state.anchor))
+    params = align("params", parameters(params, opt_state), state.anchor)
+    distances = map(distance, params, jax.tree.leaves(state.anchor))
 
     def of_one_model(fishers, distances, count):
         return value_at(strength, count) / 2 * _squares(fishers, distances)

@@ -7,8 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from wpl_jax.fisher.backward import varying_axes
+from wpl_jax.modules import parameters
 from wpl_jax.plasticity.state import PlasticityState, replace, scalar
-from wpl_jax.plasticity.term import check_nonnegative, distance, importance, zeros_in_place
+from wpl_jax.plasticity.term import (
+    check_nonnegative,
+    differentiated_as,
+    distance,
+    importance,
+    zeros_in_place,
+)
 from wpl_jax.trees import align, align_mask, align_scalars, resolve_mask, store_like, to_device
 
 __all__ = ["consolidate", "flush"]
@@ -45,9 +53,11 @@ def consolidate(
 
     Args:
       opt_state: any tree that holds one :class:`PlasticityState`: an optax state, a Linen
-        ``TrainState``, the ``opt_state`` of an ``nnx.Optimizer``.
-      params: the weights to anchor at. They are copied. Where the transformation sits inside
-        ``optax.masked`` or ``optax.partition``, pass the whole trees: it takes its own part.
+        ``TrainState``, the ``opt_state`` of an ``nnx.Optimizer``. An ``nnx.Optimizer`` itself is
+        changed in place, as by its own ``update``, and returned.
+      params: the weights to anchor at, or the ``nnx.Module`` that has them. They are copied. Where
+        the transformation sits inside ``optax.masked`` or ``optax.partition``, pass the whole
+        trees: it takes its own part.
       fisher: their diagonal Fisher, or another importance, a tree like ``params``. What is absent
         from it, or None, counts as 0. A scalar stands for all entries below its place, so that
         ``1.0`` gives L2-SP, the squared distance to the anchor.
@@ -77,6 +87,7 @@ def consolidate(
       [0.1 0.2] 1
     """
     check_consolidation(anchor, decay=decay, max_norm=max_norm)
+    params = parameters(params, opt_state)
     return replace(
         opt_state, lambda s: consolidated(s, params, fisher, decay, mask, max_norm, anchor)
     )
@@ -141,9 +152,12 @@ def consolidated(
         ):
             inside = jnp.ones([], bool) if inside is None else inside
             new, param, inside, refused = _accept(new, param, old_anchor, old, inside)
-            rejected += refused
+            # In a shard_map, where it is known that a tensor is cut over devices and counters are
+            # not, what is said of the tensor is said of all its pieces.
+            axes = tuple(varying_axes(jax.typeof(old_anchor)) - counted_on)
+            rejected += jax.lax.psum(refused, axes) if axes else refused
             if max_norm is not None:
-                new = _clip_norm(new, max_norm)
+                new = _clip_norm(new, max_norm, axes)
             kept = jnp.zeros([], new.dtype)
             if decay is not None:
                 # One that is traced cannot be refused, and must not make F negative.
@@ -163,6 +177,7 @@ def consolidated(
         return new_anchors, new_fishers, rejected
 
     count = scalar(state.consolidations)
+    counted_on = varying_axes(jax.typeof(scalar(state.rejected)))
     for _ in range(count.ndim):  # of stacked or replicated states, each on its own
         of_one_model = jax.vmap(of_one_model)
     anchors, olds = jax.tree.leaves(state.anchor), jax.tree.leaves(state.fisher)
@@ -209,18 +224,29 @@ def _accept(new, param, anchor, old, inside):
     return new, jnp.where(here, param, 0), inside & here, refused
 
 
+def _mean(anchor, kept, param, new):
+    """``(kept anchor + new param) / (kept + new)``."""
+    total = kept + new
+    share = jnp.where(total > 0, new / jnp.where(total > 0, total, 1), 1)
+    away = distance(param, anchor)
+    return anchor.astype(away.dtype) + share * away
+
+
+@differentiated_as(_mean)
 def _weighted_mean(anchor, kept, param, new):
-    """``(kept anchor + new param) / (kept + new)``; where nothing was kept, ``param`` itself."""
+    """The mean for numbers of any size; where nothing was kept, ``param`` itself, bit for bit."""
     # Of the sum, which may overflow, the share of the new one.
     share = jnp.where(new > 0, 1 / (1 + kept / jnp.where(new > 0, new, 1)), 0)
     away = distance(param, anchor)
-    return jnp.where(kept > 0, anchor.astype(away.dtype) + share * away, param)
+    return jnp.where(kept > 0, anchor.astype(away.dtype) + share * away, param.astype(away.dtype))
 
 
-def _clip_norm(x, max_norm):
-    _, exponent = jnp.frexp(jnp.max(x, initial=0))
+def _clip_norm(x, max_norm, axes):
+    largest = jnp.max(x, initial=0)
+    _, exponent = jnp.frexp(jax.lax.pmax(largest, axes) if axes else largest)
     scaled = jnp.ldexp(x, -exponent)  # in [0, 1): the squares can neither overflow nor vanish
     squares = jnp.sum(scaled**2)
+    squares = jax.lax.psum(squares, axes) if axes else squares
     norm = jnp.sqrt(jnp.where(squares > 0, squares, 1))
     max_norm = jnp.maximum(max_norm, 0)
     too_long = (squares > 0) & (jnp.ldexp(norm, exponent) > max_norm)

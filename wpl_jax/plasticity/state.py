@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from wpl_jax.modules import is_optimizer
 from wpl_jax.trees import path_name
 
 __all__ = ["PlasticityState"]
@@ -57,6 +58,9 @@ def replace(
     opt_state: chex.ArrayTree, fn: Callable[[PlasticityState], PlasticityState]
 ) -> chex.ArrayTree:
     """``opt_state`` with ``fn`` of its one plasticity state in the place of it."""
+    if is_optimizer(opt_state):  # of NNX: changed in place, as its update does
+        opt_state.opt_state = replace(opt_state.opt_state, fn)
+        return opt_state
     new_state = fn(find(opt_state)[1])
     return jax.tree.map(lambda s: new_state if _is_state(s) else s, opt_state, is_leaf=_is_state)
 

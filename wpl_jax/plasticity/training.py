@@ -54,7 +54,8 @@ def weight_plasticity(
     the updates come after this one, and none that hides weights from ``nll`` (``optax.masked``,
     ``optax.partition``) around it. Wrappers that leave some steps out, such as
     ``optax.MultiSteps``, belong around ``inner``: around this one they would drop ``consolidate``
-    with the step, so that it is refused there. ``optax.inject_hyperparams`` needs
+    with the step, so that it is refused there. The implicit form then pulls in each of ``k`` small
+    steps: give it ``learning_rate / k``. ``optax.inject_hyperparams`` needs
     ``static_args=("nll", "microbatch_size")``, and dtypes where they are given.
 
     Args:

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from wpl_jax.modules import arrays
 from wpl_jax.plasticity.consolidation import consolidated
 from wpl_jax.plasticity.state import PlasticityState, find, replace, scalar
 from wpl_jax.trees import is_hidden, leaves_by_path, path_name
@@ -20,7 +21,8 @@ def get_plasticity(opt_state: chex.ArrayTree) -> PlasticityState:
       opt_state: any tree that holds one :class:`PlasticityState`, as in :func:`consolidate`.
 
     Returns:
-      That state, a pytree like any other.
+      That state, a pytree like any other, of arrays: those of an ``nnx.Optimizer`` are taken out of
+      their variables.
 
     Raises:
       ValueError: if ``opt_state`` holds no plasticity state or several.
@@ -33,7 +35,7 @@ def get_plasticity(opt_state: chex.ArrayTree) -> PlasticityState:
       >>> wpl_jax.get_plasticity(opt_state).fisher
       {'w': Array([3., 3.], dtype=float32)}
     """
-    return find(opt_state)[1]
+    return arrays(find(opt_state)[1])
 
 
 def put_plasticity(opt_state: chex.ArrayTree, plasticity: chex.ArrayTree) -> chex.ArrayTree:

@@ -1,0 +1,173 @@
+r"""Models that were fine-tuned apart, merged into one by their Fishers.
+
+Near the parameters :math:`\theta_i` at which it was left, a model's negative log-likelihood rises
+by about :math:`\frac12 \sum F_i (\theta - \theta_i)^2` (see :mod:`wpl_jax.fisher`). The sum of
+these over models, with weights :math:`w_i`, is least, entry by entry, at the weighted mean
+
+.. math::
+    \theta = \frac{\sum_i w_i F_i \theta_i}{\sum_i w_i F_i}
+
+With the same Fisher for all it is the plain mean. Training one model after another with
+``consolidate(..., decay=1.0, anchor="mean")`` pulls to the same point: that is where this is the
+anchor.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from wpl_jax.modules import parameters
+from wpl_jax.trees import align, align_scalars, is_hidden, leaves_by_path, path_name
+
+__all__ = ["merge"]
+
+
+def merge(
+    params: Sequence[chex.ArrayTree],
+    fishers: Sequence[chex.ArrayTree] | None = None,
+    weights: Sequence[jax.typing.ArrayLike] | jax.Array | None = None,
+) -> chex.ArrayTree:
+    """Merge models into one: ``sum_i w_i F_i params_i / sum_i w_i F_i``, entry by entry.
+
+    Fisher-weighted averaging: each parameter is taken most from the model that depends on it most.
+    For losses that are quadratic, with the diagonal Hessians ``F_i``, it is the minimum of their
+    weighted sum. It supposes that the models began as one: in networks that were trained from
+    different beginnings the same unit means different things.
+
+    It is computed in float32, or wider where parameters or Fishers are. Where the Fishers of all
+    models are 0 the result is ``sum_i w_i params_i / sum_i w_i``. To make small entries count more
+    alike, raise them: ``jax.tree.map(lambda f: jnp.maximum(f, 1e-6), fisher)``.
+
+    Args:
+      params: the models' parameters, trees that agree in paths and shapes.
+      fishers: for each model a tree like its parameters, finite and not negative; where it is
+        traced and cannot be read, entries that are not count as 0. As in
+        :func:`~wpl_jax.consolidate`, what is absent or None counts as 0, and a scalar stands for
+        all entries below its place. ``None`` for all of them gives the plain mean.
+      weights: for each model a number, finite and not negative, such as how many examples it was
+        trained on if its Fisher is a mean over them; by default 1.
+
+    Returns:
+      A tree like the first model's parameters, in their dtypes. Of an ``nnx.Module`` it is the
+      state, for ``nnx.update(model, merged)``.
+
+    Raises:
+      ValueError: if there are no models or not as many Fishers or weights, for trees that differ,
+        or Fishers or weights that are negative or not finite; the message names the first path.
+      TypeError: if a parameter is not floating-point or complex.
+
+    Example:
+      >>> import jax.numpy as jnp, wpl_jax
+      >>> params = [{"w": jnp.array([0.0, 0.0])}, {"w": jnp.array([1.0, 1.0])}]
+      >>> fishers = [{"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([3.0, 0.0])}]
+      >>> print(wpl_jax.merge(params, fishers)["w"])  # of the second entry nobody knows more
+      [0.75 0.5 ]
+
+    References:
+      Matena and Raffel, `Merging Models with Fisher-Weighted Averaging
+      <https://arxiv.org/abs/2111.09832>`_, 2022
+    """
+    params = [parameters(tree) for tree in params]
+    if not params:
+        raise ValueError("params must be a sequence of at least one model's parameters, got none")
+    fishers = [1.0] * len(params) if fishers is None else list(fishers)
+    if len(fishers) != len(params):
+        raise ValueError(
+            f"fishers must be as many as the models, got {len(fishers)} for {len(params)}"
+        )
+    weights = _checked_weights(weights, len(params))
+    for i, (tree, fisher) in enumerate(zip(params, fishers, strict=True)):
+        _check_params(f"params[{i}]", tree)
+        _check_fisher(f"fishers[{i}]", fisher)
+    models = [_as_first(align, f"params[{i}]", p, params[0]) for i, p in enumerate(params)]
+    known = [_as_first(align_scalars, f"fishers[{i}]", f, params[0]) for i, f in enumerate(fishers)]
+    merged = [
+        _weighted_mean(of_models, of_fishers, weights)
+        for of_models, of_fishers in zip(
+            zip(*models, strict=True), zip(*known, strict=True), strict=True
+        )
+    ]
+    return jax.tree.unflatten(jax.tree.structure(params[0]), merged)
+
+
+def _weighted_mean(params, fishers, weights):
+    fishers = [f.astype(jnp.promote_types(f.dtype, jnp.float32)) for f in fishers]
+    fishers = [jnp.where((f >= 0) & (f < jnp.inf), f, 0) for f in fishers]
+    # Relative to the largest, no product overflows.
+    largest = functools.reduce(jnp.maximum, fishers)
+    known = largest > 0
+    shares = [
+        w * jnp.where(known, f / jnp.where(known, largest, 1), 1)
+        for f, w in zip(fishers, weights, strict=True)
+    ]
+    # Of models of which one counts, and the others have weight 0, nobody knows more either.
+    counts = functools.reduce(jnp.add, shares) > 0
+    shares = [jnp.where(counts, share, w) for share, w in zip(shares, weights, strict=True)]
+    total = functools.reduce(jnp.add, shares)
+
+    def part(share, param):
+        # What is not asked for may be anything, infinite for example.
+        return jnp.where(share > 0, share / total * param.astype(_wide(param)), 0)
+
+    mean = functools.reduce(jnp.add, map(part, shares, params))
+    return mean.astype(params[0].dtype)
+
+
+def _wide(x):
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _as_first(aligned, name, tree, first):
+    try:
+        return aligned(name, tree, first)
+    except ValueError as error:
+        text = str(error).replace("the parameters given to init have", "params[0] has")
+        raise ValueError(text) from None
+
+
+def _checked_weights(weights, n):
+    """Relative to the largest."""
+    weights = [1.0] * n if weights is None else list(weights)
+    if len(weights) != n or any(map(jnp.ndim, weights)):
+        shapes = [jnp.shape(w) for w in weights]
+        raise ValueError(f"weights must be {n} numbers, one a model, got shapes {shapes}")
+    if not any(isinstance(w, jax.core.Tracer) for w in weights):
+        values = [float(w) for w in weights]
+        if not (all(0 <= w < float("inf") for w in values) and any(values)):
+            raise ValueError(
+                f"weights must be finite and not negative, and not all 0, got {values}"
+            )
+    largest = functools.reduce(jnp.maximum, weights)
+    return [w / largest for w in weights]
+
+
+def _check_params(name, tree):
+    for path, leaf in leaves_by_path(tree).items():
+        if not is_hidden(leaf) and not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise TypeError(
+                f"{name} must be floating-point to have a mean, got {jnp.result_type(leaf)} at "
+                f"{path_name(path)}"
+            )
+
+
+def _check_fisher(name, tree):
+    for path, leaf in leaves_by_path(tree).items():
+        if is_hidden(leaf):
+            continue
+        if jnp.iscomplexobj(leaf):
+            raise ValueError(
+                f"{name} must be real, got {jnp.result_type(leaf)} at {path_name(path)}"
+            )
+        if isinstance(leaf, jax.core.Tracer):
+            continue
+        with jax.ensure_compile_time_eval():  # within jit too, what is known can be read
+            leaf = jnp.asarray(leaf)
+            wrong = ~((leaf >= 0) & (leaf < jnp.inf))
+            if jnp.any(wrong):
+                raise ValueError(
+                    f"{name} must be finite and not negative, got {leaf[wrong][0]} at "
+                    f"{path_name(path)}: look for overflow in the loss that it was computed from"
+                )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("search", "train_final", "compare", "two_models", "report")
+SCRIPTS = ("search", "train_final", "compare", "two_models", "importances", "report")
 
 
 def call(script, *flags):

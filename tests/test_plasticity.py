@@ -23,7 +23,6 @@ import wpl_jax
 LEARNING_RATE = 0.125
 STRENGTH = 4.0
 MAX = float(np.finfo(np.float32).max)
-AUTO = (jax.sharding.AxisType.Auto,)
 
 # --- A model, and the forms of the term around an optimiser ---------------------------------------
 
@@ -350,20 +349,6 @@ def test_no_overflow_at_the_anchor(strength, learning_rate):
     np.testing.assert_allclose(updates, expected, rtol=1e-6, atol=1e-36)
 
 
-@pytest.mark.parametrize("tx", [wpl_jax.add_plasticity(2.0), wpl_jax.proximal_plasticity(2.0, 0.5)])
-def test_mask_limits_the_term(tx):
-    opt_state = protected(tx)
-    mask = {
-        "hidden": {"kernel": jnp.array([[True], [False], [True]]), "bias": jnp.array(False)},
-        "gain": True,
-    }
-    everywhere, _ = tx.update(GRADS, opt_state, PARAMS)
-    inside, _ = jax.jit(tx.update)(GRADS, opt_state, PARAMS, mask=mask)
-    assert_close(inside, jax.tree.map(jnp.where, mask, everywhere, GRADS))
-    outside = jax.tree.map(lambda m, u: jnp.where(m, 0, u), mask, inside)
-    assert_same_bits(outside, jax.tree.map(lambda m, g: jnp.where(m, 0, g), mask, GRADS))
-
-
 # --- consolidate and flush ------------------------------------------------------------------------
 
 
@@ -432,32 +417,6 @@ EXPERTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "mask",
-    [
-        {
-            "experts": np.random.default_rng(0).random((4, 2, 3)) < 0.5,
-            "dense": {"kernel": np.eye(3, 2, dtype=bool), "bias": np.array([True, False])},
-        },
-        {"experts": np.array([True, False, False, True])[:, None, None], "dense": True},
-        {"experts": False, "dense": {"kernel": np.array([True, False]), "bias": True}},
-        True,
-        False,
-        None,
-    ],
-    ids=["whole", "broadcast", "prefix", "all", "nothing", "none"],
-)
-@pytest.mark.parametrize("traced", [False, True], ids=["", "traced"])
-def test_masks_of_every_kind(mask, traced):
-    old = protected(wpl_jax.add_plasticity(1.0), EXPERTS, normal_like(EXPERTS, 5), EXPERTS)
-    params, fisher = normal_like(EXPERTS, 10), jax.tree.map(jnp.abs, normal_like(EXPERTS, 20))
-    consolidate = jitted_consolidate() if traced else wpl_jax.consolidate
-    new = consolidate(old, params, fisher, mask=mask)
-    inside = jax.tree.broadcast(True if mask is None else mask, EXPERTS)
-    assert_same_bits(new.anchor, jax.tree.map(jnp.where, inside, params, old.anchor))
-    assert_same_bits(new.fisher, jax.tree.map(jnp.where, inside, fisher, old.fisher))
-
-
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e19, 1e30, 1e38])
 def test_max_norm_clips_each_tensor(scale, jit):
@@ -516,28 +475,6 @@ def test_consolidate_and_flush_change_the_plasticity_state_only(form):
     flushed = plasticity(wpl_jax.flush(opt_state))
     assert_same_bits(flushed.anchor, ANCHOR)
     assert not any(np.any(f) for f in jax.tree.leaves(flushed.fisher))
-
-
-@forms
-@pytest.mark.parametrize("how", ["init", "eager", "jit"])
-def test_params_and_state_can_both_be_donated(form, how):
-    """The state shares no buffer with the parameters."""
-    tx = form(sgd())
-    params = jax.tree.map(lambda p: jnp.array(p, copy=True), PARAMS)
-    opt_state = tx.init(params)
-    if how != "init":
-        consolidate = wpl_jax.consolidate if how == "eager" else jitted_consolidate()
-        opt_state = consolidate(opt_state, params, FISHER)
-    expected, _ = run(tx, params, opt_state, GRADS, steps=1)
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, opt_state):
-        updates, opt_state = tx.update(GRADS, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    new_params, _ = step(params, opt_state)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(params))
-    assert_close(new_params, expected)
 
 
 def test_a_strength_that_is_an_array_outlives_a_donated_state():
@@ -691,68 +628,12 @@ def test_no_fisher_is_computed_unless_asked_for():
     assert step.traces == 1
 
 
-@both_weights
-def test_extra_arguments_reach_the_inner_optimiser(form):
-    def update(updates, state, params=None, *, factor, **extra_args):
-        return jax.tree.map(lambda u: factor * u, updates), state
-
-    inner = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
-    tx = form(inner)
-    updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS, factor=3.0)
-    assert_close(updates, jax.tree.map(lambda g: 3.0 * g, GRADS))
-
-
 # --- Inside other transformations -----------------------------------------------------------------
-
-
-def jitted(tx):
-    return optax.GradientTransformationExtraArgs(tx.init, jax.jit(tx.update))
-
-
-WRAPPERS = {
-    "chain": lambda tx: optax.chain(optax.identity(), tx),
-    "named_chain": lambda tx: optax.named_chain(("first", optax.identity()), ("plastic", tx)),
-    "masked": lambda tx: optax.masked(tx, {"hidden": True, "gain": False}),
-    "masked_leaf": lambda tx: optax.masked(
-        tx, {"hidden": {"kernel": True, "bias": False}, "gain": True}
-    ),
-    "partition": lambda tx: optax.partition(
-        {"plastic": tx, "plain": optax.sgd(0.5)}, {"hidden": "plastic", "gain": "plain"}
-    ),
-    "MultiSteps": lambda tx: jitted(optax.MultiSteps(tx, 2)),
-    "apply_if_finite": lambda tx: jitted(optax.apply_if_finite(tx, 3)),
-}
-COVERED = {
-    "masked": ["hidden"],
-    "masked_leaf": ["gain"],
-    "partition": ["hidden"],
-}
-
-
-@forms
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_works_inside(form, wrapper):
-    """As without the wrapper, on the weights that it covers; consolidate is given whole trees."""
-    tx = form(sgd())
-    wrapped = WRAPPERS[wrapper](tx)
-    steps = 4 if wrapper == "MultiSteps" else 2
-    params, opt_state = run(wrapped, PARAMS, protected(wrapped), GRADS, steps)
-    expected, _ = run(tx, PARAMS, protected(tx), GRADS, steps=2)
-    free, _ = run(tx, PARAMS, tx.init(PARAMS), GRADS, steps=2)
-    for name in COVERED.get(wrapper, PARAMS):
-        assert_close(params[name], expected[name])
-        assert_differ(params[name], free[name])
-    assert optax.tree.get(opt_state, "rejected") == 0
-    if wrapper == "masked_leaf":
-        return
-    flushed, _ = run(wrapped, PARAMS, wpl_jax.flush(protected(wrapped)), GRADS, steps)
-    for name in COVERED.get(wrapper, PARAMS):
-        assert_close(flushed[name], free[name])
 
 
 def test_one_step_inside_a_chain():
     """weight_plasticity consolidates from inside, at the weights after the step."""
-    tx = WRAPPERS["chain"](weight(sgd()))
+    tx = optax.chain(optax.identity(), weight(sgd()))
     step = one_step(tx)
     params, opt_state = step(PARAMS, tx.init(PARAMS), BATCH, True)
     assert_differ(params, PARAMS)
@@ -843,37 +724,6 @@ def test_hyperparameters_can_be_injected(factory, hyperparams):
 # --- Dtypes and containers ------------------------------------------------------------------------
 
 
-@forms
-@pytest.mark.parametrize(
-    ("param_dtype", "grad_dtype", "fisher_dtype"),
-    [
-        (jnp.bfloat16, jnp.bfloat16, jnp.float32),
-        (jnp.bfloat16, jnp.float32, jnp.float32),
-        (jnp.float32, jnp.bfloat16, jnp.float32),
-        (jnp.float64, jnp.float64, jnp.float64),
-        (jnp.float64, jnp.float32, jnp.float64),
-    ],
-)
-def test_dtypes_are_the_documented_ones_and_stay(form, param_dtype, grad_dtype, fisher_dtype):
-    tx = form(optax.identity())
-    extra = {"batch": BATCH, "consolidate": True} if form in (weight, weight_proximal) else {}
-
-    def step(params, grads):
-        old = protected(tx, params)
-        return tx.init(params), old, *tx.update(grads, old, params, **extra)
-
-    with jax.enable_x64(param_dtype == jnp.float64):
-        params = jax.tree.map(lambda p: p.astype(param_dtype), PARAMS)
-        grads = jax.tree.map(lambda g: g.astype(grad_dtype), GRADS)
-        initial, old, updates, new = jax.eval_shape(step, params, grads)
-    chex.assert_trees_all_equal_shapes_and_dtypes(updates, grads)
-    chex.assert_trees_all_equal_shapes_and_dtypes(initial, old, new)
-    state = plasticity(new)
-    chex.assert_trees_all_equal_dtypes(state.anchor, params)
-    assert {f.dtype for f in jax.tree.leaves(state.fisher)} == {jnp.dtype(fisher_dtype)}
-    assert state.count.dtype == state.rejected.dtype == jnp.int32
-
-
 def test_float64_is_used_where_it_is_there():
     """A pull of 1e-12 of the weight is not lost."""
     with jax.enable_x64(True):
@@ -924,15 +774,6 @@ def test_params_may_be_in_any_container(form, container):
             tx, params_, protected(tx, params_, anchor_, fisher_), grads_, mask=mask_ or None
         )
         assert_close(jax.tree.leaves(new), expected)
-
-
-def test_updates_may_be_none_where_nothing_is_to_be_updated():
-    grads = {**GRADS, "gain": None}
-    for tx in (wpl_jax.add_plasticity(STRENGTH), wpl_jax.proximal_plasticity(STRENGTH, 0.1)):
-        updates, _ = tx.update(grads, protected(tx), PARAMS)
-        expected, _ = tx.update(GRADS, protected(tx), PARAMS)
-        assert updates["gain"] is None
-        assert_same_bits(updates["hidden"], expected["hidden"])
 
 
 # --- Flax and Orbax -------------------------------------------------------------------------------
@@ -1110,51 +951,6 @@ def test_vmap_over_strengths(form):
         assert_close(jax.tree.map(lambda r, i=i: r[i], results), step(strength))
 
 
-@pytest.mark.parametrize(
-    ("axis", "learning_rate"),
-    [(None, LEARNING_RATE), ("data", None)],
-    ids=["replicated", "sharded"],
-)
-def test_sharded_over_devices(axis, learning_rate):
-    """Data parallel, with replicated or sharded weights: the state lies where the weights do."""
-
-    def nll(params, example):
-        return 0.5 * jnp.square(jnp.tanh(params["w"] @ example["x"]).sum() - example["y"])
-
-    def step(params, opt_state, batch, last):
-        grads = jax.grad(lambda p: jax.vmap(nll, (None, 0))(p, batch).mean())(params)
-        updates, opt_state = tx.update(grads, opt_state, params, batch=batch, consolidate=last)
-        return optax.apply_updates(params, updates), opt_state
-
-    tx = wpl_jax.weight_plasticity(
-        sgd(),
-        strength=STRENGTH,
-        nll=nll,
-        fisher_decay=0.5,
-        max_norm=1.0,
-        learning_rate=learning_rate,
-    )
-    step = jax.jit(step)
-    params = {"w": normal(0, 8, 3)}
-    batch = {"x": normal(1, 16, 3), "y": normal(2, 16)}
-    mesh = jax.make_mesh((8,), ("data",), axis_types=AUTO)
-    layout = jax.NamedSharding(mesh, jax.P(axis))
-    sharded_params = jax.device_put(params, layout)
-    sharded_batch = jax.device_put(batch, jax.NamedSharding(mesh, jax.P("data")))
-    opt_state, sharded_state = tx.init(params), tx.init(sharded_params)
-    for last in (True, False, True):
-        state = plasticity(sharded_state)
-        for leaf in jax.tree.leaves((state.anchor, state.fisher, sharded_params)):
-            assert leaf.sharding.is_equivalent_to(layout, leaf.ndim)
-        params, opt_state = step(params, opt_state, batch, last)
-        sharded_params, sharded_state = step(sharded_params, sharded_state, sharded_batch, last)
-        assert_close(jax.device_get((sharded_params, sharded_state)), (params, opt_state))
-
-    eager = wpl_jax.consolidate(sharded_state, sharded_params, sharded_params)
-    for leaf in jax.tree.leaves((plasticity(eager).anchor, plasticity(eager).fisher)):
-        assert leaf.sharding.is_equivalent_to(layout, leaf.ndim)
-
-
 # --- Errors ---------------------------------------------------------------------------------------
 
 TX = wpl_jax.add_plasticity(1.0)
@@ -1187,13 +983,6 @@ TRANSPOSED = {**PARAMS, "hidden": jax.tree.map(jnp.transpose, PARAMS["hidden"])}
 def test_trees_that_do_not_match(call, tree, message):
     with pytest.raises(ValueError, match=message):
         call(tree)
-
-
-@pytest.mark.parametrize("form", [add, proximal, weight, weight_proximal])
-def test_params_are_required(form):
-    tx = form(optax.sgd(0.1))
-    with pytest.raises(ValueError, match=r"update\(grads, opt_state, params\)"):
-        tx.update(GRADS, tx.init(PARAMS))
 
 
 HYPERPARAMETERS = {
@@ -1252,32 +1041,6 @@ def test_consolidating_in_update_needs_batch_and_nll():
         weight(sgd()).update(GRADS, opt_state, PARAMS, consolidate=jnp.array(True))
     with pytest.raises(ValueError, match="microbatch_size must be at least 1"):
         weight(sgd(), microbatch_size=0)
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda mask: TX.update(GRADS, STATE, PARAMS, mask=mask),
-        lambda mask: wpl_jax.consolidate(STATE, PARAMS, FISHER, mask=mask),
-        lambda mask: weight(sgd()).update(GRADS, weight(sgd()).init(PARAMS), PARAMS, mask=mask),
-    ],
-    ids=["update", "consolidate", "weight_plasticity"],
-)
-@pytest.mark.parametrize(
-    ("mask", "message"),
-    [
-        ({"hidden": True}, r"no leaf at or above \['gain'\]"),
-        ({"hidden": 1.0, "gain": True}, r"booleans, got 1.0 at \['hidden'\]\['bias'\]"),
-        (
-            {"hidden": {"kernel": jnp.ones(3, bool), "bias": True}, "gain": True},
-            r"shape \(3,\) at \['hidden'\]\['kernel'\].*\(3, 2\)",
-        ),
-    ],
-    ids=["missing", "dtype", "shape"],
-)
-def test_masks_that_do_not_fit(call, mask, message):
-    with pytest.raises(ValueError, match=message):
-        call(mask)
 
 
 # --- Imports --------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def transformation(
         if state_type is ProximalState:
             _pulled.update((id(u), u) for u in new_updates if u is not None)
         new_state = state._replace(
-            count=optax.safe_increment(state.count), last_strength=jnp.array(eps, float)
+            count=optax.safe_increment(state.count), last_strength=_kept_like(state, eps)
         )
         return jax.tree.unflatten(jax.tree.structure(state.anchor), new_updates), new_state
 
@@ -137,6 +137,13 @@ def check_nonnegative(**named: Any) -> None:
 def real_dtype(dtype: Any) -> Any:
     """That of a number's absolute value."""
     return jnp.finfo(dtype).dtype if jnp.issubdtype(dtype, jnp.inexact) else dtype
+
+
+def _kept_like(state, eps):
+    """The strength as an array, of the type that the state's has on a mesh and in a shard_map."""
+    last = state.last_strength
+    eps = jnp.asarray(eps, last.dtype)
+    return jnp.where(last == last, eps, eps)
 
 
 # What came out of proximal terms and is still in use, by identity: a term after one is a mistake

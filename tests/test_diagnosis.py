@@ -278,6 +278,49 @@ def test_the_remedies_help():
         assert diagnose(of_strength(advised, fisher=fisher)).warnings() == []
 
 
+PLACES = {
+    "right: additive": (optax.chain(ADD, optax.adam(0.1)), None),
+    "right: proximal": (WRAPPERS["proximal"], None),
+    "right: clipped": (optax.chain(optax.clip(1.0), optax.chain(ADD, optax.sgd(0.1))), None),
+    "right: alone": (ADD, None),
+    "additive last": (optax.chain(optax.sgd(0.1), ADD), r"additive term is last.*chain\(add_pl"),
+    "proximal first": (
+        optax.chain(wpl_jax.proximal_plasticity(1.0, 0.1), optax.sgd(0.1)),
+        r"something follows the proximal term.*chain\(optimizer, proximal_plasticity",
+    ),
+}
+
+
+@pytest.mark.parametrize(("tx", "message"), PLACES.values(), ids=PLACES)
+def test_a_term_in_the_wrong_place_is_named(tx, message):
+    """Where it pushes away from the anchor; not for what else lies beside an optimiser's state."""
+    state = protected(tx)
+    for opt_state in (state, (state, jnp.array(3)), (state, optax.adam(0.1).init(PARAMS))):
+        if isinstance(state, wpl_jax.PlasticityState) and opt_state is not state:
+            continue
+        warnings = " ".join(diagnose(opt_state, learning_rate=1e-3).warnings())
+        assert re.search(message, warnings) if message else "chain" not in warnings
+
+
+@pytest.mark.parametrize("where", ["the parameters", "the anchor", "the gradients"])
+def test_what_is_not_finite_is_counted_and_left_out(where):
+    """In each member of a stacked state."""
+    trees = {"the parameters": PARAMS, "the anchor": ANCHOR, "the gradients": GRADS}
+    stacked = {name: jax.tree.map(lambda x: jnp.stack([x, x]), t) for name, t in trees.items()}
+    stacked[where]["bias"] = stacked[where]["bias"].at[1].set(jnp.nan)
+    states = jax.vmap(lambda p: ADD.init(p))(stacked["the parameters"])
+    fishers = jax.tree.map(lambda f: jnp.stack([f, f]), FISHER)
+    states = states._replace(
+        anchor=stacked["the anchor"], fisher=fishers, consolidations=jnp.ones(2, jnp.int32)
+    )
+    with jax.debug_nans(True):
+        found = diagnose(states, stacked["the parameters"], grads=stacked["the gradients"])
+    assert found.not_finite[where].tolist() == [0, 1]
+    (warning,) = found.warnings()
+    assert re.match(rf"model 1: not finite: 1 of {where};", warning)
+    assert str(found).startswith("model 0\nconsolidations: 1")
+
+
 def test_the_text_of_what_cannot_be_read_is_the_tuple():
     texts = []
 

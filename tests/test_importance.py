@@ -551,8 +551,12 @@ def test_in_an_nnx_optimizer():
     params = nnx.state(model, nnx.Param)
     total = sum(jnp.sum(x) for x in jax.tree.leaves(optimizer.opt_state.path_integral))
     np.testing.assert_allclose(total, values[0] - squared(model)[0], rtol=0.05)
-    importance, opt_state = wpl_jax.path_importance(optimizer.opt_state, params)
-    optimizer.opt_state = wpl_jax.consolidate(opt_state, params, importance, decay=1.0)
+    expected, _ = wpl_jax.path_importance(optimizer.opt_state, params)
+    importance, same = wpl_jax.path_importance(optimizer, model)  # which begins a new path
+    assert same is optimizer
+    assert not any(jnp.any(x) for x in jax.tree.leaves(optimizer.opt_state.path_integral))
+    jax.tree.map(np.testing.assert_array_equal, importance, expected)
+    wpl_jax.consolidate(optimizer, model, importance, decay=1.0)
     step(model, optimizer)
 
 

@@ -1007,6 +1007,18 @@ def test_hyperparameters_must_be_finite_and_not_negative(name, call, value):
 
 
 @pytest.mark.parametrize(("name", "call"), HYPERPARAMETERS.values(), ids=HYPERPARAMETERS)
+@pytest.mark.parametrize("value", ["1", {"w": 1.0}])
+def test_hyperparameters_must_be_numbers(name, call, value):
+    with pytest.raises(ValueError, match=f"{name} must be a number or an array of one, got"):
+        call(value)
+
+
+def test_a_schedule_must_give_a_scalar():
+    with pytest.raises(ValueError, match=r"a schedule must give a scalar, got one of shape \(2,\)"):
+        wpl_jax.add_plasticity(lambda count: jnp.ones(2)).init(PARAMS)
+
+
+@pytest.mark.parametrize(("name", "call"), HYPERPARAMETERS.values(), ids=HYPERPARAMETERS)
 @pytest.mark.parametrize("value", [np.ones(2), jnp.ones((1, 1))])
 def test_hyperparameters_must_be_scalars(name, call, value):
     with pytest.raises(ValueError, match=rf"{name} must be a scalar, .* \({value.shape[0]},"):

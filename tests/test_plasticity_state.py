@@ -117,6 +117,23 @@ def test_a_scalar_protects_all_below_it():
     assert all((leaf == 1).all() for leaf in jax.tree.leaves(protected(tx, fisher=1.0).fisher))
 
 
+def test_a_scalar_above_what_is_hidden_protects_what_is_not():
+    covers = {"trunk": {"kernel": True, "bias": True}, "head": False}
+    tx = optax.masked(wpl_jax.add_plasticity(1.0), covers)
+    opt_state = wpl_jax.consolidate(tx.init(PARAMS), PARAMS, {"trunk": 3.0, "head": 5.0})
+    fisher = wpl_jax.get_plasticity(opt_state).fisher
+    assert all((leaf == 3).all() for leaf in jax.tree.leaves(fisher))
+
+
+def test_other_numbers_of_members_are_refused():
+    tx = wpl_jax.add_plasticity(1.0)
+    one, three = tx.init(jnp.ones(2)), jax.vmap(tx.init)(jnp.ones((3, 2)))
+    with pytest.raises(ValueError, match=r"stacked models of shape \(3,\), opt_state of \(\)"):
+        wpl_jax.put_plasticity(one, three)
+    with pytest.raises(ValueError, match=r"of shape \(\), opt_state of \(3,\).*jnp.stack"):
+        wpl_jax.put_plasticity(three, one)
+
+
 @pytest.mark.parametrize(
     ("fisher", "message"),
     [
@@ -175,6 +192,34 @@ def test_what_a_narrow_dtype_holds_is_not_rounded():
     np.testing.assert_array_equal(state.fisher.astype(float), fisher)
 
 
+def test_derivatives_pass_a_narrow_state():
+    """That of a rounded number is that of the number, whether or not it is consolidated."""
+
+    def after(params, last, **dtypes):
+        tx = wpl_jax.weight_plasticity(
+            optax.sgd(0.1), strength=1.0, nll=lambda p, x: (p @ x) ** 2, **dtypes
+        )
+        state = tx.init(jnp.ones(2))
+        _, state = tx.update(params, state, params, batch=jnp.eye(2), consolidate=last)
+        return tx.update(params, state, 2 * params)[0].sum()
+
+    for last in (False, True):
+        wide, narrow = (
+            jax.grad(after)(jnp.ones(2), last, **dtypes)
+            for dtypes in ({}, {"fisher_dtype": jnp.bfloat16})
+        )
+        np.testing.assert_allclose(wide, narrow, rtol=1e-2)
+
+
+def test_integers_have_a_mean_too():
+    params = {"w": jnp.ones(2), "steps": jnp.array(3)}
+    state = wpl_jax.add_plasticity(1.0).init(params)
+    state = wpl_jax.consolidate(state, params, 1.0)
+    later = {"w": jnp.ones(2), "steps": jnp.array(8)}
+    state = wpl_jax.consolidate(state, later, 3.0, decay=1.0, anchor="mean")
+    assert state.anchor["steps"] == 7 and state.anchor["steps"].dtype == jnp.int32
+
+
 def test_the_bytes_of_a_state():
     """With bfloat16 parameters: a Fisher and an anchor of 2 bytes a weight each, not of 4 and 2."""
     params = jnp.zeros(1000, jnp.bfloat16)
@@ -203,6 +248,17 @@ def to_host(state):
         state,
         is_leaf=lambda s: isinstance(s, wpl_jax.PlasticityState),
     )
+
+
+@pytest.mark.parametrize("jit", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_parameters_on_the_host_and_states_to_and_from_it(jit):
+    tx, params = wpl_jax.add_plasticity(1.0), jnp.ones(2)
+    there = jax.device_put(params, params.sharding.with_memory_kind("pinned_host"))
+    state = jit(wpl_jax.consolidate)(tx.init(params), there, there)
+    np.testing.assert_array_equal(state.fisher, params)
+    assert kinds(jit(wpl_jax.put_plasticity)(to_host(tx.init(params)), state)) == {"pinned_host"}
+    assert kinds(jit(wpl_jax.put_plasticity)(tx.init(params), to_host(state))) == {"device"}
+    np.testing.assert_array_equal(jit(wpl_jax.merge)([there, 3 * params]), [2.0, 2.0])
 
 
 def kinds(opt_state):

@@ -268,15 +268,16 @@ proximal_plasticity, which is stable at any strength, or strength <= 8
 
 
 def _is_misplaced(opt_state, path, state):
-    """Whether a term is not where it belongs in the chains that it sits in.
+    """Whether a term is not where it belongs in the chain that it sits in.
 
-    The state of a chain is a tuple of states, which are tuples themselves.
+    The state of a chain is a tuple of states, which are tuples themselves. Those further out are
+    not looked at: a tuple may also hold the states of two optimisers.
     """
     before = after = False
     for key in path:
         if type(opt_state) is tuple:
-            before |= any(isinstance(s, tuple) for s in opt_state[: key.idx])
-            after |= any(isinstance(s, tuple) for s in opt_state[key.idx + 1 :])
+            before = any(isinstance(s, tuple) for s in opt_state[: key.idx])
+            after = any(isinstance(s, tuple) for s in opt_state[key.idx + 1 :])
         opt_state = _child(opt_state, key)
         if opt_state is None:
             break

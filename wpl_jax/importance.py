@@ -38,6 +38,7 @@ from wpl_jax.fisher.estimators import (
     _widen,
 )
 from wpl_jax.fisher.program import held_bytes
+from wpl_jax.modules import is_optimizer, parameters
 from wpl_jax.plasticity import PlasticityState
 from wpl_jax.trees import align, is_hidden, path_name
 
@@ -242,7 +243,7 @@ def path_importance(
 
     Args:
       opt_state: any tree that holds one :class:`PathIntegralState`, as for
-        :func:`~wpl_jax.consolidate`.
+        :func:`~wpl_jax.consolidate`; an ``nnx.Optimizer`` is changed in place and returned.
       params: the weights at the end of the task; whole trees, as in :func:`~wpl_jax.consolidate`.
       damping: ξ > 0, in squared units of the parameters: bounds the importance of weights that have
         hardly moved.
@@ -269,6 +270,10 @@ def path_importance(
       [0. 0.] [1. 0.]
     """
     _check_damping(damping)
+    if is_optimizer(opt_state):  # of NNX: changed in place, as consolidate does
+        params = parameters(params, opt_state)
+        found, opt_state.opt_state = path_importance(opt_state.opt_state, params, damping=damping)
+        return found, opt_state
     state = _find_path(opt_state)
     _check_outermost(opt_state, state)
     aligned = align("params", params, state.start)
@@ -331,6 +336,8 @@ def _add_step(path_integral, gradient, update, param):
 
 def _rounded(x):
     """Rounded to its dtype for certain: within a compiled program XLA may leave that out."""
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return x
     info = jnp.finfo(x.dtype)
     return x if info.bits >= 32 else jax.lax.reduce_precision(x, info.nexp, info.nmant)
 

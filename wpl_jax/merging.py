@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from wpl_jax.modules import parameters
-from wpl_jax.trees import align, align_scalars, is_hidden, leaves_by_path, path_name
+from wpl_jax.trees import align, align_scalars, is_hidden, leaves_by_path, path_name, to_device
 
 __all__ = ["merge"]
 
@@ -122,7 +122,7 @@ def _wide(x):
 
 def _as_first(aligned, name, tree, first):
     try:
-        return aligned(name, tree, first)
+        return list(map(to_device, aligned(name, tree, first)))
     except ValueError as error:
         text = str(error).replace("the parameters given to init have", "params[0] has")
         raise ValueError(text) from None

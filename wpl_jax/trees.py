@@ -87,6 +87,9 @@ def align_scalars(name: str, tree: chex.ArrayTree, reference: chex.ArrayTree) ->
                 f"parameters given to init have a tree: only a scalar stands for all of it"
             )
         leaves.append(_place(name, path, leaf, reference_leaf, broadcast=np.ndim(leaf) == 0))
+    # A scalar above nothing but what is hidden stands for none of it.
+    hidden = [path for path, leaf in leaves_by_path(reference).items() if is_hidden(leaf)]
+    used.update(path[:k] for path in hidden for k in range(len(path)))
     _refuse_further(name, {path: leaf for path, leaf in given.items() if path not in used})
     return leaves
 
@@ -122,7 +125,12 @@ def align_mask(mask: chex.ArrayTree | None, reference: chex.ArrayTree) -> list:
 def resolve_mask(mask: Any, params: chex.ArrayTree) -> chex.ArrayTree | None:
     """The mask, or what it gives for ``params`` if it is a function of them, as in optax."""
     # A module of Equinox is callable as well, but a tree.
-    return mask(params) if callable(mask) and jax.tree_util.all_leaves([mask]) else mask
+    if not (callable(mask) and jax.tree_util.all_leaves([mask])):
+        return mask
+    found = mask(params)
+    if found is None:
+        raise ValueError(f"the mask {mask} must return a tree of booleans for params, got None")
+    return found
 
 
 def place_like(leaf: jax.Array, reference: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from wpl_jax.fisher.backward import varying_axes
@@ -17,7 +18,15 @@ from wpl_jax.plasticity.term import (
     importance,
     zeros_in_place,
 )
-from wpl_jax.trees import align, align_mask, align_scalars, resolve_mask, store_like, to_device
+from wpl_jax.trees import (
+    align,
+    align_mask,
+    align_scalars,
+    place_like,
+    resolve_mask,
+    store_like,
+    to_device,
+)
 
 __all__ = ["consolidate", "flush"]
 
@@ -35,7 +44,7 @@ def consolidate(
     """Protect ``params`` from now on: the anchor moves to them and their Fisher enters ``F``.
 
     Call it when a model has been trained, before the next one is. What is not finite, or negative,
-    never enters the state. Such an entry of ``fisher`` counts as 0, and where a parameter is not
+    does not enter the state. Such an entry of ``fisher`` counts as 0, and where a parameter is not
     finite, anchor and ``F`` stay as they were. The number of both is added to ``rejected`` of the
     :class:`PlasticityState` (``optax.tree.get(opt_state, "rejected")``).
 
@@ -46,7 +55,9 @@ def consolidate(
       everything is pulled to, as in the paper and in online EWC (Schwarz et al., 2018).
     * ``anchor="mean"``: ``anchor <- (d F anchor + f params) / (d F + f)``, and ``F <- d F + f``.
       The term is then, but for a constant, the sum of every model's own quadratic penalty, each
-      times ``d`` for each model after it: with ``d = 1``, EWC (Kirkpatrick et al., 2017).
+      times ``d`` for each model after it: with ``d = 1``, EWC (Kirkpatrick et al., 2017). (Where
+      ``F`` is exactly 0 the anchor of earlier models is not remembered, and so not what derivatives
+      by their Fishers or by ``d`` would need of it.)
 
     How large the entries may get is the caller's choice. ``max_norm`` clips each tensor's norm; a
     Fisher divided by its mean beforehand makes strengths comparable between models.
@@ -122,7 +133,8 @@ def flush(opt_state: chex.ArrayTree) -> chex.ArrayTree:
 
 def check_consolidation(anchor: str, decay: Any, max_norm: Any, decay_name: str = "decay") -> None:
     """Refuse options that are known to be wrong."""
-    check_nonnegative(**{decay_name: decay, "max_norm": max_norm})
+    given = {decay_name: decay, "max_norm": max_norm}
+    check_nonnegative(**{name: value for name, value in given.items() if value is not None})
     if anchor not in ("latest", "mean"):
         raise ValueError(f'anchor must be "latest" or "mean", got {anchor!r}')
     if anchor == "mean" and decay is None:
@@ -161,7 +173,7 @@ def consolidated(
             kept = jnp.zeros([], new.dtype)
             if decay is not None:
                 # One that is traced cannot be refused, and must not make F negative.
-                share = jnp.asarray(decay)
+                share = jnp.asarray(decay, importance(old).dtype)
                 kept = importance(old) * jnp.where((share >= 0) & (share < jnp.inf), share, 0)
             new_anchor = param
             if anchor == "mean":
@@ -182,8 +194,8 @@ def consolidated(
         of_one_model = jax.vmap(of_one_model)
     anchors, olds = jax.tree.leaves(state.anchor), jax.tree.leaves(state.fisher)
     new_anchors, new_fishers, rejected = of_one_model(
-        align("params", params, state.anchor),
-        align_scalars("fisher", fisher, state.anchor),
+        list(map(to_device, align("params", params, state.anchor))),
+        list(map(to_device, align_scalars("fisher", fisher, state.anchor))),
         list(map(to_device, anchors)),
         list(map(to_device, olds)),
         align_mask(mask, state.anchor),
@@ -211,6 +223,11 @@ def _accept(new, param, anchor, old, inside):
         raise ValueError(
             f"fisher must be real, got {new.dtype}: of a complex parameter, the mean squared "
             "absolute value of the gradient"
+        )
+    if jnp.iscomplexobj(param) and not jnp.iscomplexobj(anchor):
+        raise ValueError(
+            f"params are {param.dtype} where those given to init were {anchor.dtype}: initialise "
+            "the optimiser with the parameters that it is used for"
         )
     # What overflows in the dtype of the state is not finite there.
     valid = (new >= 0) & (new <= jnp.finfo(old.dtype).max)
@@ -257,14 +274,34 @@ def _round(x, dtype, key):
     """Round to a narrower dtype up or down at random, so that the mean is ``x``.
 
     Rounded to the nearest, a sum would stop to grow, or a mean to move, once what is added to it is
-    less than half of the distance to the next number.
+    less than half of the distance to the next number. The derivative is that of ``x``.
     """
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return jnp.round(x).astype(dtype)
     if jnp.iscomplexobj(x) or jnp.finfo(dtype).nmant >= jnp.finfo(x.dtype).nmant:
         return x.astype(dtype)
     nearest = x.astype(dtype)
-    error = x - nearest.astype(x.dtype)
-    direction = jnp.where(error > 0, jnp.inf, -jnp.inf).astype(dtype)
-    other = jnp.nextafter(nearest, direction)
-    gap = jnp.abs(other.astype(x.dtype) - nearest.astype(x.dtype))
+    fixed = jax.lax.stop_gradient(nearest)
+    error = jax.lax.stop_gradient(x) - fixed.astype(x.dtype)
+    other = jnp.nextafter(fixed, jnp.where(error > 0, jnp.inf, -jnp.inf).astype(dtype))
+    gap = jnp.abs(other.astype(x.dtype) - fixed.astype(x.dtype))
     share = jnp.abs(error) / jnp.where(gap > 0, gap, 1)
-    return jnp.where(jax.random.uniform(key, x.shape) < share, other, nearest)
+    step = jnp.where(_uniform(key, share) < share, other - fixed, 0)
+    return nearest + step.astype(dtype)
+
+
+def _uniform(key, like):
+    """Numbers in [0, 1), each a hash (MurmurHash3's finaliser) of the key and its entry's index.
+
+    Those of ``jax.random`` would be as good, and take more memory than the state that they round.
+    """
+    bits = jnp.broadcast_to(jax.random.bits(key), like.shape)
+    stride = 0x9E3779B9
+    for axis in reversed(range(like.ndim)):
+        index = jax.lax.broadcasted_iota(jnp.uint32, like.shape, axis)
+        bits += index * np.uint32(stride % 2**32)
+        stride *= like.shape[axis]
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        bits = (bits ^ (bits >> shift)) * np.uint32(factor)
+    bits = place_like(bits ^ (bits >> 16), like)
+    return (bits >> 8).astype(like.dtype) * 2.0**-24

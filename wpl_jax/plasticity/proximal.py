@@ -76,6 +76,8 @@ def proximal_plasticity(
 
     def apply(updates, term, count):
         rate = value_at(learning_rate, count) * term.strength
+        if isinstance(rate, float):  # which float32 may not hold
+            rate = min(rate, float(jnp.finfo(jnp.float32).max))
         return _pulled(updates, rate, term.fishers, term.distances)
 
     return transformation(ProximalState, strength, apply, fisher_dtype, anchor_dtype)

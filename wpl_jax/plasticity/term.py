@@ -120,14 +120,23 @@ def zeros_in_place(leaf: jax.Array, dtype: Any) -> jax.Array:
 
 def value_at(scalar_or_schedule: ScalarOrSchedule, count: Any) -> jax.typing.ArrayLike:
     """The number, or what the schedule gives at ``count``."""
-    return scalar_or_schedule(count) if callable(scalar_or_schedule) else scalar_or_schedule
+    if not callable(scalar_or_schedule):
+        if isinstance(scalar_or_schedule, (int, float)):  # of any size, which no array would hold
+            return min(float(scalar_or_schedule), float(jnp.finfo(jnp.result_type(float)).max))
+        return scalar_or_schedule
+    value = scalar_or_schedule(count)
+    if jnp.ndim(value):
+        raise ValueError(f"a schedule must give a scalar, got one of shape {jnp.shape(value)}")
+    return value
 
 
 def check_nonnegative(**named: Any) -> None:
     """Refuse what is known to be wrong; schedules and traced values cannot be read here."""
     for name, value in named.items():
-        if value is None or callable(value) or isinstance(value, jax.core.Tracer):
+        if callable(value) or isinstance(value, jax.core.Tracer):
             continue
+        if not isinstance(value, (bool, int, float, np.ndarray, np.generic, jax.Array)):
+            raise ValueError(f"{name} must be a number or an array of one, got {value!r}")
         if np.ndim(value) != 0:
             raise ValueError(f"{name} must be a scalar, got an array of shape {np.shape(value)}")
         if not 0 <= float(value) < float("inf"):

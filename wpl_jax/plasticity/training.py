@@ -127,6 +127,10 @@ def weight_plasticity(
     def update_fn(
         updates, state, params=None, *, batch=None, consolidate=False, mask=None, **extra_args
     ):
+        if jnp.ndim(consolidate):
+            raise ValueError(
+                f"consolidate must be one boolean, got an array of shape {jnp.shape(consolidate)}"
+            )
         known = not isinstance(consolidate, jax.core.Tracer)
         asked = bool(consolidate) if known else True
         if asked:
@@ -185,6 +189,8 @@ def _keep_memory(inner, params, insides, new, old):
     def mask_of(leaf, i):
         if is_hidden(leaf):
             return leaf
+        if i.ndim and leaf.shape[-i.ndim :] == i.shape:
+            return jnp.broadcast_to(i, leaf.shape)  # L-BFGS has several of each
         # Memory that weights share (adafactor's factors) moves with any of them.
         return i if leaf.shape == i.shape else jnp.any(i)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from wpl_jax.modules import arrays
 from wpl_jax.plasticity.consolidation import consolidated
 from wpl_jax.plasticity.state import PlasticityState, find, replace, scalar
-from wpl_jax.trees import is_hidden, leaves_by_path, path_name
+from wpl_jax.trees import is_hidden, leaves_by_path, path_name, to_device
 
 __all__ = ["get_plasticity", "put_plasticity"]
 
@@ -54,7 +54,8 @@ def put_plasticity(opt_state: chex.ArrayTree, plasticity: chex.ArrayTree) -> che
       ``opt_state`` with a new plasticity state in it. Its structure and dtypes do not change.
 
     Raises:
-      ValueError: if either holds no plasticity state or several.
+      ValueError: if either holds no plasticity state or several, or if they are of different
+        numbers of stacked models.
 
     Warns:
       UserWarning: with the paths of what was dropped.
@@ -73,6 +74,13 @@ def put_plasticity(opt_state: chex.ArrayTree, plasticity: chex.ArrayTree) -> che
       {'head': Array([0., 0., 0.], dtype=float32), 'trunk': Array([2., 2.], dtype=float32)}
     """
     source = get_plasticity(plasticity)
+    members, ours = (jnp.shape(scalar(s.count)) for s in (source, get_plasticity(opt_state)))
+    if members != ours:
+        raise ValueError(
+            f"plasticity is of stacked models of shape {members}, opt_state of {ours}: take one, "
+            "jax.tree.map(lambda x: x[i], plasticity), or stack it, "
+            "jax.tree.map(lambda x: jnp.stack([x] * n), plasticity)"
+        )
     anchors, fishers = leaves_by_path(source.anchor), leaves_by_path(source.fisher)
     given = {
         path: (anchors[path], fisher)
@@ -118,7 +126,7 @@ def _bring(leaf, reference):
     if any(
         isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array) for x in (leaf, reference)
     ):
-        return leaf
+        return to_device(jnp.asarray(leaf))
     return jax.device_put(leaf, reference.sharding.with_memory_kind("device"))
 
 

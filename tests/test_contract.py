@@ -90,13 +90,9 @@ TRANSFORMATIONS = {
     "weight_proximal": Row(weight_proximal, implicit=True, trains=True),
     "synaptic_intelligence": Row(path_integral, implicit=False),
     "add_scheduled": Row(add, implicit=False, strength=schedule),
-    "proximal_scheduled": Row(proximal, implicit=True, strength=schedule),
-    "weight_scheduled": Row(weight, implicit=False, trains=True, strength=schedule),
     "weight_proximal_scheduled": Row(weight_proximal, True, trains=True, strength=schedule),
-    "add_narrow": Row(add, implicit=False, dtypes=NARROW),
     "proximal_narrow": Row(proximal, implicit=True, dtypes=NARROW),
     "weight_narrow": Row(weight, implicit=False, trains=True, dtypes=NARROW),
-    "weight_proximal_narrow": Row(weight_proximal, implicit=True, trains=True, dtypes=NARROW),
 }
 
 

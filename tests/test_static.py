@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from haste import jit
 
 from benchmarks import static
 from wpl_jax.spaces.micro_cnn import MicroCNN
@@ -26,10 +27,10 @@ def test_a_recurrent_cell_written_out():
     architecture, params = sampled(space)
     words = jax.random.randint(KEY, (3, 8), 0, 11)
     hidden = jnp.ones((3, 6)) / 4
-    written_out = jax.value_and_grad(static.rnn_loss(space, architecture), has_aux=True)
+    written_out = jit(jax.value_and_grad(static.rnn_loss(space, architecture), has_aux=True))
     own = static.rnn_params(space, params, architecture)
     actual, grads = written_out(own, words, hidden)
-    expected, all_grads = jax.value_and_grad(space.loss, has_aux=True)(
+    expected, all_grads = jit(jax.value_and_grad(space.loss, has_aux=True))(
         params, architecture, words, hidden, KEY
     )
     chex.assert_trees_all_close(actual, expected, rtol=1e-5)
@@ -42,9 +43,9 @@ def test_a_network_written_out():
     architecture, params = sampled(space)
     images, labels = jax.random.normal(KEY, (4, 8, 8, 2)), jnp.arange(4) % 3
     own = static.cnn_params(space, params, architecture)
-    written_out = jax.jit(jax.value_and_grad(static.cnn_loss(space, architecture)))
+    written_out = jit(jax.value_and_grad(static.cnn_loss(space, architecture)))
     actual, grads = written_out(own, (images, labels))
-    (expected, _), all_grads = jax.jit(jax.value_and_grad(space.loss, has_aux=True))(
+    (expected, _), all_grads = jit(jax.value_and_grad(space.loss, has_aux=True))(
         params, architecture, (images, labels)
     )
     chex.assert_trees_all_close(actual, expected, rtol=1e-5)

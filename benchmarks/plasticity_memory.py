@@ -18,6 +18,10 @@ from benchmarks.timing import Steps, cells, compare, report
 
 STRENGTH = 10.0
 COLUMNS = ("", "MiB of the state", "times the parameters", "ms a step", "ratio", "quartiles")
+TEXT = (
+    "Each row with plasticity ran in turn with a run without of its own, to which its ratio is "
+    "taken; the first row is that of the second."
+)
 ROWS = {
     "": {},
     "Fisher in bfloat16": {"fisher_dtype": jnp.bfloat16},
@@ -72,7 +76,7 @@ def table(dtype, sizes=GPT2, repeats=11):
             measured["cells"] = [measured["name"], *text, milliseconds, ratio, quartiles]
         rows += [row] if rows else [baseline, row]
     title = f"{size / 1e6:,.0f} million parameters in {dtype.__name__}"
-    return {"title": title, "turns": repeats, "columns": COLUMNS, "rows": rows}
+    return {"title": title, "text": TEXT, "turns": repeats, "columns": COLUMNS, "rows": rows}
 
 
 if __name__ == "__main__":

@@ -178,11 +178,10 @@ def consolidated(
             new_anchor = param
             if anchor == "mean":
                 new_anchor = _weighted_mean(old_anchor, kept, param, new)
-            key = jax.random.fold_in(jax.random.key(consolidations), i)
             total = jnp.minimum(kept + new, jnp.finfo(old.dtype).max)
-            total = _round(total, old.dtype, key)
+            total = _round(total, old.dtype, consolidations, 2 * i)
             if anchor == "mean":
-                new_anchor = _round(new_anchor, old_anchor.dtype, jax.random.fold_in(key, 0))
+                new_anchor = _round(new_anchor, old_anchor.dtype, consolidations, 2 * i + 1)
             new_anchor = new_anchor.astype(old_anchor.dtype)
             new_anchors.append(jnp.where(inside, new_anchor, old_anchor))
             new_fishers.append(jnp.where(inside, total, old))
@@ -270,7 +269,7 @@ def _clip_norm(x, max_norm, axes):
     return jnp.where(too_long, scaled * (max_norm / norm), x)
 
 
-def _round(x, dtype, key):
+def _round(x, dtype, seed, number):
     """Round to a narrower dtype up or down at random, so that the mean is ``x``.
 
     Rounded to the nearest, a sum would stop to grow, or a mean to move, once what is added to it is
@@ -286,6 +285,7 @@ def _round(x, dtype, key):
     other = jnp.nextafter(fixed, jnp.where(error > 0, jnp.inf, -jnp.inf).astype(dtype))
     gap = jnp.abs(other.astype(x.dtype) - fixed.astype(x.dtype))
     share = jnp.abs(error) / jnp.where(gap > 0, gap, 1)
+    key = jax.random.fold_in(jax.random.key(seed), number)
     step = jnp.where(_uniform(key, share) < share, other - fixed, 0)
     return nearest + step.astype(dtype)
 

@@ -1,6 +1,7 @@
 """What all tests share: compiled programs, 8 CPU devices, no silent rank promotion, real data."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -19,6 +20,10 @@ import pytest
 # Before JAX starts. Arrays still go to the first device unless a test says otherwise.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+# Programs live as long as the tests, in millions of objects: looking through them all is slow.
+gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture(scope="session")

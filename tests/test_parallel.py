@@ -102,6 +102,7 @@ def test_no_device_computes_with_a_whole_batch(name):
     assert arrays_with_axis(together, BATCH // 8) and "all-reduce" in together
 
 
+@pytest.mark.slow
 def test_convolutional_cells_on_eight_devices():
     """Augmentation, loss and gradient, which compile in a fraction of the time of a search."""
     actions = jnp.arange(len(CNN.decisions)) % jnp.array(CNN.decisions)

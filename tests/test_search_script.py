@@ -309,6 +309,7 @@ def two_processes(command, environment, stop=False):
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_resume_and_find_what_one_does(
     finished, flags, tmp_path, compiled_programs
 ):

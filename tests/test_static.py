@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from haste import jit
 
 from benchmarks import static
@@ -38,6 +39,7 @@ def test_a_recurrent_cell_written_out():
     chex.assert_trees_all_close(grads, expected, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_network_written_out():
     space = MicroCNN(classes=3, image_shape=(8, 8, 2), nodes=3, channels=2, cells=1, groups=1)
     architecture, params = sampled(space)

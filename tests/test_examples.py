@@ -123,7 +123,13 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+SLOW = ("data_parallel", "equinox_model", "finetune_backbone", "merge_models", "save_and_restore")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in PROGRAMS],
+)
 def test_prints_what_it_shows(name):
     CHECKS[name](run(name))
 

@@ -1172,6 +1172,7 @@ def photographs(seed, batches):
     return jnp.array(images), jnp.array(rng.integers(3, size=(batches, BATCH)), jnp.int32)
 
 
+@pytest.mark.slow
 def test_a_search_changes_what_it_samples_and_nothing_else():
     """Not by momentum, weight decay or plasticity; in one program; every number finite."""
     data = Data(photographs(0, 3), photographs(1, 2))

@@ -199,6 +199,7 @@ def of_images(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_cells_for_images_are_searched_for_by_the_same_script(of_images):
     names = {path.name for path in of_images.iterdir()}
     assert {"normal_cell.dot", "reduction_cell.dot", "cell.png", "curves.png"} <= names

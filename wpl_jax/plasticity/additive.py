@@ -11,6 +11,7 @@ from wpl_jax.modules import parameters
 from wpl_jax.plasticity.state import PlasticityState, find, scalar
 from wpl_jax.plasticity.term import (
     ScalarOrSchedule,
+    capped,
     check_nonnegative,
     differentiated_as,
     distance,
@@ -74,7 +75,7 @@ def add_plasticity(
     return transformation(
         PlasticityState,
         strength,
-        lambda updates, term, count: _added(updates, *term),
+        lambda updates, term, count: _added(updates, capped(term.strength), *term[1:]),
         fisher_dtype,
         anchor_dtype,
     )
@@ -115,7 +116,7 @@ def plasticity_loss(
     distances = map(distance, params, jax.tree.leaves(state.anchor))
 
     def of_one_model(fishers, distances, count):
-        return value_at(strength, count) / 2 * _squares(fishers, distances)
+        return capped(value_at(strength, count)) / 2 * _squares(fishers, distances)
 
     count = scalar(state.count)
     for _ in range(count.ndim):

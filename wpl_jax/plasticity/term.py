@@ -41,7 +41,9 @@ def transformation(
             fisher=jax.tree.map(lambda p: _no_fisher(p, fisher_dtype), params),
             rejected=jnp.zeros([], jnp.int32),
             consolidations=jnp.zeros([], jnp.int32),
-            last_strength=jnp.array(value_at(strength, 0), float),  # a copy, as the anchor is
+            last_strength=jnp.array(
+                capped(value_at(strength, 0)), float
+            ),  # a copy, as the anchor is
         )
 
     def update_fn(updates, state, params=None, *, mask=None, **extra_args):
@@ -113,6 +115,13 @@ def differentiated_as(formula: Callable) -> Callable[[Callable], Callable]:
     return decorate
 
 
+def capped(value: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+    """A Python number that no array would hold as the largest that one does."""
+    if isinstance(value, float):
+        return min(value, float(jnp.finfo(jnp.result_type(float)).max))
+    return value
+
+
 def zeros_in_place(leaf: jax.Array, dtype: Any) -> jax.Array:
     """Zeros that, under ``jit`` as well, lie where ``leaf`` does: they are computed of it."""
     return jnp.where(leaf == leaf, jnp.zeros([], dtype), jnp.zeros([], dtype))
@@ -121,8 +130,8 @@ def zeros_in_place(leaf: jax.Array, dtype: Any) -> jax.Array:
 def value_at(scalar_or_schedule: ScalarOrSchedule, count: Any) -> jax.typing.ArrayLike:
     """The number, or what the schedule gives at ``count``."""
     if not callable(scalar_or_schedule):
-        if isinstance(scalar_or_schedule, (int, float)):  # of any size, which no array would hold
-            return min(float(scalar_or_schedule), float(jnp.finfo(jnp.result_type(float)).max))
+        if isinstance(scalar_or_schedule, int):
+            return float(scalar_or_schedule)  # JAX would take it for an int32
         return scalar_or_schedule
     value = scalar_or_schedule(count)
     if jnp.ndim(value):
@@ -151,7 +160,7 @@ def real_dtype(dtype: Any) -> Any:
 def _kept_like(state, eps):
     """The strength as an array, of the type that the state's has on a mesh and in a shard_map."""
     last = state.last_strength
-    eps = jnp.asarray(eps, last.dtype)
+    eps = jnp.asarray(capped(eps), last.dtype)
     return jnp.where(last == last, eps, eps)
 
 

@@ -4,11 +4,11 @@ import json
 import math
 import shlex
 
+import haste
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import cells, train_final
 from experiments.configs.train_final import PRESETS, CNNFinal
@@ -29,20 +29,8 @@ STEPS = 6
 @pytest.fixture(scope="module", autouse=True)
 def compiled_in_haste(tmp_path_factory):
     """Programs are compiled once and in haste: a run is compiling and a moment of training."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    with haste.compiled_once(tmp_path_factory.mktemp("compiled")) as variables:
+        yield variables
 
 
 @pytest.fixture(scope="module", autouse=True)

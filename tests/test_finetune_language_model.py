@@ -4,11 +4,11 @@ import functools
 import json
 import math
 
+import haste
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 import wpl_jax
 from examples.finetune_language_model import __main__ as command
@@ -35,20 +35,8 @@ def killed_at(monkeypatch, where, name, call):
 @pytest.fixture(scope="module", autouse=True)
 def compiled_in_haste(tmp_path_factory):
     """Nearly all of the time is the compiler's: programs are compiled once, and in haste."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    with haste.compiled_once(tmp_path_factory.mktemp("compiled")) as variables:
+        yield variables
 
 
 @pytest.fixture(scope="module")

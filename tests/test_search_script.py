@@ -10,11 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import haste
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import running, search, train_final
 from experiments.configs.search import PRESETS
@@ -41,21 +41,8 @@ IMAGES = shlex.split(
 @pytest.fixture(scope="module", autouse=True)
 def compiled_programs(tmp_path_factory):
     """Programs are compiled once and in haste: a run is compiling and a moment of training."""
-    folder = str(tmp_path_factory.mktemp("compiled"))
-    settings = {
-        "jax_compilation_cache_dir": folder,
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield {name.upper(): str(value) for name, value in settings.items()}
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    with haste.compiled_once(tmp_path_factory.mktemp("compiled")) as variables:
+        yield variables
 
 
 @pytest.fixture(scope="module")

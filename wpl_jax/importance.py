@@ -18,7 +18,7 @@ strength of :math:`\varepsilon = 2c`.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -38,8 +38,10 @@ from wpl_jax.fisher.estimators import (
     _widen,
 )
 from wpl_jax.fisher.program import held_bytes
-from wpl_jax.modules import is_optimizer, parameters
+from wpl_jax.modules import parameters
 from wpl_jax.plasticity import PlasticityState
+from wpl_jax.plasticity.state import find_one, put
+from wpl_jax.plasticity.term import zeros_in_place
 from wpl_jax.trees import align, is_hidden, path_name
 
 __all__ = [
@@ -270,13 +272,11 @@ def path_importance(
       [0. 0.] [1. 0.]
     """
     _check_damping(damping)
-    if is_optimizer(opt_state):  # of NNX: changed in place, as consolidate does
-        params = parameters(params, opt_state)
-        found, opt_state.opt_state = path_importance(opt_state.opt_state, params, damping=damping)
-        return found, opt_state
-    state = _find_path(opt_state)
+    _, state = find_one(
+        opt_state, PathIntegralState, "path", "an optimiser in synaptic_intelligence"
+    )
     _check_outermost(opt_state, state)
-    aligned = align("params", params, state.start)
+    aligned = align("params", parameters(params, opt_state), state.start)
 
     def importance(param, start, path_integral):
         moved = jnp.abs(_movement(start, param))
@@ -290,11 +290,9 @@ def path_importance(
         jax.tree.unflatten(
             structure, [_copy(p).astype(s.dtype) for p, s in zip(aligned, starts, strict=True)]
         ),
-        jax.tree.map(lambda x: _zeros(x, x.dtype), state.path_integral),
+        jax.tree.map(lambda x: zeros_in_place(x, x.dtype), state.path_integral),
     )
-    return importances, jax.tree.map(
-        lambda s: begun if _is_path(s) else s, opt_state, is_leaf=_is_path
-    )
+    return importances, put(opt_state, begun, PathIntegralState)
 
 
 def _check_output(outputs):
@@ -314,14 +312,9 @@ def _check_output(outputs):
 def _zero_path(params):
     def zeros(param):
         real = jnp.real(param)
-        return _zeros(real, jnp.promote_types(real.dtype, jnp.float32))
+        return zeros_in_place(real, jnp.promote_types(real.dtype, jnp.float32))
 
     return jax.tree.map(zeros, params)
-
-
-def _zeros(x, dtype):
-    """Computed of ``x``, so that they lie where it does in a compiled program too."""
-    return jnp.where(x == x, jnp.zeros([], dtype), jnp.zeros([], dtype))
 
 
 def _add_step(path_integral, gradient, update, param):
@@ -345,23 +338,6 @@ def _rounded(x):
 def _movement(start, end):
     """From start to end, the difference being taken before anything is rounded."""
     return _widen(jnp.asarray(end)) - _widen(jnp.asarray(start))
-
-
-def _find_path(opt_state):
-    leaves = jax.tree.leaves_with_path(opt_state, is_leaf=_is_path)
-    found = [(path, leaf) for path, leaf in leaves if _is_path(leaf)]
-    if not found:
-        raise ValueError(
-            "opt_state holds no path: was it made by an optimiser in synaptic_intelligence? "
-            f"Got a {type(opt_state)}"
-        )
-    if len(found) > 1:
-        places = ", ".join(path_name(path) for path, _ in found)
-        raise ValueError(
-            f"opt_state holds {len(found)} paths, at {places}: pass the part of it that holds the "
-            "one you mean, and put the result back in its place"
-        )
-    return found[0][1]
 
 
 def _check_outermost(opt_state, path):
@@ -391,10 +367,6 @@ def _check_damping(damping):
             f"damping must be a finite number above 0, got {damping}: without it the importance of "
             "a weight that has not moved is 0/0"
         )
-
-
-def _is_path(x: Any) -> bool:
-    return isinstance(x, PathIntegralState)
 
 
 def _copy(x):

@@ -74,11 +74,10 @@ def align_scalars(name: str, tree: chex.ArrayTree, reference: chex.ArrayTree) ->
       ValueError: naming the first path at which a shape differs, or that is not in ``reference``.
     """
     wanted, given = _wanted_and_given(tree, reference)
-    leaves, used = [], set()
+    leaves = []
     for path, reference_leaf in wanted.items():
         above: Any = _at_or_above(path, given)
         leaf: Any = None if above is None else given[above]
-        used.add(above)
         if is_hidden(leaf):
             leaf = 0
         elif above != path and np.ndim(leaf):
@@ -87,10 +86,7 @@ def align_scalars(name: str, tree: chex.ArrayTree, reference: chex.ArrayTree) ->
                 f"parameters given to init have a tree: only a scalar stands for all of it"
             )
         leaves.append(_place(name, path, leaf, reference_leaf, broadcast=np.ndim(leaf) == 0))
-    # A scalar above nothing but what is hidden stands for none of it.
-    hidden = [path for path, leaf in leaves_by_path(reference).items() if is_hidden(leaf)]
-    used.update(path[:k] for path in hidden for k in range(len(path)))
-    _refuse_further(name, {path: leaf for path, leaf in given.items() if path not in used})
+    _refuse_further(name, _leading_nowhere(given, reference))
     return leaves
 
 
@@ -105,11 +101,12 @@ def align_mask(mask: chex.ArrayTree | None, reference: chex.ArrayTree) -> list:
     Raises:
       ValueError: naming the path at which the mask is missing, not boolean, or of a wrong shape.
     """
-    wanted = {p: leaf for p, leaf in leaves_by_path(reference).items() if not is_hidden(leaf)}
+    wanted, given = _wanted_and_given(mask, reference)
     if mask is None:
         return [None] * len(wanted)
-    given = {p: leaf for p, leaf in leaves_by_path(mask).items() if not is_hidden(leaf)}
-    _refuse_unknown(given, leaves_by_path(reference))
+    given = {path: leaf for path, leaf in given.items() if not is_hidden(leaf)}
+    for path in _leading_nowhere(given, reference):
+        raise ValueError(f"mask has a leaf at {path_name(path)}, where there is no parameter")
     leaves = []
     for path, param in wanted.items():
         above = _at_or_above(path, given)
@@ -197,14 +194,10 @@ def _at_or_above(path, paths):
     return next((path[:k] for k in range(len(path) + 1) if path[:k] in paths), None)
 
 
-def _refuse_unknown(given, reference):
-    """A mask's path that leads to no parameter is one that is misspelt."""
-    known = {path[:k] for path in reference for k in range(len(path) + 1)}
-    hidden = {path for path, leaf in reference.items() if is_hidden(leaf)}
-    for path in given:
-        # What belongs above is refused where it is missed.
-        if path not in known and _at_or_above(path, hidden) is None:
-            raise ValueError(f"mask has a leaf at {path_name(path)}, where there is no parameter")
+def _leading_nowhere(given, reference):
+    """Of a prefix, what is neither at nor above a leaf of ``reference``, hidden ones included."""
+    known = {path[:k] for path in leaves_by_path(reference) for k in range(len(path) + 1)}
+    return {path: leaf for path, leaf in given.items() if path not in known}
 
 
 def _refuse_further(name, leaves):

@@ -8,6 +8,7 @@ import optax
 from wpl_jax.plasticity.state import ProximalState
 from wpl_jax.plasticity.term import (
     ScalarOrSchedule,
+    capped,
     check_nonnegative,
     differentiated_as,
     transformation,
@@ -75,9 +76,7 @@ def proximal_plasticity(
     check_nonnegative(strength=strength, learning_rate=learning_rate)
 
     def apply(updates, term, count):
-        rate = value_at(learning_rate, count) * term.strength
-        if isinstance(rate, float):  # which float32 may not hold
-            rate = min(rate, float(jnp.finfo(jnp.float32).max))
+        rate = capped(value_at(learning_rate, count) * term.strength)
         return _pulled(updates, rate, term.fishers, term.distances)
 
     return transformation(ProximalState, strength, apply, fisher_dtype, anchor_dtype)

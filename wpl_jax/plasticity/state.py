@@ -1,7 +1,7 @@
 """What is remembered of earlier models, and how it is found in an optimiser's state."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -32,43 +32,61 @@ class ProximalState(PlasticityState):
 
 def find(opt_state: chex.ArrayTree) -> tuple[jax.tree_util.KeyPath, PlasticityState]:
     """The one plasticity state in a tree and its path, or an error that names the remedy."""
-    found = find_all(opt_state)
+    return find_one(
+        opt_state,
+        PlasticityState,
+        "plasticity state",
+        "an optimiser that contains add_plasticity, proximal_plasticity or weight_plasticity",
+        '. To protect several models one is enough: consolidate(..., decay=1.0, anchor="mean") '
+        "adds a penalty to it",
+    )
+
+
+def find_one(
+    opt_state: chex.ArrayTree, kind: type, name: str, maker: str, advice: str = ""
+) -> tuple[jax.tree_util.KeyPath, Any]:
+    """The one node of a type in a tree and its path, or an error that names the remedy."""
+    found = find_all(opt_state, kind)
     if not found:
         raise ValueError(
-            "opt_state holds no plasticity state: was it made by an optimiser that contains "
-            f"add_plasticity, proximal_plasticity or weight_plasticity? Got a {type(opt_state)}"
+            f"opt_state holds no {name}: was it made by {maker}? Got a {type(opt_state)}"
         )
     if len(found) > 1:
         places = ", ".join(path_name(path) for path, _ in found)
         raise ValueError(
-            f"opt_state holds {len(found)} plasticity states, at {places}: pass the part of it "
-            "that holds the one you mean, and put the result back in its place. To protect several "
-            'models one is enough: consolidate(..., decay=1.0, anchor="mean") adds a penalty to it'
+            f"opt_state holds {len(found)} {name}s, at {places}: pass the part of it that holds "
+            f"the one you mean, and put the result back in its place{advice}"
         )
     return found[0]
 
 
-def find_all(opt_state: chex.ArrayTree) -> list[tuple[jax.tree_util.KeyPath, PlasticityState]]:
-    """All plasticity states in a tree, with their paths."""
-    leaves = jax.tree.leaves_with_path(opt_state, is_leaf=_is_state)
-    return [(path, leaf) for path, leaf in leaves if _is_state(leaf)]
+def find_all(
+    opt_state: chex.ArrayTree, kind: type = PlasticityState
+) -> list[tuple[jax.tree_util.KeyPath, Any]]:
+    """All nodes of a type in a tree, with their paths."""
+    leaves = jax.tree.leaves_with_path(opt_state, is_leaf=lambda node: isinstance(node, kind))
+    return [(path, leaf) for path, leaf in leaves if isinstance(leaf, kind)]
 
 
 def replace(
     opt_state: chex.ArrayTree, fn: Callable[[PlasticityState], PlasticityState]
 ) -> chex.ArrayTree:
     """``opt_state`` with ``fn`` of its one plasticity state in the place of it."""
+    return put(opt_state, fn(find(opt_state)[1]), PlasticityState)
+
+
+def put(opt_state: chex.ArrayTree, new: Any, kind: type) -> chex.ArrayTree:
+    """``opt_state`` with ``new`` in the place of its node of a type."""
     if is_optimizer(opt_state):  # of NNX: changed in place, as its update does
-        opt_state.opt_state = replace(opt_state.opt_state, fn)
+        opt_state.opt_state = put(opt_state.opt_state, new, kind)
         return opt_state
-    new_state = fn(find(opt_state)[1])
-    return jax.tree.map(lambda s: new_state if _is_state(s) else s, opt_state, is_leaf=_is_state)
+
+    def is_kind(node):
+        return isinstance(node, kind)
+
+    return jax.tree.map(lambda s: new if is_kind(s) else s, opt_state, is_leaf=is_kind)
 
 
 def scalar(leaf: chex.ArrayTree) -> jax.Array:
     """A counter as an array: in an ``nnx.Optimizer`` each is a variable."""
     return jnp.asarray(jax.tree.leaves(leaf)[0])
-
-
-def _is_state(x):
-    return isinstance(x, PlasticityState)

@@ -41,9 +41,8 @@ def transformation(
             fisher=jax.tree.map(lambda p: _no_fisher(p, fisher_dtype), params),
             rejected=jnp.zeros([], jnp.int32),
             consolidations=jnp.zeros([], jnp.int32),
-            last_strength=jnp.array(
-                capped(value_at(strength, 0)), float
-            ),  # a copy, as the anchor is
+            # A copy, as the anchor is.
+            last_strength=jnp.array(capped(value_at(strength, 0)), float),
         )
 
     def update_fn(updates, state, params=None, *, mask=None, **extra_args):

@@ -29,15 +29,14 @@ from experiments.shared_mlps import (
     NEVER,
     Accuracies,
     Params,
-    accuracy,
     held_out,
     init,
     loss,
     model_a,
     model_b,
-    monitored,
     sample_batch,
     sgd_step,
+    train_a_with,
 )
 from experiments.two_models import over_seeds
 from wpl_jax.data import Images, Splits, load_images
@@ -248,28 +247,8 @@ def train_a(
 ) -> tuple[Params, Params]:
     """A's weights when its steps are over or it is good enough, and the importances of its path."""
     settings = config.two_models
-    init_key, data_key = jax.random.split(key)
-    model = model_a(settings)
     tx = wpl_jax.synaptic_intelligence(optax.sgd(settings.a_learning_rate))
-    params = init(model, init_key, data)
-
-    def unfinished(carry):
-        step, _, _, reached = carry
-        return (step < settings.a_steps) & ~reached
-
-    def train(carry):
-        step, params, opt_state, _ = carry
-        batch = sample_batch(settings, data.train, data_key, step)
-        params, opt_state = sgd_step(model, tx, params, opt_state, batch)
-        reached = jax.lax.cond(
-            stop_at < NEVER,
-            lambda: accuracy(model, params, monitored(settings, data)) >= stop_at,
-            lambda: jnp.array(False),
-        )
-        return step + 1, params, opt_state, reached
-
-    start = (0, params, tx.init(params), jnp.array(False))
-    _, params, opt_state, _ = jax.lax.while_loop(unfinished, train, start)
+    params, opt_state = train_a_with(tx, settings, data, key, stop_at)
     return params, wpl_jax.path_importance(opt_state, params, damping=config.damping)[0]
 
 

@@ -108,8 +108,19 @@ def run(
 
 def train_a(config: TwoModels, data: Splits, key: jax.Array, stop_at: jax.Array) -> Params:
     """A's weights after ``a_steps`` of SGD, or when its validation accuracy reaches ``stop_at``."""
+    return train_a_with(optax.sgd(config.a_learning_rate), config, data, key, stop_at)[0]
+
+
+def train_a_with(
+    tx: optax.GradientTransformation,
+    config: TwoModels,
+    data: Splits,
+    key: jax.Array,
+    stop_at: jax.Array,
+) -> tuple[Params, optax.OptState]:
+    """What :func:`train_a` gives by an optimiser of one's own, and that one's last state."""
     init_key, data_key = jax.random.split(key)
-    model, tx = model_a(config), optax.sgd(config.a_learning_rate)
+    model = model_a(config)
     params = init(model, init_key, data)
 
     def unfinished(carry):
@@ -128,7 +139,8 @@ def train_a(config: TwoModels, data: Splits, key: jax.Array, stop_at: jax.Array)
         return step + 1, params, opt_state, reached
 
     start = (0, params, tx.init(params), jnp.array(False))
-    return jax.lax.while_loop(unfinished, train, start)[1]
+    _, params, opt_state, _ = jax.lax.while_loop(unfinished, train, start)
+    return params, opt_state
 
 
 def fisher_of_a(config: TwoModels, data: Splits, key: jax.Array, params: Params) -> Params:

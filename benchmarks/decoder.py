@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from benchmarks.timing import Jitted, Peer, compare, report
-from wpl_jax.cross_entropy import linear_cross_entropy
+from wpl_jax.spaces.cross_entropy import linear_cross_entropy
 
 # A window of ENAS's search on PTB, 64 texts of 35 words; the paper's cells have 1,000 units.
 SIZES = {"tokens": 64 * 35, "units": 100, "vocabulary": 10_000}
@@ -19,7 +19,7 @@ def main():
     arguments = problem(**SIZES)
     forms = {
         "by hand: the limit": lambda: Jitted(by_hand, *arguments),
-        "wpl_jax.cross_entropy": lambda: Jitted(gradients(ours), *arguments),
+        "wpl_jax.spaces.cross_entropy": lambda: Jitted(gradients(ours), *arguments),
         "optax, all logits at once": lambda: Jitted(gradients(usual), *arguments),
         "PyTorch": lambda: Peer("torch_decoder", "eager", **SIZES),
         "PyTorch, torch.compile": lambda: Peer("torch_decoder", "compiled", **SIZES),

@@ -17,8 +17,8 @@ import optax
 
 from benchmarks.search_step import RATES
 from benchmarks.timing import Steps, compare, report
-from experiments.configs.search import PRESETS, RNNSearch
 from experiments.search import search_of
+from experiments.spaces.search_settings import PRESETS, RNNSearch
 from wpl_jax.search import Data, Search, SearchConfig
 from wpl_jax.spaces.rnn import RNN
 

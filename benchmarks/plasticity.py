@@ -18,8 +18,8 @@ import optax
 import wpl_jax
 from benchmarks import search_step
 from benchmarks.timing import Steps, compare, report
-from experiments import shared_mlps
-from experiments.configs.two_models import TwoModels
+from experiments.two_models import training as shared_mlps
+from experiments.two_models.settings import TwoModels
 from wpl_jax.data import Images
 
 STRENGTH = 10.0

@@ -22,7 +22,7 @@ import optax
 
 from benchmarks import static
 from benchmarks.timing import RESULTS, Peer, Steps, compare, report
-from experiments.configs.search import PRESETS
+from experiments.spaces.search_settings import PRESETS
 from wpl_jax.search import Data, Search, SearchConfig
 from wpl_jax.spaces.rnn import RNN
 

@@ -8,8 +8,8 @@ differentiates it. Normalisation, the decoder and operations are the search spac
 import jax
 import jax.numpy as jnp
 
-from wpl_jax.cross_entropy import linear_cross_entropy
 from wpl_jax.spaces import micro_cnn, rnn
+from wpl_jax.spaces.cross_entropy import linear_cross_entropy
 
 FUNCTIONS = {
     "tanh": jnp.tanh,

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments import command_line, records
+from experiments.running import command_line, records
 
 ORIGIN = ("command", "python", "versions", "devices", "machine")
 

@@ -19,15 +19,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import cells, command_line, processes, records
-from experiments.configs.search import PRESETS, SearchRun
-from experiments.running import Display, Diverged, MetricsLog, interruptible
-from experiments.tasks import TASKS
-from wpl_jax import drawing, plotting
+from experiments.running import command_line, processes, records
+from experiments.running.progress import Display, Diverged, MetricsLog, interruptible
+from experiments.spaces import cells
+from experiments.spaces.search_settings import PRESETS, SearchRun
+from experiments.spaces.tasks import TASKS
+from wpl_jax import figures
 from wpl_jax.checkpoint import Checkpoints
 from wpl_jax.forgetting import forgetting
-from wpl_jax.parallel import everywhere, split_batches
 from wpl_jax.search import Data, Epoch, Search, SearchState
+from wpl_jax.search.parallel import everywhere, split_batches
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -309,10 +310,10 @@ def write_results(
         probes = [{"seed": k, error_key: finite(error)} for k, error in enumerate(measured)]
         write_json(out / "probes.json", probes)
     for name, graph in graphs.items():
-        records.write_atomically(out / f"{records.key(name)}.dot", drawing.dot(graph, name))
+        records.write_atomically(out / f"{records.key(name)}.dot", figures.dot(graph, name))
     for name, figure in {
-        "cell": drawing.draw(graphs),
-        "curves": plotting.run_curves(columns, error_name),
+        "cell": figures.draw(graphs),
+        "curves": figures.run_curves(columns, error_name),
     }.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=150)

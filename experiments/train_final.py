@@ -15,14 +15,15 @@ from typing import Any
 
 import jax
 
-from experiments import cells, command_line, records
-from experiments.configs.train_final import PRESETS, FinalRun
-from experiments.final import TRAININGS
-from experiments.final.training import Data, Training
-from experiments.running import Display, Diverged, MetricsLog, interruptible
+from experiments.running import command_line, records
+from experiments.running.progress import Display, Diverged, MetricsLog, interruptible
 from experiments.search import write_json
-from experiments.tasks import TASKS
-from wpl_jax import drawing
+from experiments.spaces import cells
+from experiments.spaces.final_settings import PRESETS, FinalRun
+from experiments.spaces.tasks import TASKS
+from experiments.spaces.training import Data, Training
+from experiments.spaces.trainings import TRAININGS
+from wpl_jax import figures
 from wpl_jax.checkpoint import Checkpoints
 
 
@@ -170,7 +171,7 @@ def write_results(training: Training, state: Any, corpus: Any, out: Path) -> Non
     metrics = records.read_json_lines(out / "metrics.jsonl")
     results = training.results(state, corpus, metrics)
     buffer = io.BytesIO()
-    drawing.draw(space.graphs(architecture)).savefig(buffer, format="png", dpi=150)
+    figures.draw(space.graphs(architecture)).savefig(buffer, format="png", dpi=150)
     records.write_atomically(out / "cell.png", buffer.getvalue())
     summary = {
         **results,

@@ -19,11 +19,12 @@ def reporting(module, *arguments, timeout):
         listener.bind(("localhost", 0))
         coordinator = f"localhost:{listener.getsockname()[1]}"
     here = Path(__file__).parent
+    folders = [here, here.parent, *(path.parent for path in here.glob(f"*/{module}.py"))]
     code = f"import sys, {module}; {module}.one_of_two_processes(*sys.argv[1:])"
     environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()} | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "2",
-        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
+        "PYTHONPATH": os.pathsep.join(map(str, folders)),
     }
     processes = [
         subprocess.Popen(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from wpl_jax.cross_entropy import linear_cross_entropy
+from wpl_jax.spaces.cross_entropy import linear_cross_entropy
 
 
 class Size(NamedTuple):

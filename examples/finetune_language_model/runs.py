@@ -17,7 +17,7 @@ import wpl_jax
 from examples.finetune_language_model import model, tuning
 from examples.finetune_language_model.texts import Texts
 from wpl_jax.checkpoint import Checkpoints
-from wpl_jax.text import EOS, every_token, windows
+from wpl_jax.data.text import EOS, every_token, windows
 
 
 @dataclasses.dataclass(frozen=True)

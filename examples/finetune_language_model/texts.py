@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wpl_jax.text import EOS, UNK, Text, load_text
+from wpl_jax.data.text import EOS, UNK, Text, load_text
 
 
 class Texts(NamedTuple):

@@ -585,7 +585,7 @@ class MicroCNN:
         )
 
     def graphs(self, architecture: Architecture) -> "dict[str, networkx.DiGraph]":
-        """Both cells as graphs, for :mod:`wpl_jax.drawing`."""
+        """Both cells as graphs, for :mod:`wpl_jax.figures.cells`."""
         return {f"{name} cell": _graph(cell) for name, cell in architecture._asdict().items()}
 
 

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wpl_jax.cross_entropy import linear_cross_entropy
+from wpl_jax.spaces.cross_entropy import linear_cross_entropy
 
 if TYPE_CHECKING:
     import networkx
@@ -149,7 +149,7 @@ class RNN:
         """Window ``step`` of a split, around and around.
 
         Args:
-          split: int [windows, batch, time + 1], as :func:`wpl_jax.text.windows` cuts them.
+          split: int [windows, batch, time + 1], as :func:`wpl_jax.data.text.windows` cuts them.
           step: any integer >= 0.
           key: unused; text is read in its order.
         """
@@ -333,7 +333,7 @@ class RNN:
         )
 
     def graphs(self, architecture: Architecture) -> "dict[str, networkx.DiGraph]":
-        """The cell as a graph, for :mod:`wpl_jax.drawing`."""
+        """The cell as a graph, for :mod:`wpl_jax.figures.cells`."""
         import networkx
 
         predecessors = [int(p) for p in architecture.predecessors]

@@ -1,0 +1,243 @@
+"""Searches with and without plasticity, by a controller and at random, compared (figures 3 to 5).
+
+In turn, each stage by runs of experiments.search or experiments.train_final: searches that choose
+the strength, the searches to compare, and final trainings of their cells and of others. Writes
+summary.json, curves.npz, report.md, figures and cells to --out. A comparison that was interrupted
+goes on where it stopped when the same command is given again.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from experiments import search, train_final
+from experiments.compare import report as compare_report
+from experiments.compare.report import ARMS, Arm, Plan, Results, Searched
+from experiments.compare.settings import PRESETS, Compare
+from experiments.running import command_line, records
+from experiments.running.pool import Interrupted, Pool, Run
+from experiments.running.progress import interruptible
+from experiments.spaces.cells import shipped
+from experiments.spaces.tasks import TASKS
+
+TRIAL = Arm("wpl", "reinforce")  # what the strength is chosen by
+
+
+class NoResult(Exception):
+    """A stage has left nothing to go on with."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    with contextlib.ExitStack() as stack:
+        try:
+            config = parse(argv)
+            check(config)
+            plan = plan_of(config)
+            records.writable_folder(plan.out)
+            stop = stack.enter_context(interruptible())
+            pool = Pool(records.writable_folder(plan.runs), config.jobs, stop)
+            stack.callback(pool.close)
+        except (ValueError, OSError, ImportError) as error:
+            print(f"compare: {error}", file=sys.stderr)
+            return 2
+        try:
+            results = experiment(plan, pool)
+        except NoResult as error:
+            print(f"compare: {error}", file=sys.stderr)
+            return 1
+        except (Interrupted, KeyboardInterrupt):
+            print("compare: interrupted; the same command goes on from here", file=sys.stderr)
+            return stop.exit_code
+        summary = compare_report.summarise(plan, results)
+        compare_report.write(plan, results, summary)
+        table = compare_report.table(plan, summary)
+        Console().print(table)
+        print(f"Written to {plan.out}")
+        return 1 if results.failed else 0
+
+
+def parse(argv: Sequence[str] | None) -> Compare:
+    return command_line.parse(
+        PRESETS,
+        argv,
+        prog="python -m experiments.compare",
+        description=__doc__,
+        flags={"--space": "rnn", "--preset": "paper"},
+    )
+
+
+def check(config: Compare) -> None:
+    """Refuse, before anything is loaded, what cannot work."""
+    for flag, least in (("seeds", 2), ("random_cells", 2), ("jobs", 1)):
+        value = getattr(config, flag)
+        if value is not None and value < least:
+            raise ValueError(f"--{flag.replace('_', '-')} must be at least {least}, got {value}")
+    if not config.strengths or not all(0 < value < math.inf for value in config.strengths):
+        raise ValueError(
+            f"--strengths must be one or more finite numbers above 0, got {config.strengths}"
+        )
+    if not config.strength_seeds or min(config.strength_seeds) < config.seeds:
+        raise ValueError(
+            f"--strength-seeds must be one or more seeds >= {config.seeds}, which no other search "
+            f"uses, got {config.strength_seeds}"
+        )
+
+
+def plan_of(config: Compare) -> Plan:
+    """The plan; refuses what every run would refuse: bad settings, data that are not there."""
+    searches = search.parse(common_flags(config, config.search_flags))
+    finals = train_final.parse(common_flags(config, config.final_flags))
+    if searches.epochs <= searches.search.warmup_epochs:
+        raise ValueError(
+            f"searches must have more epochs than the {searches.search.warmup_epochs} of the "
+            f"warm-up, got --epochs {searches.epochs}"
+        )
+    task = TASKS[config.space]
+    corpora = {"search": task.read(searches), "final": task.read(finals)}
+    sizes = {name: task.sizes(corpus) for name, corpus in corpora.items()}
+    searches = searches.with_space(**sizes["search"])
+    search.cut(searches, corpora["search"])
+    folder = Path("results/compare", config.space)
+    return Plan(
+        dataclasses.replace(config, random_cells=config.random_cells or config.seeds),
+        searches,
+        finals.with_space(**sizes["final"]),
+        sizes,
+        facts={name: task.facts(corpus) for name, corpus in corpora.items()},
+        out=config.out or folder / config.preset,
+        runs=config.runs or folder / f"{config.preset}_runs",
+    )
+
+
+def common_flags(config: Compare, more: str) -> list[str]:
+    data_dir = ["--data-dir", str(config.data_dir)] if config.data_dir else []
+    return ["--space", config.space, "--preset", config.preset, *data_dir, *shlex.split(more)]
+
+
+def search_run(plan: Plan, name: str, arm: Arm, seed: int, strength: float) -> Run:
+    flags = common_flags(plan.config, plan.config.search_flags)
+    flags += ["--plasticity", arm.plasticity, "--search.strategy", arm.strategy]
+    flags += ["--strength", f"{strength:.12g}"] if arm.plasticity == "wpl" else []
+    flags += ["--seed", f"{seed}", "--probes", f"{plan.config.random_cells}"]
+    settings = search.parse(flags).with_space(**plan.sizes["search"])
+    expected = {
+        "configuration": search.settings(settings) | {"probes": settings.probes},
+        "epochs": settings.epochs,
+    }
+    return Run(name, "search", tuple(flags), expected)
+
+
+def final_run(plan: Plan, name: str, architecture: str, seed: int) -> Run:
+    flags = common_flags(plan.config, plan.config.final_flags)
+    flags += ["--architecture", architecture, "--seed", f"{seed}"]
+    if architecture == "random":  # of as many nodes as those that are found
+        flags += [f"--{plan.search.space_field}.nodes", f"{plan.search.search_space.nodes}"]
+    settings, cell = train_final.read_architecture(train_final.parse(flags))
+    settings = settings.with_space(**plan.sizes["final"])
+    places = ("out", "resume", "data_dir", "text_dir", "architecture")
+    expected = {
+        "configuration": {
+            name: value
+            for name, value in train_final.settings(settings).items()
+            if name not in places
+        },
+        "architecture": settings.search_space.to_json(cell),
+        "epochs": settings.epochs,
+    }
+    return Run(name, "train_final", tuple(flags), expected)
+
+
+def experiment(plan: Plan, pool: Pool) -> Results:
+    """All that trains, a stage after another."""
+    config = plan.config
+    trials = {
+        strength: [
+            search_run(plan, f"strength/{strength:g}_{seed}", TRIAL, seed, strength)
+            for seed in config.strength_seeds
+        ]
+        for strength in (config.strengths if len(config.strengths) > 1 else ())
+    }
+    pool.execute("strength", sum(trials.values(), []))
+    candidates = {
+        strength: [searched(plan, pool, run) for run in runs] for strength, runs in trials.items()
+    }
+    strength = choose(candidates) if candidates else config.strengths[0]
+
+    searches = {
+        arm: [
+            search_run(plan, f"search/{arm.name}_{seed}", arm, seed, strength)
+            for seed in range(config.seeds)
+        ]
+        for arm in ARMS
+    }
+    pool.execute("search", sum(searches.values(), []))
+    arms = {arm: [searched(plan, pool, run) for run in runs] for arm, runs in searches.items()}
+    if not any(found for of_arm in arms.values() for found in of_arm):
+        raise NoResult("no search has finished")
+
+    cells = {
+        (arm.name, seed): str(plan.runs / run.name / "best.json")
+        for arm, runs in searches.items()
+        for seed, run in enumerate(runs)
+        if arms[arm][seed]
+    }
+    cells |= {("random", seed): "random" for seed in range(config.random_cells)}
+    for name in shipped(plan.final.space):
+        cells |= {(name, seed): name for seed in range(config.seeds)}
+    finals = {
+        (name, seed): final_run(plan, f"final/{name}_{seed}", architecture, seed)
+        for (name, seed), architecture in cells.items()
+    }
+    pool.execute("final", list(finals.values()))
+    return Results(
+        strength,
+        candidates,
+        arms,
+        {key: summary for key, run in finals.items() if (summary := pool.summary(run))},
+        sum([*trials.values(), *searches.values()], []) + list(finals.values()),
+        pool.failed,
+    )
+
+
+def searched(plan: Plan, pool: Pool, run: Run) -> Searched | None:
+    """What a search has left, if it has finished."""
+    if not (summary := pool.summary(run)):
+        return None
+    folder = plan.runs / run.name
+    metrics = records.read_json_lines(folder / "metrics.jsonl")
+    return Searched(
+        {name: np.array([r[name] for r in metrics], np.float64) for name in metrics[0]},
+        summary,
+        json.loads((folder / "best.json").read_bytes()),
+        json.loads((folder / "probes.json").read_bytes()),
+    )
+
+
+def choose(candidates: Mapping[float, Sequence[Searched | None]]) -> float:
+    """The strength with the lowest err2, mean over architectures, epochs after warm-up, and seeds.
+
+    None that made a search fail, or left an epoch without a finite error, is chosen.
+    """
+    errors = {
+        strength: np.mean([found.after_warmup("err2_mean").mean() for found in runs])
+        for strength, runs in candidates.items()
+        if all(runs)
+    }
+    errors = {strength: error for strength, error in errors.items() if np.isfinite(error)}
+    if not errors:
+        raise NoResult("no strength can be chosen: with each, a search failed or diverged")
+    return min(errors, key=errors.__getitem__)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")  # for the drawings; a GPU is for the runs
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""Settings of the comparison of searches with and without plasticity, one instance a preset."""
+
+import dataclasses
+from pathlib import Path
+
+from experiments.spaces.space_settings import PresetName, SpaceName
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Settings; the defaults are those of the preset that --preset names."""
+
+    space: SpaceName = "rnn"
+    """The search space. rnn: recurrent cells. micro_cnn: cells for images."""
+    preset: PresetName = "paper"
+    """Of the searches and of the final trainings. smoke: minutes. cpu: hours. paper: for a GPU."""
+    data_dir: Path | None = None
+    """Of the searches and of the final trainings: their own default if not given."""
+    search_flags: str = ""
+    """More flags for every search, as in --search-flags='--epochs 30'."""
+    final_flags: str = ""
+    """More flags for every final training, as in --final-flags='--epochs 100'."""
+    out: Path | None = None
+    """Folder of the report; results/compare/<space>/<preset> if not given."""
+    runs: Path | None = None
+    """Folder of all runs; results/compare/<space>/<preset>_runs if not given."""
+
+    seeds: int = 3
+    """Searches of each kind, with the seeds 0, 1, … At least 2, for an interval over seeds."""
+    strengths: tuple[float, ...] = (60.0,)
+    """Plasticity strengths to choose from, by searches of their own; one is simply taken."""
+    strength_seeds: tuple[int, ...] = (1000, 1001)
+    """Seeds of the searches that choose the strength; used for nothing else."""
+    random_cells: int | None = None
+    """Random cells to train, at least 2, and to rank, if 3 or more; --seeds of them by default."""
+
+    jobs: int = 1
+    """Runs at a time, which share the cores; JAX gives most of a GPU's memory to the first."""
+
+
+PRESETS = {
+    "rnn": {
+        "paper": Compare(),
+        "cpu": Compare(preset="cpu", strengths=(1e3, 1e4, 1e5, 1e6), jobs=2),
+        "smoke": Compare(
+            preset="smoke", seeds=2, strengths=(1e3, 1e5), strength_seeds=(1000,), jobs=2
+        ),
+    },
+    "micro_cnn": {
+        "paper": Compare(space="micro_cnn"),
+        "cpu": Compare(
+            space="micro_cnn",
+            preset="cpu",
+            strengths=(1e3, 1e4, 1e5),
+            random_cells=12,
+            jobs=2,
+        ),
+        "smoke": Compare(
+            space="micro_cnn",
+            preset="smoke",
+            seeds=2,
+            strengths=(1e2,),
+            strength_seeds=(1000,),
+            random_cells=3,
+            jobs=2,
+        ),
+    },
+}

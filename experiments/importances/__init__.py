@@ -1,0 +1,1 @@
+"""Importances for one pull compared: Fishers, MAS, SI, a constant."""

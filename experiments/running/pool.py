@@ -1,0 +1,199 @@
+"""Many runs of scripts, some at a time, so that the same call goes on where it was interrupted."""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.running.progress import Stop
+
+
+class Run(NamedTuple):
+    """A script that writes summary.json, last of all, to --out, and takes --resume."""
+
+    name: str  # of its folder in the pool's
+    script: str
+    flags: tuple[str, ...]
+    expected: Mapping[str, object]  # what its summary says of its settings; ``epochs`` among it
+
+    @property
+    def command(self) -> list[str]:
+        return ["-m", f"experiments.{self.script}", *self.flags]
+
+
+class Interrupted(Exception):
+    """The runs were asked to stop, and have."""
+
+
+class Pool:
+    """Runs in a folder that no other pool, and no run that a killed one has left, works in."""
+
+    def __init__(self, folder: Path, jobs: int, stop: Stop) -> None:
+        """Up to ``jobs`` runs at a time, each with its share of the cores, until ``stop``."""
+        self.failed: list[str] = []  # a line each
+        self._folder, self._jobs, self._stop = folder, jobs, stop
+        self._lock = (folder / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise OSError(
+                f"runs of another comparison are at work in {folder}: wait for them, or choose "
+                "another --runs"
+            ) from None
+
+    def close(self) -> None:
+        self._lock.close()
+
+    def summary(self, run: Run) -> dict | None:
+        """What a run has left, if it has finished."""
+        found = self._read(run)
+        return found if found and not differences(run.expected, found) else None
+
+    def execute(self, title: str, runs: Sequence[Run]) -> None:
+        """Run what has not finished; a run that fails is said in a line, and the rest go on.
+
+        Raises:
+          Interrupted: if asked to stop, once the runs have saved and stopped.
+        """
+        waiting = [run for run in runs if not self._is_done(run)]
+        total, durations = len(waiting), []
+        working: dict[int, tuple[Run, subprocess.Popen, float]] = {}
+        asked = False
+        try:
+            while working or (waiting and not self._stop):
+                for place in range(self._jobs):
+                    if waiting and place not in working and not self._stop:
+                        run = waiting.pop(0)
+                        say(f"{title} {total - len(waiting)}/{total}: {run.name}")
+                        working[place] = run, self._start(run, place), time.monotonic()
+                time.sleep(0.1)
+                if self._stop and not asked:
+                    asked = True
+                    say(f"{title}: waiting for {len(working)} runs to save")
+                    for _, process, _ in working.values():
+                        process.terminate()  # an interrupt can get lost while Python starts
+                for place, (run, process, start) in list(working.items()):
+                    if process.poll() is None:
+                        continue
+                    del working[place]
+                    if self._stop and process.returncode:
+                        continue
+                    durations.append(time.monotonic() - start)
+                    left = len(waiting) + len(working)
+                    eta = statistics.mean(durations) * left / min(self._jobs, left or 1)
+                    if why := self._problem(run, process.returncode):
+                        self._fail(run, why)
+                    else:
+                        say(f"{run.name}: done in {clock(durations[-1])}, ETA {clock(eta)}")
+        finally:
+            for _, process, _ in working.values():  # a second signal does not wait
+                process.kill()
+                process.wait()
+        if self._stop:
+            raise Interrupted
+
+    def _is_done(self, run):
+        """Whether there is nothing to do: it has finished, or cannot begin."""
+        found = self._read(run)
+        if not found or found["epochs"] < run.expected["epochs"]:
+            return False
+        if why := self._problem(run, 0):
+            self._fail(run, why)
+        return True
+
+    def _problem(self, run, code):
+        """Why a run that has ended with an exit code has not done what it should, if so."""
+        found = self._read(run)
+        if code or not found:
+            log = self._folder / run.name / "log.txt"
+            last = (log.read_text(errors="replace").strip() or "no output").splitlines()[-1]
+            return f"exit code {code}, {last} ({log})"
+        if different := differences(run.expected, found):
+            return f"its folder holds a run with {different}; delete it, or choose another --runs"
+        return None
+
+    def _fail(self, run, why):
+        self.failed.append(f"{run.name}: {why}")
+        say(f"failed: {self.failed[-1]}")
+
+    def _read(self, run):
+        with contextlib.suppress(FileNotFoundError):
+            return json.loads((self._folder / run.name / "summary.json").read_bytes())
+        return None
+
+    def _start(self, run, place):
+        folder = self._folder / run.name
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, *run.command, "--out", str(folder), "--resume"]
+        with (folder / "log.txt").open("a") as log, cores(place, self._jobs):
+            return launch(command, log, self._lock.fileno(), self._folder / "compiled")
+
+
+def launch(command, log, lock, compiled):
+    """Start a run that a terminal's Ctrl-C does not reach, and that keeps the lock till it ends.
+
+    Runs find what others have compiled in the folder ``compiled``, unless JAX is told another.
+    """
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+        pass_fds=[lock],
+        env={"JAX_COMPILATION_CACHE_DIR": str(compiled)} | os.environ,
+    )
+
+
+@contextlib.contextmanager
+def cores(place: int, jobs: int) -> Iterator[None]:
+    """What is started here has one share of the cores, if there are as many and the system can."""
+    every = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if len(every) < jobs:
+        yield
+        return
+    os.sched_setaffinity(0, every[place::jobs])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, every)
+
+
+def differences(expected: Mapping[str, object], found: Mapping[str, object]) -> str:
+    """Where a summary is not as expected, in words."""
+    wanted, there = flat(expected), flat(found)
+    different = [
+        f"{name.removeprefix('configuration.')}={there.get(name)}, not {value}"
+        for name, value in wanted.items()
+        if there.get(name) != value
+    ]
+    return ", ".join(different[:3] + ["…"] * (len(different) > 3))
+
+
+def flat(tree: object, name: str = "") -> dict[str, object]:
+    """What JSON makes of settings, by name, those of nested ones joined by dots."""
+    if isinstance(tree, Mapping):
+        items = tree.items()
+    elif isinstance(tree, list | tuple):
+        items = enumerate(tree)
+    else:
+        return {name: tree}
+    prefix = f"{name}." if name else ""
+    return {k: v for key, value in items for k, v in flat(value, f"{prefix}{key}").items()}
+
+
+def clock(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,116 @@
+"""Result files: what each of them says about its origin, and how it is written."""
+
+import contextlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+import numpy as np
+
+Tree = TypeVar("Tree")
+
+
+def provenance() -> dict[str, object]:
+    """What a figure needs to be doubted properly: the command, the versions and the machine."""
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "command": shlex.join(["python", "-m", *_module_and_arguments()]),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "devices": [device.device_kind for device in jax.devices()],
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file that is, at any moment, either absent, the old one or the new one."""
+    data = content.encode() if isinstance(content, str) else content
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def kept(path: Path, fingerprint: str, compute: Callable[[], Tree]) -> tuple[Tree, float]:
+    """The result of ``compute``, from ``path`` where an earlier run has left it.
+
+    Args:
+      path: an ``.npz`` file.
+      fingerprint: what the result depends on; a file with another one is not used.
+      compute: gives a tree of arrays; also called, abstractly, for the structure of the tree.
+
+    Returns:
+      The tree, of NumPy arrays, and the seconds that computing it took.
+    """
+    structure = jax.tree.structure(jax.eval_shape(compute))
+    if path.exists():
+        with np.load(path) as file:
+            if file["fingerprint"] == fingerprint:
+                leaves = [file[f"leaf{i}"] for i in range(structure.num_leaves)]
+                return jax.tree.unflatten(structure, leaves), float(file["seconds"])
+    start = time.monotonic()
+    tree = jax.device_get(compute())
+    seconds = time.monotonic() - start
+    arrays = {f"leaf{i}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
+    arrays |= {"fingerprint": np.array(fingerprint), "seconds": np.array(seconds)}
+    write_atomically(path, npz(arrays))
+    return tree, seconds
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """The objects in a file of one a line; none if it is missing, none from a torn line on."""
+    found = []
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        for line in path.read_bytes().splitlines():
+            found.append(json.loads(line))
+    return found
+
+
+def npz(arrays: dict[str, np.ndarray]) -> bytes:
+    """The bytes of a compressed ``.npz`` file."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def key(name: str) -> str:
+    """What the words of a name are in a file: ``"error_rate"`` say."""
+    return name.replace(" ", "_")
+
+
+def writable_folder(path: Path) -> Path:
+    """Create the folder where it is missing and make sure that files can be written there.
+
+    Raises:
+      OSError: if they cannot, with a message that names the folder.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write to {path}: {error.strerror}; choose another --out") from None
+    return path
+
+
+def _module_and_arguments():
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    name = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).name
+    return [name, *sys.argv[1:]]

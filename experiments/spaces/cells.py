@@ -1,0 +1,44 @@
+"""Architectures that no search finds: random ones, those in files, and those that ship."""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from experiments.spaces.space_settings import InSpace
+from wpl_jax.spaces import Space
+
+Settings = TypeVar("Settings", bound=InSpace)
+
+
+def shipped(space: str) -> dict[str, Path]:
+    """By name, the files of the cells that ship for a ``--space``."""
+    folder = Path(__file__).parent / space / "cells"
+    return {path.stem: path for path in sorted(folder.glob("*.json"))}
+
+
+def random_actions(space: Space, seed: int) -> jax.Array:
+    """Decisions drawn uniformly, the same for a seed wherever a random architecture is meant."""
+    decisions = jnp.array(space.decisions)
+    key = jax.random.split(jax.random.key(seed), 3)[2]
+    return jax.random.randint(key, decisions.shape, 0, decisions)
+
+
+def read(config: Settings, path: Path) -> tuple[Settings, Any]:
+    """The architecture in a file, and the settings with as many nodes as it has.
+
+    Raises:
+      ValueError: naming the file and what is wrong with it.
+    """
+    try:
+        stored = json.loads(path.read_bytes())
+        values = stored.values() if isinstance(stored, dict) else ()
+        if cell := [value for value in values if isinstance(value, list)]:
+            config = config.with_space(nodes=len(cell[0]))
+        return config, config.search_space.from_json(stored)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not an architecture of --space {config.space}: {error}"
+        ) from error

@@ -1,0 +1,1 @@
+"""Two models that share weights (figures 1 and 2): settings, training, report."""

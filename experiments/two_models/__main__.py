@@ -1,0 +1,266 @@
+"""Two models that share weights: forgetting, and its prevention (figures 1 and 2 of the paper).
+
+Writes summary.json, curves.npz, report.md and figures to --out. A run that was interrupted goes on
+where it stopped when the same command is given again.
+"""
+
+import dataclasses
+import functools
+import logging
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+
+from experiments.running import command_line, records
+from experiments.running.progress import Shown
+from experiments.two_models import report as two_models_report
+from experiments.two_models.report import Condition, Regime, Result
+from experiments.two_models.settings import PRESETS, TwoModels
+from experiments.two_models.training import NEVER, Accuracies, Method, Outcome, compared, run, stack
+from wpl_jax.data import Splits, load_images
+
+
+class RegimeError(Exception):
+    """The regime map has no setting in which B learns."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS recommends to install OpenCV
+    try:
+        config = parse(argv)
+        check(config)
+        out = records.writable_folder(config.out or Path("results/two_models", config.data))
+        data = load_images(config.data, config.data_dir)
+        check_sizes(config, data)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"two_models: {error}", file=sys.stderr)
+        return 2
+    try:
+        regime, results, seconds = experiment(config, jax.device_put(data), out / "partial")
+    except RegimeError as error:
+        print(f"two_models: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("two_models: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    summary = two_models_report.summarise(config, regime, results)
+    summary |= records.provenance() | {"seconds": round(seconds)}
+    two_models_report.write(config, regime, results, summary, out)
+    shutil.rmtree(out / "partial")
+    Console().print(two_models_report.table(summary))
+    print(f"Written to {out}")
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> TwoModels:
+    return command_line.parse(
+        PRESETS,
+        argv,
+        prog="python -m experiments.two_models",
+        description=__doc__,
+        flags={"--data --dataset": "mnist5k"},
+    )
+
+
+def check(config: TwoModels) -> None:
+    """Refuse, before anything is loaded, what cannot work."""
+    for flag in ("seeds", "map_seeds"):
+        if getattr(config, flag) < 2:
+            raise ValueError(
+                f"--{flag.replace('_', '-')} must be at least 2, for an interval over seeds, "
+                f"got {getattr(config, flag)}"
+            )
+    for flag in ("wpl_strengths", "l2_strengths"):
+        values = getattr(config, flag)
+        if not values or not all(0 <= value < math.inf for value in values):
+            raise ValueError(
+                f"--{flag.replace('_', '-')} must be one or more numbers >= 0, got {values}"
+            )
+    for flag in (
+        "width",
+        "batch_size",
+        "a_steps",
+        "b_steps",
+        "eval_every",
+        "seeds_per_call",
+        "methods_at_once",
+    ):
+        if getattr(config, flag) < 1:
+            raise ValueError(
+                f"--{flag.replace('_', '-')} must be at least 1, got {getattr(config, flag)}"
+            )
+    if config.b_steps % config.eval_every:
+        raise ValueError(
+            f"--eval-every must divide --b-steps, got {config.eval_every} and {config.b_steps}"
+        )
+    if not all(0 < accuracy < 1 for accuracy in config.stop_at):
+        raise ValueError(f"--stop-at must be accuracies between 0 and 1, got {config.stop_at}")
+    if not set(config.shared_layers) <= {1, 2, 3}:
+        raise ValueError(f"--shared-layers must be among 1, 2, 3, got {config.shared_layers}")
+    rates = (config.a_learning_rate, config.b_learning_rate or 1.0, *config.map_learning_rates)
+    if not all(0 < rate < math.inf for rate in rates):
+        raise ValueError(f"learning rates must be finite and above 0, got {rates}")
+    momenta = (config.b_momentum or 0.0, *config.map_momenta)
+    if not all(0 <= momentum < 1 for momentum in momenta):
+        raise ValueError(f"momenta must be at least 0 and below 1, got {momenta}")
+    if not 0 <= config.weight_decay < math.inf:
+        raise ValueError(
+            f"--weight-decay must be finite and not negative, got {config.weight_decay}"
+        )
+    if (config.b_learning_rate is None) != (config.b_momentum is None):
+        raise ValueError("--b-learning-rate and --b-momentum must be given together, or neither")
+
+
+def check_sizes(config: TwoModels, data: Splits) -> None:
+    held = len(data.validation.labels)
+    for flag in ("fisher_images", "eval_images"):
+        if not 1 <= getattr(config, flag) <= held:
+            raise ValueError(
+                f"--{flag.replace('_', '-')} must be between 1 and the {held} validation images of "
+                f"{config.data}, got {getattr(config, flag)}"
+            )
+
+
+def conditions(config: TwoModels) -> dict[str, Condition]:
+    return (
+        {"strict": Condition(NEVER, shared=4)}
+        | {f"loose{100 * stop:.0f}": Condition(stop, shared=4) for stop in config.stop_at}
+        | {f"shared{n}": Condition(NEVER, shared=n) for n in config.shared_layers}
+    )
+
+
+def experiment(
+    config: TwoModels, data: Splits, folder: Path
+) -> tuple[Regime, dict[str, Result], float]:
+    """All that trains: the regime map, then every condition; and the seconds that it took.
+
+    Each part is kept in ``folder`` when it is done, and taken from there by a later run.
+    """
+    records.writable_folder(folder)
+    fingerprint = repr((dataclasses.replace(config, out=None, data_dir=None), jax.__version__))
+    program = over_seeds(functools.partial(run, config))
+    map_key, seeds_key = jax.random.split(jax.random.key(config.seed))
+    seeds = jax.random.split(seeds_key, config.seeds)
+    chunk = config.seeds_per_call
+    chunks = [seeds[i : i + chunk] for i in range(0, config.seeds, chunk)]
+    stops = (NEVER, *config.stop_at)
+    total: list[float] = []
+
+    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn())
+    with Shown(*columns) as progress:
+        number = len(stops) * (1 + len(chunks))
+        task = progress.add_task("", total=number)
+
+        def part(name, keys, stop, methods):
+            until = "converged" if stop == NEVER else f"stopped at {stop:.0%}"
+            progress.update(task, description=f"{name}, A {until}")
+            result, seconds = records.kept(
+                folder / f"{name}-{stop:g}.npz".replace(" ", "-"),
+                fingerprint,
+                functools.partial(program, data, keys, stop, stack(*methods)),
+            )
+            progress.advance(task)
+            total.append(seconds)
+            progress.say(f"{len(total)}/{number}  {name}, A {until}")
+            return result
+
+        map_seeds = jax.random.split(map_key, config.map_seeds)
+        regime = choose_regime(
+            config, {s: part("regime map", map_seeds, s, map_methods(config)) for s in stops}
+        )
+        results = {}
+        for stop in stops:
+            here = {name: c for name, c in conditions(config).items() if c.stop_at == stop}
+            methods = [
+                Method(strength, name == "wpl", c.shared, regime.learning_rate, regime.momentum)
+                for c in here.values()
+                for name, strength in compared(config)
+            ]
+            parts = [part(f"seeds {i}", keys, stop, methods) for i, keys in enumerate(chunks)]
+            baseline, outcome = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+            for i, (name, condition) in enumerate(here.items()):
+                own = slice(i * len(compared(config)), (i + 1) * len(compared(config)))
+                mine = jax.tree.map(lambda leaf, own=own: leaf[:, own], outcome)
+                results[name] = Result(condition, baseline, mine, choose(config, mine))
+    return regime, {name: results[name] for name in conditions(config)}, sum(total)
+
+
+def over_seeds(run: Callable) -> Callable:
+    """The one compiled program: ``run`` vmapped over seeds, which are dealt out to all devices."""
+    batched = jax.vmap(run, in_axes=(None, 0, None, None))
+
+    @jax.jit
+    def program(data, keys, stop_at, methods):
+        share = next(n for n in range(jax.device_count(), 0, -1) if len(keys) % n == 0)
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:share]), ("seeds",))
+        each, all_of_it = jax.P("seeds"), jax.P()
+        return jax.shard_map(
+            batched,
+            mesh=mesh,
+            in_specs=(all_of_it, each, all_of_it, all_of_it),
+            out_specs=each,
+            check_vma=False,  # the seeds' loops differ in length
+        )(data, keys, stop_at, methods)
+
+    return program
+
+
+def map_methods(config: TwoModels) -> list[Method]:
+    return [
+        Method(0.0, True, 4, learning_rate, momentum)
+        for learning_rate in config.map_learning_rates
+        for momentum in config.map_momenta
+    ]
+
+
+def choose_regime(config: TwoModels, parts: dict[float, tuple[Accuracies, Outcome]]) -> Regime:
+    """Where plain training makes A forget most, mean over the conditions, of where B learns.
+
+    B learns where it reaches ``map_min_accuracy`` in every condition and seed. Read off validation
+    data and seeds that nothing else uses, and off plain training alone.
+    """
+    shape = len(config.map_learning_rates), len(config.map_momenta)
+    forgetting = {
+        stop: (baseline.validation[:, None] - outcome.final_a.validation).mean(0).reshape(shape)
+        for stop, (baseline, outcome) in parts.items()
+    }
+    worst_b = np.min([o.final_b.validation.min(0) for _, o in parts.values()], 0).reshape(shape)
+    if config.b_learning_rate is not None and config.b_momentum is not None:
+        return Regime(forgetting, worst_b, config.b_learning_rate, config.b_momentum)
+    if worst_b.max() < config.map_min_accuracy:
+        raise RegimeError(
+            f"B reaches {worst_b.max():.3f} at best on the regime map: lower --map-min-accuracy, "
+            "raise --b-steps, or give --b-learning-rate and --b-momentum"
+        )
+    mean = np.mean(list(forgetting.values()), axis=0)
+    row, column = np.unravel_index(
+        np.argmax(np.where(worst_b >= config.map_min_accuracy, mean, -np.inf)), shape
+    )
+    return Regime(forgetting, worst_b, config.map_learning_rates[row], config.map_momenta[column])
+
+
+def choose(config: TwoModels, outcome: Outcome) -> dict[str, int]:
+    """For each method the strength with the highest validation accuracy, A's plus B's, over seeds.
+
+    The same rule and as many strengths for WPL and for the L2 anchor.
+    """
+    total = (outcome.final_a.validation + outcome.final_b.validation).mean(0)
+    best: dict[str, int] = {}
+    for place, (name, _) in enumerate(compared(config)):
+        if name not in best or total[place] > total[best[name]]:
+            best[name] = place
+    return best
+
+
+if __name__ == "__main__":
+    # XLA trains networks this small on one core a device. A GPU or TPU does not mind.
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""The command lines of all scripts alike: help, and what cannot be read is said in a line."""
+
+import importlib
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ("search", "train_final", "compare", "two_models", "importances", "report")
+
+
+def call(script, *flags):
+    return importlib.import_module(f"experiments.{script}").main(flags)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help(script, capsys):
+    with pytest.raises(SystemExit) as end:
+        call(script, "--help")
+    assert end.value.code == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(f"usage: python -m experiments.{script} ")
+    assert "--out" in said.out
+    assert said.err == ""
+
+
+@pytest.mark.parametrize("space", ["rnn", "micro_cnn"])
+def test_help_is_grouped_and_is_that_of_the_space(space, capsys):
+    with pytest.raises(SystemExit):
+        call("search", "--space", space, "--preset", "smoke", "--help")
+    output = capsys.readouterr().out
+    own = {"rnn": "rnn", "micro_cnn": "cnn"}[space]
+    lines = [line.strip(" ╭╮─") for line in output.splitlines()]
+    titles = [line for line in lines if line.endswith("options")]
+    assert titles == ["options", "sharing options", "search options", f"{own} options"]
+
+
+@pytest.mark.parametrize("columns", ["40", "120"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_unknown_flag_is_one_line(script, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert call(script, "--ou", "x") == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == f"{script}: Unrecognized options: --ou, x; did you mean --out?\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--seed", "three"], "Error parsing --seed: invalid literal for int() with base 10"),
+        (["--seed"], "Missing value for argument '--seed'"),
+        (["--preset"], "argument --preset: expected one argument"),
+        (["--preset", "big"], "--preset must be one of paper, cpu, smoke, got 'big'"),
+        (["--plasticity", "some"], "invalid choice 'some' for argument '--plasticity'"),
+        (["--search.architectures", "0"], "architectures must be"),
+        (["--devices", "0"], "--devices must be at least 1, got 0"),
+        (["somewhere"], "Unrecognized options: somewhere"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(flags, says, capsys):
+    assert call("search", *flags) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("search: ")
+    assert says in said.err
+    assert said.err.count("\n") == 1
+
+
+COMPLETIONS = {
+    "-m experiments.t": ["experiments.train_final", "experiments.two_models"],
+    "-m experiments.search --plas": ["--plasticity"],
+    "-m experiments.search --plasticity ": ["none", "wpl"],
+    "-m experiments.search --space ": ["rnn", "micro_cnn"],
+    "-m experiments.search --cnn.f": [],
+    "-m experiments.search --out experiments/comp": [
+        "experiments/compare/__main__.py",
+        "experiments/compare/report.py",
+        "experiments/completion.bash",
+    ],
+    "-m experiments.search --space micro_cnn --cnn.f": ["--cnn.flip"],
+    "-m pip --v": [],
+    "exp": [],
+}
+
+
+def test_completion():
+    """What bash is told: scripts, the flags of the space, values, files; or nothing."""
+    script = ["source experiments/completion.bash"]
+    for line in COMPLETIONS:
+        words = [sys.executable, *line.split(" ")]
+        script += [
+            f"COMP_WORDS=({shlex.join(words)}) COMP_CWORD={len(words) - 1} COMPREPLY=()",
+            "_wpl_jax_complete",
+            'echo "${COMPREPLY[*]}"',
+        ]
+    said = subprocess.run(
+        ["bash", "-c", "\n".join(script)], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    found = [sorted(line.split()) for line in said.stdout.split("\n")[:-1]]
+    assert found == [sorted(words) for words in COMPLETIONS.values()]
+    assert said.stderr == ""

@@ -1,0 +1,172 @@
+"""A long run: it stops when asked to, and its log and display say what it did."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+from tensorboardX.proto.event_pb2 import Event
+
+from experiments.running import progress as running
+from experiments.running.progress import Display, MetricsLog, Stop, interruptible
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_asks_to_stop_and_the_old_handlers_come_back(number, code):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with interruptible() as stop:
+        assert not stop and stop.exit_code == 0
+        os.kill(os.getpid(), number)
+        assert stop and stop.by == number and stop.exit_code == code
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_second_interrupt_does_not_wait():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interruptible() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_elsewhere_than_in_the_main_thread_signals_are_left_alone():
+    before, found = signal.getsignal(signal.SIGINT), []
+
+    def run():
+        with interruptible() as stop:
+            found.extend([stop, signal.getsignal(signal.SIGINT)])
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [Stop(), before]
+
+
+RUN = """
+import sys, time
+from experiments.running import interruptible
+with interruptible() as stop:
+    print("started", flush=True)
+    for step in range(1000):
+        time.sleep(0.05)
+        if stop:
+            print("saved", flush=True)
+            sys.exit(stop.exit_code)
+"""
+
+
+def test_a_run_ends_its_step_saves_and_says_by_its_exit_code_what_stopped_it():
+    with subprocess.Popen([sys.executable, "-c", RUN], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout.readline() == "started\n"
+        run.send_signal(signal.SIGTERM)
+        output, _ = run.communicate(timeout=60)
+    assert (run.returncode, output) == (143, "saved\n")
+
+
+def metrics(epoch):
+    return {
+        "epoch": epoch,
+        "loss": np.float32(1 / epoch),
+        "reward": jnp.float32(jnp.nan if epoch == 2 else 0.1 * epoch),
+        "best": [float("inf"), 0.5],
+        "skipped": 0,
+    }
+
+
+def scalars(folder):
+    """What TensorBoard would read, by name and step."""
+    (file,) = (folder / "tensorboard").iterdir()
+    content, found = file.read_bytes(), {}
+    while content:
+        size = int.from_bytes(content[:8], "little")
+        event = Event.FromString(content[12 : 12 + size])
+        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+        content = content[16 + size :]
+    return found
+
+
+def test_a_record_is_in_the_file_at_once_and_holds_numbers_or_null(tmp_path):
+    with MetricsLog(tmp_path) as log:
+        log.append(metrics(2))
+        (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line) == {
+        "epoch": 2,
+        "loss": 0.5,
+        "reward": None,
+        "best": [None, 0.5],
+        "skipped": 0,
+    }
+
+
+def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path):
+    for name in ("whole", "resumed"):
+        (tmp_path / name).mkdir()
+    with MetricsLog(tmp_path / "whole") as log:
+        for epoch in range(1, 6):
+            log.append(metrics(epoch))
+    with MetricsLog(tmp_path / "resumed") as log:
+        for epoch in range(1, 5):
+            log.append(metrics(epoch))
+    with (tmp_path / "resumed" / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 5, "lo')  # killed here; the last checkpoint is that of epoch 3
+    with MetricsLog(tmp_path / "resumed", resume_from=3) as log:
+        for epoch in (4, 5):
+            log.append(metrics(epoch))
+    whole, resumed = (
+        (tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "resumed")
+    )
+    assert resumed == whole
+    drawn = scalars(tmp_path / "whole")
+    assert scalars(tmp_path / "resumed") == drawn
+    assert drawn["loss", 4] == 0.25
+    assert set(drawn) == {
+        (name, epoch)
+        for name in ("loss", "reward", "skipped")
+        for epoch in range(1, 6)
+        if (name, epoch) != ("reward", 2)
+    }
+
+
+def test_a_run_from_the_start_begins_a_new_log(tmp_path):
+    for _ in range(2):
+        with MetricsLog(tmp_path) as log:
+            log.append(metrics(1))
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_without_tensorboardx_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ImportError, match=r"pip install 'wpl_jax\[experiments\]'"):
+        MetricsLog(tmp_path)
+
+
+def test_without_a_terminal_the_display_is_a_line_an_epoch(capsys):
+    with Display(epochs=3, per_epoch=10, unit="architectures", start=1) as display:
+        for epoch in range(2):
+            display.show(5, loss=2.0)
+            time.sleep(0.01)
+            display.end_epoch(train_loss=1.5, reward=[0.25, jnp.float32(jnp.nan)][epoch])
+    output, errors = capsys.readouterr()
+    assert output == ""
+    first, last = errors.splitlines()
+    assert first.startswith("epoch 2/3  train_loss 1.5  reward 0.25  ETA 0:00:0")
+    assert last == "epoch 3/3  train_loss 1.5  reward nan  ETA 0:00:00"
+
+
+def test_on_a_terminal_the_display_shows_the_bar_and_the_numbers(monkeypatch):
+    terminal = Console(force_terminal=True, force_interactive=True, record=True, width=100)
+    monkeypatch.setattr(running, "Console", lambda stderr: terminal)
+    with Display(epochs=150, per_epoch=40, unit="architectures", start=11) as display:
+        display.show(17, loss=4.5678, perplexity=96.25)
+    bar, numbers = terminal.export_text().splitlines()[-2:]
+    assert bar.startswith("epoch 12/150 ━")
+    assert "17/40 architectures" in bar
+    assert numbers.strip() == "loss 4.568  perplexity 96.25"

@@ -24,8 +24,14 @@ help:  ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
 
 .PHONY: demo
-demo: $(STAMP)  ## train two models that share weights, with and without plasticity, on 5,000 images
-	$(BIN)/python -m experiments.two_models --data mnist5k
+demo: $(STAMP)  ## watch one model ruin another through shared weights, and WPL prevent it; a minute
+	@echo 'Model A learns to read digits. Then model B trains the layers that they share, once'
+	@echo 'plainly and once with WPL, which holds what A needs. Three seeds, 5,000 images.'
+	@$(BIN)/python -m experiments.two_models --preset demo
+
+.PHONY: experiment
+experiment: $(STAMP)  ## all of that experiment on 5,000 images: immature A, rivals, strengths; minutes
+	$(BIN)/python -m experiments.two_models
 
 .PHONY: test
 test: lint  ## check style and types, then run the tests and the examples in docstrings
@@ -62,7 +68,7 @@ $(STAMP): requirements.txt setup.cfg pyproject.toml
 	touch $(STAMP)
 
 .PHONY: docs
-docs: $(STAMP)  ## build the documentation, in docs/_build/html; warnings are errors
+docs: $(STAMP)  ## run the notebooks, build the documentation in docs/_build/html; warnings are errors
 	$(BIN)/sphinx-build --fresh-env --fail-on-warning --keep-going --quiet docs docs/_build/html
 	@echo 'Written to docs/_build/html/index.html'
 
@@ -100,6 +106,6 @@ $(PEERS_STAMP): benchmarks/peers/requirements.txt
 
 .PHONY: clean
 clean:  ## remove the virtual environments and everything else that is built
-	rm -rf .venv .venv-peers build dist docs/_build *.egg-info
+	rm -rf .venv .venv-peers build dist docs/_build docs/notebooks *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find wpl_jax experiments tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.timing import Jitted, Peer, compare, report
+from benchmarks.report import report
+from benchmarks.timing import Jitted, Peer, compare
 from wpl_jax.spaces.cross_entropy import linear_cross_entropy
 
 # A window of ENAS's search on PTB, 64 texts of 35 words; the paper's cells have 1,000 units.

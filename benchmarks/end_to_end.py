@@ -15,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.report import report
 from benchmarks.search_step import RATES
-from benchmarks.timing import Steps, compare, report
+from benchmarks.timing import Steps, compare
+from experiments import spaces
 from experiments.search import search_of
-from experiments.spaces.search_settings import PRESETS, RNNSearch
+from experiments.spaces.rnn.settings import RNNSearch
 from wpl_jax.search import Data, Search, SearchConfig
 from wpl_jax.spaces.rnn import RNN
 
@@ -42,14 +44,14 @@ def small():
     optimizer = optax.chain(optax.clip_by_global_norm(0.25), optax.sgd(1.0))
     searches = {
         "without plasticity": Search(space, config, optimizer),
-        "with it, implicit": Search(space, config, optimizer, 10.0, 1.0),
+        "with it, proximal": Search(space, config, optimizer, 10.0, 1.0),
     }
     title = "An epoch of random search, 20 cells of 8 nodes of 64 units, 2,000 words, 7 batches"
     return timed(f"{title} of 32 × 20, err1 and err2 on 8", searches, words(space, 32, 20))
 
 
 def preset(space, name):
-    config = PRESETS[space][name]
+    config = spaces.find(space).searches[name]
     # Plastic from the start, as after the warm-up.
     config = dataclasses.replace(
         config, search=dataclasses.replace(config.search, warmup_epochs=0), devices=1
@@ -62,7 +64,7 @@ def preset(space, name):
         data = pictures(config.cnn, config.batch_size)
     searches = {
         label: search_of(dataclasses.replace(config, plasticity=plasticity))
-        for label, plasticity in (("without plasticity", "none"), ("with it, implicit", "wpl"))
+        for label, plasticity in (("without plasticity", "none"), ("with it, proximal", "wpl"))
     }
     search = config.search
     title = f"Preset {name} of {space}: {search.chunk} architecture{'s' * (search.chunk > 1)}"

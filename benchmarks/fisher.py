@@ -16,7 +16,9 @@ import optax
 
 import wpl_jax
 from benchmarks.networks import NETWORKS
-from benchmarks.timing import RESULTS, Jitted, Peer, compare, report
+from benchmarks.page import RESULTS
+from benchmarks.report import report
+from benchmarks.timing import Jitted, Peer, compare
 
 GRADIENT, OURS = "batch gradient", "wpl_jax.empirical_fisher"
 PLAIN = "vmap(grad), 16 at a time by optax.microbatching"

@@ -1,4 +1,4 @@
-"""What the forms chosen in wpl_jax/spaces/micro_cnn.py gain over the plain ones, on this machine.
+"""What the forms of wpl_jax/spaces/operations.py gain over the plain ones, on this machine.
 
     python -m benchmarks.micro_cnn
 
@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from wpl_jax.search import Data, Search, SearchConfig
-from wpl_jax.spaces import micro_cnn
-from wpl_jax.spaces.micro_cnn import MicroCNN
+from wpl_jax.spaces.micro_cnn import MicroCNN, network
+from wpl_jax.spaces.operations import depthwise, max_pool, run_one
 
 REPEATS = 11
 SIZE, CHANNELS, BATCH = 16, 8, 64  # of the cpu preset's first stage
@@ -29,8 +29,8 @@ SPACE = MicroCNN(channels=CHANNELS, cells=1, stem_stride=2)
 def main():
     table = Table("what", "form", "ms", "ratio", "MiB", title=jax.devices()[0].device_kind)
     for what, forms in {
-        **{f"depthwise {size}×{size}": depthwise(size) for size in (3, 5)},
-        "max pooling 3×3": max_pooling(),
+        **{f"depthwise {size}×{size}": convolving(size) for size in (3, 5)},
+        "max pooling 3×3": pooling(),
         "8 training steps": training_steps(),
     }.items():
         for name, (median, ratio, memory) in timed(forms).items():
@@ -75,7 +75,7 @@ def images(key, layout):
     return jax.random.normal(jax.random.key(key), [sizes[axis] for axis in layout])
 
 
-def depthwise(size):
+def convolving(size):
     x, g, kernel = images(0, "ghcwn"), images(1, "ghcwn"), jnp.ones((CHANNELS, size, size))
     nhwc, hwio = images(0, "nhwc"), jnp.ones((size, size, 1, CHANNELS))
     convolution = functools.partial(
@@ -88,11 +88,11 @@ def depthwise(size):
     return [
         (
             "shifted blocks, kernel's gradient by products",
-            (backward(micro_cnn._depthwise), (x, kernel, g)),
+            (backward(depthwise), (x, kernel, g)),
         ),
         (
             "shifted blocks, differentiated by JAX",
-            (backward(micro_cnn._depthwise.fun), (x, kernel, g)),
+            (backward(depthwise.fun), (x, kernel, g)),
         ),
         (
             "XLA's grouped convolution, NHWC",
@@ -101,15 +101,15 @@ def depthwise(size):
     ]
 
 
-def max_pooling():
+def pooling():
     def reduce_window(x):
         return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
 
-    def chosen(x):
-        return micro_cnn._max_pool(x, None, None)[0]
-
     return [
-        ("maxima of shifted blocks", (backward(chosen), (images(0, "ghcwn"), images(1, "ghcwn")))),
+        (
+            "maxima of shifted blocks",
+            (backward(max_pool), (images(0, "ghcwn"), images(1, "ghcwn"))),
+        ),
         (
             "XLA's reduce_window, NHWC",
             (backward(reduce_window), (images(0, "nhwc"), images(1, "nhwc"))),
@@ -141,14 +141,14 @@ def training_steps():
             return jax.grad(lambda p: SPACE.loss(p, SPACE.decode(actions), batch)[0])(params)
 
         def run(params, actions, key):
-            with mock.patch.object(micro_cnn, "_run_one", form):
+            with mock.patch.object(network, "run_one", form):
                 return jax.lax.scan(lambda _, a: (None, step(params, a, key)), None, actions)[1]
 
         return run
 
     arguments = params, actions, jax.random.key(1)
     return [
-        ("a branch, run again for its gradient", (steps(micro_cnn._run_one), arguments)),
+        ("a branch, run again for its gradient", (steps(run_one), arguments)),
         ("a branch, differentiated by JAX", (steps(differentiated), arguments)),
         ("all operations, all but one times 0", (steps(masked), arguments)),
     ]

@@ -2,27 +2,30 @@
 
 import json
 
-from benchmarks.timing import FEW, RESULTS, ROOT, SLOW, cells
+from benchmarks.timing import COLUMNS, FEW, ROOT, SLOW, cells
 
+RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
+FIRST = ("fisher", "fisher_models")  # the others follow by name
 HEAD = f"""# Benchmarks
 
 Written by `make bench` from `benchmarks/results/*.json`; not to be edited by hand.
 
-Forms in one table ran alternately on the machine named under it. The figures are medians over the
-turns with their quartiles (what takes over {SLOW:g} s has {FEW} turns); a ratio is taken within a
-turn, to the first row unless a row says otherwise. MiB is the memory beyond arguments and results:
-XLA's temporary buffers for what is jitted, and the growth of the process (so an upper bound) for a
-peer in a process of its own.
+Forms in one table ran alternately on one machine. The figures are medians over the turns with their
+quartiles (what takes over {SLOW:g} s has {FEW} turns); a ratio is taken within a turn, to the first
+row unless a row says otherwise. MiB is the memory beyond arguments and results: XLA's temporary
+buffers for what is jitted, and the growth of the process (so an upper bound) for a peer in a
+process of its own.
 """
-COLUMNS = ("", "ms", "quartiles", "ratio", "quartiles", "MiB")
 
 
 def write() -> None:
     """Write the page anew."""
-    parts = [HEAD]
-    for path in sorted(RESULTS.glob("*.json")):
-        result = json.loads(path.read_text())
+    results = sorted((json.loads(path.read_text()) for path in RESULTS.glob("*.json")), key=_place)
+    machines = [_said(result["machine"]) for result in results]
+    usual = max(machines, key=machines.count)
+    parts = [HEAD, f"Machine, unless a section names another: {usual}."]
+    for result, machine in zip(results, machines, strict=True):
         parts += [f"## {result['benchmark']}", f"`{result['command']}`"]
         for table in result["tables"]:
             columns = table.get("columns", COLUMNS)
@@ -32,11 +35,20 @@ def write() -> None:
             parts += ["\n".join(f"{i}. {note}" for i, note in enumerate(table.get("notes", ()), 1))]
         for figure in result.get("figures", ()):
             parts.append(f"![{figure['caption']}](../benchmarks/results/{figure['file']})")
-        machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
         turns = sorted({table["turns"] for table in result["tables"]})
-        parts.append(f"{', '.join(map(str, turns))} turns. Machine: {machine}.")
+        said = f"{' or '.join(map(str, turns))} turns."
+        parts.append(said if machine == usual else f"{said} Machine: {machine}.")
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text("\n\n".join(part.strip() for part in parts if part) + "\n")
+
+
+def _place(result):
+    name = result["benchmark"]
+    return (FIRST.index(name) if name in FIRST else len(FIRST)), name
+
+
+def _said(machine):
+    return ", ".join(f"{key} {value}" for key, value in machine.items())
 
 
 def _line(values):

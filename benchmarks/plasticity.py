@@ -17,7 +17,8 @@ import optax
 
 import wpl_jax
 from benchmarks import search_step
-from benchmarks.timing import Steps, compare, report
+from benchmarks.report import report
+from benchmarks.timing import Steps, compare
 from experiments.two_models import training as shared_mlps
 from experiments.two_models.settings import TwoModels
 from wpl_jax.data import Images
@@ -102,8 +103,8 @@ def search():
         f"Search over {search_step.named(space)}, consolidated every {search_step.BATCHES} steps",
         {
             "without plasticity": lambda: form(search_step.BATCHES),
-            "explicit": lambda: form(search_step.BATCHES, strength=STRENGTH),
-            "implicit": lambda: form(search_step.BATCHES, strength=STRENGTH, rate=1.0),
+            "additive": lambda: form(search_step.BATCHES, strength=STRENGTH),
+            "proximal": lambda: form(search_step.BATCHES, strength=STRENGTH, rate=1.0),
         },
     )
 

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import optax
 
 import wpl_jax
-from benchmarks import networks
-from benchmarks.fisher_models import GPT2
-from benchmarks.timing import Steps, cells, compare, report
+from benchmarks import large_networks
+from benchmarks.models import GPT2
+from benchmarks.report import report
+from benchmarks.timing import Steps, cells, compare
 
 STRENGTH = 10.0
 COLUMNS = ("", "MiB of the state", "times the parameters", "ms a step", "ratio", "quartiles")
@@ -36,7 +37,7 @@ def main():
 
 def table(dtype, sizes=GPT2, repeats=11):
     """Of parameters, gradients and AdamW's memory in one dtype."""
-    nll, params, words = networks.gpt(batch=1, steps=64, layers="scan", **sizes)
+    nll, params, words = large_networks.gpt(batch=1, steps=64, layers="scan", **sizes)
     params = jax.tree.map(lambda p: p.astype(dtype), params)
     size = sum(p.size for p in jax.tree.leaves(params))
     bytes_of_params = sum(p.nbytes for p in jax.tree.leaves(params))

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import Jitted, compare, report
+from benchmarks.report import report
+from benchmarks.timing import Jitted, compare
 from wpl_jax.fisher.routes import outer_products
 
 

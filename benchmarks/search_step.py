@@ -21,8 +21,10 @@ import numpy as np
 import optax
 
 from benchmarks import static
-from benchmarks.timing import RESULTS, Peer, Steps, compare, report
-from experiments.spaces.search_settings import PRESETS
+from benchmarks.page import RESULTS
+from benchmarks.report import report
+from benchmarks.timing import Peer, Steps, compare
+from experiments import spaces
 from wpl_jax.search import Data, Search, SearchConfig
 from wpl_jax.spaces.rnn import RNN
 
@@ -66,7 +68,7 @@ def searching(space, split, tx, batches, strength=0.0, rate=None):
     config = SearchConfig(strategy="random", batches=batches, warmup_epochs=0)
     search = Training(space, config, tx, strength, rate, actions=sampled(space))
     state = jax.jit(search.init)(jax.random.key(0))
-    return Steps(search._train, state, Data(split, split), steps=batches)
+    return Steps(search._next, state, Data(split, split), steps=batches)
 
 
 def written_out(loss, params, tx, batches, start, batch, split):
@@ -129,7 +131,7 @@ def side_by_side(what, cases):
 
 
 def cnn():
-    preset = PRESETS["micro_cnn"]["cpu"]
+    preset = spaces.find("micro_cnn").searches["cpu"]
     space, size, batches = preset.cnn, preset.batch_size, preset.search.batches
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.integers(256, size=(16, size, *space.image_shape)), jnp.uint8)
@@ -167,7 +169,9 @@ def controller(samples):
 
         def run(state, words):
             data, keys = Data(words, words), jax.random.split(state.key, steps)
-            return jax.lax.scan(functools.partial(search._reinforce, data), state, keys)[0]
+            return jax.lax.scan(
+                lambda state, key: search._reinforce(state, data.validation, key), state, keys
+            )[0]
 
         return functools.partial(Steps, run, state, words, steps=steps)
 

@@ -8,8 +8,22 @@ differentiates it. Normalisation, the decoder and operations are the search spac
 import jax
 import jax.numpy as jnp
 
-from wpl_jax.spaces import micro_cnn, rnn
 from wpl_jax.spaces.cross_entropy import linear_cross_entropy
+from wpl_jax.spaces.images import cross_entropy
+from wpl_jax.spaces.micro_cnn import OPERATIONS
+from wpl_jax.spaces.micro_cnn.architecture import edge_index, loose_ends
+from wpl_jax.spaces.micro_cnn.network import BRANCHES, convolve, halve
+from wpl_jax.spaces.operations import (
+    HEIGHT,
+    WIDTH,
+    batch_norm,
+    classify,
+    inward,
+    pointwise,
+    windows,
+)
+from wpl_jax.spaces.rnn import ACTIVATIONS
+from wpl_jax.spaces.rnn.recurrence import clip_norm
 
 FUNCTIONS = {
     "tanh": jnp.tanh,
@@ -27,7 +41,7 @@ def rnn_params(space, params, architecture):
 
 def rnn_loss(space, architecture):
     """``loss(params, words, hidden)`` of one cell: its value, and the next hidden state."""
-    functions = [FUNCTIONS[rnn.ACTIVATIONS[a]] for a in architecture.activations]
+    functions = [FUNCTIONS[ACTIVATIONS[a]] for a in architecture.activations]
     sources = [int(p) for p in architecture.predecessors]
     loose = [j for j in range(space.nodes) if j not in sources]
 
@@ -44,7 +58,7 @@ def rnn_loss(space, architecture):
             for kernel, i, function in zip(params["edges"], sources, functions[1:], strict=True):
                 nodes.append(highway(nodes[i] @ kernel, nodes[i], function))
             hidden = sum(nodes[j] for j in loose) / len(loose)
-            hidden = rnn._clip_norm(hidden, space.max_hidden_norm)
+            hidden = clip_norm(hidden, space.max_hidden_norm)
             return hidden, hidden
 
         hidden, states = jax.lax.scan(step, jax.lax.stop_gradient(hidden), projected)
@@ -68,17 +82,15 @@ def cnn_params(space, params, architecture):
     """The parameters of one network: of a layer, those of its edges and loose ends."""
 
     def of_layer(weights, cell):
-        index = micro_cnn._edge_index(cell)
-        names = [micro_cnn.OPERATIONS[o] for o in cell.operations.ravel()]
+        index = edge_index(cell)
+        names = [OPERATIONS[o] for o in cell.operations.ravel()]
         return {
             "norm": weights["norm"],
             "edges": [
                 {name: jax.tree.map(lambda w, i=i: w[i], weights[name])} if name in weights else {}
                 for i, name in zip(index, names, strict=True)
             ],
-            "project": {
-                str(i): weights["project"][i] for i in jnp.flatnonzero(micro_cnn._loose(cell))
-            },
+            "project": {str(i): weights["project"][i] for i in jnp.flatnonzero(loose_ends(cell))},
         }
 
     stages = [
@@ -99,33 +111,29 @@ def cnn_loss(space, architecture):
         edges = iter(params["edges"])
         for inputs, operations in zip(cell.inputs, cell.operations, strict=True):
             outputs = [
-                micro_cnn._BRANCHES[o](nodes[i], next(edges), None)[0]
+                BRANCHES[o](nodes[i], next(edges), None)[0]
                 for i, o in zip(inputs, operations, strict=True)
             ]
             nodes.append(sum(outputs))
         total = sum(
-            micro_cnn._pointwise(kernel, jax.nn.relu(nodes[int(i)]))
-            for i, kernel in params["project"].items()
+            pointwise(jax.nn.relu(nodes[int(i)]), kernel) for i, kernel in params["project"].items()
         )
-        return states[1], micro_cnn._normalise(params["norm"], total, None)[0]
+        return states[1], batch_norm(total, params["norm"])[0]
 
     def loss(params, batch):
         images, labels = batch
-        x = jnp.transpose(images[None], (0, 2, 4, 3, 1))
-        rows = micro_cnn._shifted(x, 3)
-        x = jnp.concatenate([x for row in rows for x in row], axis=micro_cnn._CHANNELS)
-        x = x[:, :: space.stem_stride, :, :: space.stem_stride]
-        x, _ = micro_cnn._convolve(params["stem"], x, None)
+        x = windows(inward(images), 3)[:, :: space.stem_stride, :, :: space.stem_stride]
+        x, _ = convolve(x, params["stem"], None)
         states = x, x
         for stage, layers in enumerate(params["stages"]):
             if stage:
                 halvings = params["inputs"][stage - 1].values()
                 pairs = zip(halvings, states, strict=True)
-                states = tuple(micro_cnn._halve(halving, h, None)[0] for halving, h in pairs)
+                states = tuple(halve(h, halving, None)[0] for halving, h in pairs)
             for weights, cell in zip(layers, cells(space, architecture, stage), strict=True):
                 states = layer(weights, cell, states)
-        pooled = jax.nn.relu(states[1]).mean((micro_cnn._HEIGHT, micro_cnn._WIDTH))
-        return micro_cnn.cross_entropy(micro_cnn._classify(params["classifier"], pooled), labels)
+        pooled = jax.nn.relu(states[1]).mean((HEIGHT, WIDTH))
+        return cross_entropy(classify(pooled, params["classifier"]), labels)
 
     return loss
 

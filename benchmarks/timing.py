@@ -6,13 +6,10 @@ a slow minute of the machine falls on all of them, and ratios are taken within a
 """
 
 import json
-import os
-import platform
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 REPEATS = 11
 REST = 0.05  # seconds between forms, for the threads of the last to go to sleep
+COLUMNS = ("", "ms", "quartiles", "ratio", "quartiles", "MiB")
 SLOW, FEW = 3.0, 3  # what takes more seconds than this has no more turns than that
 
 
@@ -154,7 +151,7 @@ def compare(
       relative_to: for some, the name of another that their ratios are taken to.
 
     Returns:
-      A table for :func:`report`.
+      A table for :func:`benchmarks.report.report`.
     """
     built: dict[str, Form] = {}
     failed: dict[str, str] = {}
@@ -197,62 +194,6 @@ def compare(
     return table
 
 
-def report(name: str, tables: list[dict[str, Any]], **more) -> None:
-    """Write ``benchmarks/results/<name>.json`` and the page ``docs/benchmarks.md`` anew."""
-    from benchmarks.page import write
-
-    result = {
-        "benchmark": name,
-        "command": f"python -m benchmarks.{name}",
-        "machine": machine(),
-        "tables": tables,
-        **more,
-    }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    partial.replace(path)
-    write()
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    device = jax.devices()[0]
-    cpu = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        )
-        if Path("/proc/cpuinfo").exists()
-        else (),
-        platform.processor(),
-    )
-    return {
-        "device": cpu if device.platform == "cpu" else device.device_kind,
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        **{package: version(package) for package in ("jax", "jaxlib", "flax", "optax")},
-        **_peers_versions(),
-    }
-
-
-def _peers_versions():
-    if not PEERS_PYTHON.exists():
-        return {}
-    listing = subprocess.run(
-        [PEERS_PYTHON, "-m", "benchmarks.peers.serve", "versions"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    return json.loads(listing.stdout) if listing.returncode == 0 else {}
-
-
 def _spread(values):
     """Median and quartiles."""
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -260,8 +201,7 @@ def _spread(values):
 
 
 def _rich(table):
-    columns = ("", "ms", "quartiles", "ratio", "quartiles", "MiB")
-    drawn = Table(*columns, title=table["title"])
+    drawn = Table(*COLUMNS, title=table["title"])
     for row in table["rows"]:
         drawn.add_row(*cells(row))
     return drawn

@@ -1,10 +1,13 @@
 """The documentation's settings for Sphinx: make docs."""
 
 import functools
+import hashlib
 import importlib
 import inspect
 import pkgutil
 import re
+import shutil
+from pathlib import Path
 
 import chex
 import jax
@@ -25,21 +28,58 @@ for package, name in [
 
 import wpl_jax  # noqa: E402
 
+HERE = Path(__file__).parent
+
+# Files of the repository, and where they are in the documentation.
+PAGES = {
+    "experiments/notebooks/": "notebooks/",  # a link to the folder
+    "experiments/results/two_models/mnist/report.md": "reports/two_models.md",
+    "experiments/results/search_rnn/report.md": "reports/search_rnn.md",
+    "experiments/results/search_cnn/report.md": "reports/search_cnn.md",
+    "experiments/results/importances/report.md": "importances.md",
+}
+
+
+def copy_notebooks():
+    """Sphinx reads only what is below its folder, and takes a link for what it points to."""
+    originals, copies = HERE.parent / "experiments/notebooks", HERE / "notebooks"
+    shutil.copytree(originals, copies, dirs_exist_ok=True)
+    for copy in copies.glob("*.ipynb"):
+        if not (originals / copy.name).exists():
+            copy.unlink()
+
+
+def what_notebooks_import():
+    """Name the state of the modules that the notebooks import: outputs are kept for each."""
+    paths = [
+        *sorted((HERE.parent / "wpl_jax").rglob("*.py")),
+        HERE.parent / "examples/layers_space.py",
+    ]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
+
+
 project = "wpl_jax"
 author = "The wpl_jax authors"
 copyright = author
 version = release = wpl_jax.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 default_role = "code"
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
+
+# Notebooks are run when they, or what they import, have changed since the last build.
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(HERE / "_build/notebooks" / what_notebooks_import())
+nb_execution_show_tb = True
+nb_execution_timeout = 600
+nb_merge_streams = True
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
@@ -65,10 +105,12 @@ html_math_renderer = "mathml"
 
 
 def setup(app):
+    copy_notebooks()
     document_fields()
     inline, block = (functools.partial(formula, display) for display in (False, True))
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
     app.connect("source-read", without_blank_ends)
+    app.connect("source-read", to_pages)
     app.connect("autodoc-process-docstring", without_type, priority=1)  # before napoleon
     app.connect("autodoc-process-signature", with_own_arguments)
     app.connect("missing-reference", in_the_package)
@@ -99,6 +141,12 @@ def formula(display, translator, node):
 def without_blank_ends(app, page, source):
     """Leave out the blank line that ends the output of an example, for doctest."""
     source[0] = source[0].replace("\n\n```\n", "\n```\n")
+
+
+def to_pages(app, page, source):
+    """Lead links to files that have a page here, and are right on GitHub, to that page."""
+    for path, target in PAGES.items():
+        source[0] = re.sub(rf"(\]\((\.\./)*?)\.\./{path}", rf"\g<1>{target}", source[0])
 
 
 def without_type(app, what, name, obj, options, lines):

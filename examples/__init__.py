@@ -1,1 +1,1 @@
-"""Complete programs to start one's own from; README.md says what each shows."""
+"""Complete programs to start your own from. README.md says what each of them shows."""

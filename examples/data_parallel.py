@@ -1,6 +1,7 @@
-"""Data parallelism: the batch is shared by all devices, the plasticity state lies on each.
+"""Data parallelism: the batch is split over the devices, and each has the whole plasticity state.
 
-Nothing here but the placement of arrays is about devices; JAX does the rest, for the Fisher too.
+The only lines about devices are those that put arrays on them. JAX does the rest, also for the
+Fisher.
 
     python -m examples.data_parallel
 """

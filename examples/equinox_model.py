@@ -1,4 +1,4 @@
-"""Equinox: the arrays of a model are the parameters; the rest is put back inside the loss.
+"""Equinox: a model's arrays are the parameters, combined with its other parts inside the loss.
 
 A network learns digits, and then the same digits turned by a quarter.
 

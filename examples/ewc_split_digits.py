@@ -1,7 +1,7 @@
 """Elastic Weight Consolidation: the digits 0 to 4, then the digits 5 to 9.
 
-The tasks share two layers, and each has a classifier of its own. EWC (Kirkpatrick et al., 2017) is
-a transformation in a chain and, between the tasks, one call of consolidate.
+The two tasks share two layers, and each has a classifier of its own. EWC (Kirkpatrick et al., 2017)
+takes one transformation in the chain, and one call of consolidate between the tasks.
 
     python -m examples.ewc_split_digits
 """

@@ -1,8 +1,8 @@
-"""Fine-tuning: the backbone is held where pretraining needs it; a head and an adapter are free.
+"""Fine-tuning: plasticity protects a pretrained backbone, while a head and an adapter are free.
 
-The backbone is pretrained on digits. A new head, and an adapter before it, then learn the digits
-turned by a quarter, and may move the backbone: optax.partition gives it an optimiser of its own,
-with plasticity. The old head still sits on the backbone, and shows what pretraining is left.
+The backbone is pretrained on digits. A new head, with an adapter before it, then learns the digits
+turned by a quarter. The backbone is trained too: optax.partition gives it an optimiser of its own,
+with plasticity. The old head, on the same backbone, shows how much of the pretraining is left.
 
     python -m examples.finetune_backbone
 """

@@ -1,7 +1,7 @@
 """Flax Linen: the plasticity state lives in a TrainState, where consolidate finds it.
 
-A network learns digits, and then the same digits turned by a quarter. apply_gradients passes no
-mask on to the optimiser: docs/howto.md, "In a Linen TrainState", has its lines written out.
+A network learns digits, and then the same digits turned by a quarter. apply_gradients does not pass
+a mask on to the optimiser; docs/howto/frameworks.md, "Flax Linen", shows what to write instead.
 
     python -m examples.linen_train_state
 """

@@ -1,12 +1,13 @@
 """LoRA: a term on the adapters does not protect the base; a term on the merged weights does.
 
-A network is pretrained on digits. Adapters of rank 8 beside its matrices (W + A B, with B = 0 at
-first) then learn the digits turned by a quarter. A transformation sees the adapters only. There the
-Fisher of A is 0 to begin with, as B is, and that of B is right only while A stays where it was. The
-loss may see more: wpl_jax.plasticity_loss of the merged weights, with the Fisher of the base.
+A network is pretrained on digits. Adapters of rank 8 for its matrices (W + A B, at first with B = 0
+everywhere) then learn the digits turned by a quarter. A transformation in the optimiser sees only
+the adapters, and their Fishers say little about the base: that of A is 0 at first because B is, and
+that of B is right only while A does not move. So the term belongs in the loss:
+wpl_jax.plasticity_loss of the merged weights, with the Fisher of the base.
 
-Each term has the strength, of the powers of ten from 100 to 10**6, that is best on validation
-images, by the mean of both accuracies.
+Each of the two has the strength that is best on validation images, among the powers of ten from 100
+to 10**6, by the mean of both accuracies.
 
     python -m examples.lora_weight_space
 """

@@ -1,8 +1,9 @@
-"""Models that were fine-tuned apart, merged into one: each weight mostly from who depends on it.
+"""Merge two models that were fine-tuned separately, weighted by their Fishers.
 
-A network is pretrained on digits. One copy goes on with them, another learns the same digits turned
-by a quarter. Neither can do both; a merged one can, without any training: their plain mean, and the
-mean weighted by their Fishers (Matena and Raffel, 2022, who take the exact Fisher, as here).
+A network is pretrained on digits. One copy is trained further on them, another on the same digits
+turned by a quarter. Neither can do both. A merged model can, without any training. Two ways to
+merge are compared: the plain mean, and the mean weighted by the models' exact Fishers (Matena and
+Raffel, 2022).
 
     python -m examples.merge_models
 """

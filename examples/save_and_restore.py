@@ -1,6 +1,6 @@
-"""Saving and restoring with Orbax, in the middle of the second task: nothing is lost.
+"""Save and resume with Orbax in the middle of the second task: nothing is lost.
 
-The plasticity state is part of the optimiser state, and so is saved with it.
+The plasticity state is part of the optimiser's state, and is saved with it.
 
     python -m examples.save_and_restore
 """

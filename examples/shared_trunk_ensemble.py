@@ -1,8 +1,9 @@
-"""An ensemble whose members share a trunk and are trained in turn, which the paper left to others.
+"""An ensemble whose members share a trunk and are trained in turn.
 
-Every member has a head of its own and sees its own random half of the pixels. While one is trained,
-a mask leaves the heads of the others as they are; with weight_plasticity, the trunk keeps what they
-have learned: its Fisher information enters, and the anchor moves, in a member's last step.
+Every member has a head of its own and sees its own random half of the pixels. While one member is
+trained, a mask leaves the heads of the others as they are. weight_plasticity protects what the
+trunk has learned so far: in the last step of each member it adds the member's Fisher and moves the
+anchor. (The paper leaves such ensembles to future work.)
 
     python -m examples.shared_trunk_ensemble
 """
@@ -62,7 +63,7 @@ for name, strength in {"without": 0.0, "with": 1000.0}.items():
         optax.sgd(LEARNING_RATE),
         nll=nll,
         strength=strength,
-        learning_rate=LEARNING_RATE,  # the implicit form
+        learning_rate=LEARNING_RATE,  # the proximal form
         fisher_decay=1.0,  # all earlier members count alike
     )
 

@@ -6,5 +6,5 @@ try:
     import tyro  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        f"the experiments need {error.name}: pip install 'wpl_jax[experiments]'"
+        f"the experiments need {error.name}: pip install '.[experiments]' in wpl_jax's checkout"
     ) from error

@@ -5,21 +5,31 @@
 
 _wpl_jax_complete() {
   [[ ${COMP_WORDS[1]} == -m ]] || return
-  local python=${COMP_WORDS[0]} script=${COMP_WORDS[2]} i space=()
+  local python=${COMP_WORDS[0]} script=${COMP_WORDS[2]} word=${COMP_WORDS[COMP_CWORD]} i space=rnn
   if ((COMP_CWORD == 2)); then
     COMPREPLY=($(compgen -W "$(echo experiments.{search,train_final,compare,two_models,importances,report})" -- "$script"))
     return
   fi
   [[ $script == experiments.* ]] || return
   for ((i = 3; i < COMP_CWORD - 1; i++)); do
-    [[ ${COMP_WORDS[i]} == --space ]] && space=(--space "${COMP_WORDS[i + 1]}")
+    [[ ${COMP_WORDS[i]} == --space ]] && space=${COMP_WORDS[i + 1]}
   done
+  case ${COMP_WORDS[COMP_CWORD - 1]} in
+    --space) COMPREPLY=($(compgen -W "rnn micro_cnn" -- "$word")); return ;;
+    --preset) COMPREPLY=($(compgen -W "smoke cpu paper" -- "$word")); return ;;
+    --architecture)
+      local cells=$(cd "experiments/spaces/$space/cells" 2>/dev/null && echo *.json)
+      COMPREPLY=($(compgen -W "random ${cells//.json/}" -- "$word") $(compgen -f -- "$word"))
+      return
+      ;;
+  esac
 
-  if [[ $_wpl_jax_known != "$script ${space[*]}" ]]; then
+  if [[ $_wpl_jax_known != "$script $space" ]]; then
     complete() { :; } # what is read registers itself, for a command of another name
-    source <("$python" -m "$script" --tyro-write-completion bash - "${space[@]}" 2>/dev/null)
+    source <("$python" -m "$script" --tyro-write-completion bash - --space "$space" 2>/dev/null ||
+      "$python" -m "$script" --tyro-write-completion bash - 2>/dev/null)
     unset -f complete
-    _wpl_jax_known="$script ${space[*]}"
+    _wpl_jax_known="$script $space"
   fi
   local flags=_tyro_python__m_${script//./_}
   declare -F "$flags" >/dev/null || return

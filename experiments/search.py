@@ -7,28 +7,44 @@ probes.json if --probes, summary.json and figures to --out. A run that was inter
 
 import dataclasses
 import io
-import json
 import math
 import sys
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments.running import command_line, processes, records
+from experiments import spaces
+from experiments.running import processes, records
 from experiments.running.progress import Display, Diverged, MetricsLog, interruptible
-from experiments.spaces import cells
-from experiments.spaces.search_settings import PRESETS, SearchRun
-from experiments.spaces.tasks import TASKS
+from experiments.spaces import Task, cells
+from experiments.spaces.settings import PLACES, SearchRun
 from wpl_jax import figures
 from wpl_jax.checkpoint import Checkpoints
 from wpl_jax.forgetting import forgetting
-from wpl_jax.search import Data, Epoch, Search, SearchState
-from wpl_jax.search.parallel import everywhere, split_batches
+from wpl_jax.search import Data, Search, SearchState, everywhere, split_batches
+
+
+class Job(NamedTuple):
+    """All that a run works with, made once from its settings."""
+
+    config: SearchRun
+    task: Task
+    search: Search
+    data: Data  # on the devices
+    whole: jax.sharding.NamedSharding  # where the state is: on each of them
+    facts: dict[str, object]  # what there is to say of the data
+    fingerprint: dict[str, object]  # what changes whenever they do
+    out: Path
+
+    @property
+    def error_key(self) -> str:
+        """The name of an error in files."""
+        return records.key(self.task.error)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,15 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config.sharing.distributed:
             processes.join(config.sharing)
         with processes.all_or_none():
-            task = TASKS[config.space]
-            corpus = task.read(config)
-            config = config.with_space(**task.sizes(corpus))
-            data = split_batches(cut(config, corpus), devices_of(config))
-            out = folder_of(config)
+            job = prepare(config)
             if processes.is_first():
-                records.writable_folder(out)
-            checkpoints = open_checkpoints(config, out)
-        check_agreement(config, checkpoints)
+                records.writable_folder(job.out)
+            checkpoints = open_checkpoints(job)
+        check_agreement(job, checkpoints)
     except (ValueError, OSError, ImportError) as error:
         print(f"search: {error}", file=sys.stderr)
         return 2
@@ -54,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     try:
         with checkpoints:
-            return run(config, checkpoints, data, task.facts(corpus), out)
+            return run(job, checkpoints)
     except Diverged as error:
         print(f"search: {error}", file=sys.stderr)
         return 1
@@ -64,18 +76,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> SearchRun:
-    return command_line.parse(
-        PRESETS,
-        argv,
-        prog="python -m experiments.search",
-        description=__doc__,
-        flags={"--space": "rnn", "--preset": "paper"},
+    return spaces.settings(
+        "searches", argv, prog="python -m experiments.search", description=__doc__
     )
 
 
-def cut(config: SearchRun, corpus: Any) -> Data:
+def prepare(config: SearchRun) -> Job:
+    """Read the data; refuses settings that do not fit them, or the devices."""
+    task = spaces.find(config.space)
+    corpus = task.read(config)
+    config = config.with_space(**task.sizes(corpus))
+    devices = devices_of(config)
+    data = split_batches(cut(config, task, corpus), devices)
+    search = search_of(config, len(devices))
+    return Job(
+        config,
+        task,
+        search,
+        data,
+        whole=everywhere(devices),
+        facts=task.facts(corpus),
+        fingerprint=task.fingerprint(corpus),
+        out=folder_of(config, task),
+    )
+
+
+def cut(config: SearchRun, task: Task, corpus: Any) -> Data:
     """The data as batches; refuses a search that asks for more of them than there are."""
-    data = TASKS[config.space].cut(config, corpus)
+    data = task.cut(config, corpus)
     for flag, wanted, part in (
         ("search.batches", config.search.batches, "train"),
         ("search.eval-batches", config.search.eval_batches, "validation"),
@@ -105,24 +133,38 @@ def devices_of(config: SearchRun) -> list[jax.Device]:
     return devices
 
 
-def folder_of(config: SearchRun) -> Path:
+def search_of(config: SearchRun, devices: int = 1) -> Search:
+    """The search that the settings describe, over so many devices."""
+    return Search(
+        space=config.space_over(devices),
+        config=config.search,
+        optimizer=config.optimizer(),
+        strength=config.strength_at if config.plasticity == "wpl" else 0.0,
+        learning_rate=config.learning_rate_at if config.proximal else None,
+    )
+
+
+def folder_of(config: SearchRun, task: Task) -> Path:
     name = f"{config.preset}_{config.plasticity}_{config.search.strategy}_{config.seed}"
-    return config.out or Path("results/search", config.space, name)
+    return config.out or Path("results/search", task.name, name)
 
 
-def open_checkpoints(config: SearchRun, out: Path) -> Checkpoints:
-    if not config.resume and any((out / "checkpoints").glob("*")):
-        raise ValueError(f"{out} holds a run: go on with it with --resume, or choose another --out")
-    checkpoints = Checkpoints(out / "checkpoints", settings(config))
+def open_checkpoints(job: Job) -> Checkpoints:
+    folder = job.out / "checkpoints"
+    if not job.config.resume and any(folder.glob("*")):
+        raise ValueError(
+            f"{job.out} holds a run: go on with it with --resume, or choose another --out"
+        )
+    checkpoints = Checkpoints(folder, settings(job.config) | job.fingerprint)
     checkpoints.latest()  # damage shows here
     return checkpoints
 
 
-def check_agreement(config: SearchRun, checkpoints: Checkpoints) -> None:
+def check_agreement(job: Job, checkpoints: Checkpoints) -> None:
     """Refuse what several processes would not finish together."""
-    own = dict.fromkeys(("sharing", "out", "data_dir", "text_dir"))
-    same = repr(dataclasses.replace(config, **{k: v for k, v in own.items() if hasattr(config, k)}))
-    if not processes.agree(zlib.crc32(same.encode())):
+    plain = dataclasses.asdict(job.config).items()
+    same = {k: v for k, v in plain if k not in (*PLACES, "sharing")} | job.fingerprint
+    if not processes.agree(zlib.crc32(repr(same).encode())):
         raise ValueError("the processes have different settings or data; give all the same flags")
     if not processes.agree(checkpoints.latest() or 0):
         raise ValueError("the processes find different checkpoints in --out; it must be shared")
@@ -130,41 +172,22 @@ def check_agreement(config: SearchRun, checkpoints: Checkpoints) -> None:
 
 def settings(config: SearchRun) -> dict[str, object]:
     """What a run's numbers depend on."""
-    plain = dataclasses.asdict(config)
     return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in sorted(plain.items())
+        name: value
+        for name, value in sorted(records.plain(dataclasses.asdict(config)).items())
         if name not in config.inessential
     }
 
 
-def search_of(config: SearchRun) -> Search:
-    """The search that the settings describe."""
-    return Search(
-        space=config.space_over(len(devices_of(config))),
-        config=config.search,
-        optimizer=config.optimizer(),
-        strength=config.strength_at if config.plasticity == "wpl" else 0.0,
-        learning_rate=config.learning_rate_at if config.implicit else None,
-    )
-
-
-def run(
-    config: SearchRun,
-    checkpoints: Checkpoints,
-    data: Data,
-    facts: Mapping[str, object],
-    out: Path,
-) -> int:
+def run(job: Job, checkpoints: Checkpoints) -> int:
     """Search until --epochs are over, then derive the best architecture."""
-    search, size = search_of(config), config.search.architectures
-    whole = everywhere(devices_of(config))
-    state = jax.jit(search.init, out_shardings=whole)(jax.random.key(config.seed))
+    config, size = job.config, job.config.search.architectures
+    state = jax.jit(job.search.init, out_shardings=job.whole)(jax.random.key(config.seed))
     if checkpoints.latest() is not None:
         state = checkpoints.restore(state)
     start = time.monotonic()
-    step = jax.jit(search.step, donate_argnums=0, out_shardings=whole)
-    compiled = step.lower(state, data).compile()
+    step = jax.jit(job.search.step, donate_argnums=0, out_shardings=job.whole)
+    compiled = step.lower(state, job.data).compile()
     memory = memory_per_device(compiled)
     processes.say(
         f"compiled in {time.monotonic() - start:.0f} s; at most {memory / 2**20:,.0f} MiB a device"
@@ -172,7 +195,7 @@ def run(
     done = int(state.trained) // size
     with (
         interruptible() as stop,
-        MetricsLog(out, done) as log,
+        MetricsLog(job.out, done) as log,
         Display(config.epochs, size, "architectures", done) as display,
     ):
         start = time.monotonic()
@@ -181,7 +204,7 @@ def run(
             or int(state.streak) >= config.max_skipped
             or stop.agreed()
         ):
-            state, progress = compiled(state, data)
+            state, progress = compiled(state, job.data)
             progress = jax.device_get(progress)
             trained = int(state.trained)
             display.show(
@@ -190,7 +213,7 @@ def run(
                 err1=float(progress.err1.mean()),
             )
             if progress.finished:
-                record = summarise(config, trained // size, progress.epoch, state)
+                record = summarise(job.search, trained // size, progress.epoch, state)
                 record["seconds"] = round(time.monotonic() - start, 3)
                 log.append(record)
                 display.end_epoch(
@@ -209,7 +232,7 @@ def run(
     if stop.agreed():
         processes.say("search: interrupted and saved; --resume goes on from here")
         return stop.exit_code
-    write_results(config, search, state, data, facts | {"memory_per_device": memory}, out)
+    write_results(job, state, memory)
     return 0
 
 
@@ -229,18 +252,17 @@ def diverged(config: SearchRun, state: SearchState) -> str:
     return (
         f"stopped in epoch {epoch + 1} at architecture {place + 1}: the last {int(state.streak)} "
         "training steps were skipped because their loss or gradient was not finite, and the state "
-        "that they left as it was is saved; try a lower --learning-rate or --implicit, in another "
+        "that they left as it was is saved; try a lower --learning-rate or --proximal, in another "
         "--out"
     )
 
 
 def summarise(
-    config: SearchRun, epoch: int, result: Epoch, state: SearchState
+    search: Search, epoch: int, result: Any, state: SearchState
 ) -> dict[str, float | int]:
     """The record of an epoch, counted from 1."""
-    search = search_of(config)
     lost = forgetting(result.err1, result.err2)
-    step = (epoch - 1) * config.search.architectures * config.search.batches
+    step = (epoch - 1) * search.config.architectures * search.config.batches
     strength = search.strength(step) if callable(search.strength) else search.strength
     finite = np.isfinite(result.err1) & np.isfinite(result.err2)
 
@@ -257,9 +279,9 @@ def summarise(
         "forgetting_best5": lost.best,
         "forgetting_max": lost.max,
         "forgetting_share": lost.share,
-        "kendall_tau": lost.rank_correlation,
+        "tau_within_epoch": lost.rank_correlation,
         "diverged": lost.diverged,
-        "reward": mean(config.search_space.reward(result.err2)),
+        "reward": mean(search.space.reward(result.err2)),
         "controller_reward": mean(result.reward),
         "entropy": mean(result.entropy),
         "baseline": float(state.baseline),
@@ -268,102 +290,98 @@ def summarise(
     }
 
 
-def write_results(
-    config: SearchRun,
-    search: Search,
-    state: SearchState,
-    data: Data,
-    facts: Mapping[str, object],
-    out: Path,
-) -> None:
+def write_results(job: Job, state: SearchState, memory: int) -> None:
     """Derive the best architecture and write every output, the summary last."""
-    space, error_name = config.search_space, TASKS[config.space].ERROR
-    error_key = records.key(error_name)
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    whole = everywhere(devices_of(config))
-    rank = jax.jit(search.rank, static_argnums=(3, 4), out_shardings=whole)
-    actions, errors = jax.device_get(
-        rank(state, data.validation, key, config.derive_samples, config.derive_batches)
-    )
-    if not np.isfinite(errors[0]):
-        raise Diverged(
-            f"none of the {config.derive_samples} architectures sampled at the end has a finite "
-            f"{error_name}; try a lower --learning-rate, in another --out"
-        )
-    measured = probe(config, search, state, data)
+    config, space, out = job.config, job.search.space, job.out
+    ranking = rank(job, state)
+    probes = probe(job, state)
     if not processes.is_first():
         return
-    ranking = [
-        {error_key: finite(error)} | space.to_json(space.decode(a))
-        for a, error in zip(actions, errors, strict=True)
-    ]
-    best = space.decode(actions[0])
+    best = space.from_json(ranking[0])
     metrics = records.read_json_lines(out / "metrics.jsonl")
     columns = {
         name: np.array([math.nan if r[name] is None else r[name] for r in metrics])
         for name in metrics[0]
     }
     graphs = space.graphs(best)
-    write_json(out / "ranking.json", ranking)
-    write_json(out / "best.json", ranking[0])
-    if config.probes:
-        probes = [{"seed": k, error_key: finite(error)} for k, error in enumerate(measured)]
-        write_json(out / "probes.json", probes)
+    records.write_json(out / "ranking.json", ranking)
+    records.write_json(out / "best.json", ranking[0])
+    if probes:
+        records.write_json(out / "probes.json", probes)
     for name, graph in graphs.items():
         records.write_atomically(out / f"{records.key(name)}.dot", figures.dot(graph, name))
     for name, figure in {
         "cell": figures.draw(graphs),
-        "curves": figures.run_curves(columns, error_name),
+        "curves": figures.run_curves(columns, job.task.error),
     }.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=150)
         records.write_atomically(out / f"{name}.png", buffer.getvalue())
     after = columns["epoch"] > config.search.warmup_epochs
     summary = {
-        f"best_{error_key}": ranking[0][error_key],
+        f"best_{job.error_key}": ranking[0][job.error_key],
         "after_warmup": {
             name: float(np.nanmean(values[after]))
             for name, values in columns.items()
             if after.any() and np.isfinite(values[after]).any() and name not in ("epoch", "seconds")
         },
         "parameters": space.num_parameters(best),
-        **facts,
+        **job.facts,
+        "memory_per_device": memory,
         "seconds": round(float(columns["seconds"].sum())),
         "epochs": len(metrics),
         "configuration": settings(config)
         | {n: getattr(config, n) for n in ("derive_samples", "derive_batches", "probes")},
     } | records.provenance()
-    write_json(out / "summary.json", summary)
+    records.write_json(out / "summary.json", summary)
+    if columns["forgetting_mean"][0] < 0:
+        processes.say(
+            "A forgetting below 0 is a gain: in the first epochs, whatever is trained next still "
+            "helps all architectures."
+        )
     print(
-        f"Best of {config.derive_samples}: {error_name} {ranking[0][error_key]:.4g} on "
+        f"Best of {config.derive_samples}: {job.task.error} {ranking[0][job.error_key]:.4g} on "
         f"{config.derive_batches} validation batches. Written to {out}"
     )
+    if hint := spaces.next_preset("searches", config):
+        processes.say(hint)
 
 
-def probe(config: SearchRun, search: Search, state: SearchState, data: Data) -> list[float]:
-    """Errors of the random architectures of the seeds 0, 1, …, on the shared weights."""
-    whole = everywhere(devices_of(config))
-    evaluate = jax.jit(search.evaluate, static_argnums=3, out_shardings=whole)
-    return [
-        float(
-            evaluate(
-                state.params,
-                cells.random_actions(config.search_space, seed),
-                data.validation,
-                config.derive_batches,
-            )
+def rank(job: Job, state: SearchState) -> list[dict]:
+    """Sampled architectures with their errors on the shared weights, the best first."""
+    config, space = job.config, job.search.space
+    of_states = jax.jit(job.search.rank, static_argnums=(3, 4), out_shardings=job.whole)
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    actions, errors = jax.device_get(
+        of_states(state, job.data.validation, key, config.derive_samples, config.derive_batches)
+    )
+    if not np.isfinite(errors[0]):
+        raise Diverged(
+            f"none of the {config.derive_samples} architectures sampled at the end has a finite "
+            f"{job.task.error}; try a lower --learning-rate, in another --out"
         )
-        for seed in range(config.probes)
+    return [
+        {job.error_key: finite(error)} | space.to_json(space.decode(a))
+        for a, error in zip(actions, errors, strict=True)
+    ]
+
+
+def probe(job: Job, state: SearchState) -> list[dict]:
+    """Errors of the random architectures of the seeds 0, 1, …, on the shared weights."""
+    evaluate = jax.jit(job.search.evaluate, static_argnums=3, out_shardings=job.whole)
+    validation, batches = job.data.validation, job.config.derive_batches
+    seeds = range(job.config.probes)
+    actions = (cells.random_actions(job.search.space, seed) for seed in seeds)
+    errors = [float(evaluate(state.params, a, validation, batches)) for a in actions]
+    return [
+        {"seed": seed, job.error_key: finite(error)}
+        for seed, error in zip(seeds, errors, strict=True)
     ]
 
 
 def finite(error: float) -> float | None:
     """JSON knows no infinity and no NaN."""
     return float(error) if np.isfinite(error) else None
-
-
-def write_json(path: Path, content: object) -> None:
-    records.write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,28 +15,26 @@ from typing import Any
 
 import jax
 
-from experiments.running import command_line, records
+from experiments import spaces
+from experiments.running import processes, records
 from experiments.running.progress import Display, Diverged, MetricsLog, interruptible
-from experiments.search import write_json
 from experiments.spaces import cells
-from experiments.spaces.final_settings import PRESETS, FinalRun
-from experiments.spaces.tasks import TASKS
-from experiments.spaces.training import Data, Training
-from experiments.spaces.trainings import TRAININGS
+from experiments.spaces.settings import FinalRun
+from experiments.spaces.training import Training
 from wpl_jax import figures
 from wpl_jax.checkpoint import Checkpoints
+from wpl_jax.search import Data
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     try:
-        config = parse(argv)
-        config, architecture = read_architecture(config)
-        task = TASKS[config.space]
+        config, architecture = read_architecture(parse(argv))
+        task = spaces.find(config.space)
         corpus = task.read(config)
         config = config.with_space(**task.sizes(corpus))
-        training = TRAININGS[config.space](config, architecture)
+        training = task.training(config, architecture, task)
         data = training.cut(corpus)
-        out = records.writable_folder(folder_of(config))
+        out = records.writable_folder(folder_of(training))
         checkpoints = open_checkpoints(training, task.fingerprint(corpus), out)
     except (ValueError, OSError, ImportError) as error:
         print(f"train_final: {error}", file=sys.stderr)
@@ -54,18 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> FinalRun:
-    return command_line.parse(
-        PRESETS,
-        argv,
-        prog="python -m experiments.train_final",
-        description=__doc__,
-        flags={"--space": "rnn", "--preset": "paper"},
+    return spaces.settings(
+        "finals", argv, prog="python -m experiments.train_final", description=__doc__
     )
 
 
 def read_architecture(config: FinalRun) -> tuple[FinalRun, Any]:
     """The architecture, and the settings with as many nodes as it has."""
-    shipped = cells.shipped(config.space)
+    shipped = spaces.find(config.space).cells()
     known = f"random, {', '.join(shipped)}"
     if config.architecture is None:
         raise ValueError(f"--architecture must be given: a JSON file, or one of {known}")
@@ -81,9 +75,10 @@ def read_architecture(config: FinalRun) -> tuple[FinalRun, Any]:
     return cells.read(config, path)
 
 
-def folder_of(config: FinalRun) -> Path:
+def folder_of(training: Training) -> Path:
+    config = training.config
     name = f"{config.preset}_{Path(str(config.architecture)).stem}_{config.seed}"
-    return config.out or Path("results/train_final", config.space, name)
+    return config.out or Path("results/train_final", training.task.name, name)
 
 
 def open_checkpoints(training: Training, data: Mapping[str, object], out: Path) -> Checkpoints:
@@ -104,18 +99,17 @@ def open_checkpoints(training: Training, data: Mapping[str, object], out: Path) 
 
 def settings(config: FinalRun) -> dict[str, object]:
     """The settings as JSON has them."""
-    plain = dataclasses.asdict(config)
-    return {name: str(v) if isinstance(v, Path) else v for name, v in plain.items()}
+    return records.plain(dataclasses.asdict(config))
 
 
 def run(training: Training, checkpoints: Checkpoints, corpus: Any, data: Data, out: Path) -> int:
     """Train until --epochs are over, then test."""
     config, space = training.config, training.space
-    error_key = records.key(TASKS[config.space].ERROR)
-    state = jax.jit(training.init)(jax.random.key(config.seed))
+    error_key = records.key(training.task.error)
+    state = jax.jit(training.init)(jax.random.key(config.seed), data.train)
     if checkpoints.latest() is not None:
         state = checkpoints.restore(state)
-    write_json(out / "architecture.json", space.to_json(training.architecture))
+    records.write_json(out / "architecture.json", space.to_json(training.architecture))
     train = jax.jit(training.train, donate_argnums=0)
     finish = jax.jit(training.finish, donate_argnums=0)
     size = space.num_batches(data.train)
@@ -167,7 +161,7 @@ def diverged(state: Any, size: int) -> str:
 def write_results(training: Training, state: Any, corpus: Any, out: Path) -> None:
     """Test, and write every output, the summary last."""
     config, space, architecture = training.config, training.space, training.architecture
-    task = TASKS[config.space]
+    task = training.task
     metrics = records.read_json_lines(out / "metrics.jsonl")
     results = training.results(state, corpus, metrics)
     buffer = io.BytesIO()
@@ -183,12 +177,14 @@ def write_results(training: Training, state: Any, corpus: Any, out: Path) -> Non
         "seconds": round(sum(record["seconds"] for record in metrics)),
         "configuration": settings(config),
     } | records.provenance()
-    write_json(out / "summary.json", summary)
-    key = records.key(task.ERROR)
+    records.write_json(out / "summary.json", summary)
+    key = records.key(task.error)
     print(
-        f"{task.ERROR.capitalize()} {results[f'test_{key}']:.4g} on the test data, "
+        f"{task.error.capitalize()} {results[f'test_{key}']:.4g} on the test data, "
         f"{results[f'validation_{key}']:.4g} on the validation data. Written to {out}"
     )
+    if hint := spaces.next_preset("finals", config):
+        processes.say(hint)
 
 
 if __name__ == "__main__":

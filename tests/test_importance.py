@@ -218,6 +218,19 @@ def test_mas_refuses(call, error, message):
         call()
 
 
+def test_mas_warns_of_noise_that_all_examples_share():
+    def dropped(params, example):
+        keep = jax.random.bernoulli(example["key"], shape=(3,))
+        return (keep * example["x"]) @ params["w"]
+
+    keys = jax.random.split(jax.random.key(0), 16)
+    importance = wpl_jax.mas_importance(dropped)({"w": PARAMS["w"]}, {**BATCH, "key": keys})
+    assert (importance["w"] > 0).any()  # without a warning: each example has a key of its own
+    one = wpl_jax.mas_importance(lambda p, example: dropped(p, {**example, "key": keys[0]}))
+    with pytest.warns(UserWarning, match=r"output_fn draws random numbers .*split\(key, n\)"):
+        one({"w": PARAMS["w"]}, BATCH)
+
+
 # --- Synaptic Intelligence ------------------------------------------------------------------------
 
 CURVATURE = jnp.array([3.0, 1.0, 0.0])

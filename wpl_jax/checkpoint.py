@@ -1,6 +1,7 @@
 """Save the whole state of a training run, and resume from it bit for bit.
 
-A leaf module: nothing else in the package imports it, or Orbax, which it writes with.
+Checkpoints are written with Orbax, which the ``experiments`` extra installs. No other module of the
+package imports this one.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ try:
     import orbax.checkpoint as ocp
 except ImportError as error:
     raise ImportError(
-        "checkpoints need orbax-checkpoint: pip install 'wpl_jax[experiments]'"
+        "checkpoints need orbax-checkpoint: pip install '.[experiments]' in the checkout"
     ) from error
 
 __all__ = ["Checkpoints"]
@@ -27,13 +28,13 @@ State = TypeVar("State")
 
 
 class Checkpoints:
-    """The checkpoints of one run, in a folder of their own; a context manager.
+    """The checkpoints of one run, in a folder of their own. A context manager.
 
-    A checkpoint is whole or it does not count: a run that is killed while it saves resumes from the
-    checkpoint before, and so does a run whose last checkpoint was damaged since.
+    Only complete checkpoints count. A run that is killed while it saves, or whose last checkpoint
+    is damaged, resumes from the checkpoint before.
 
-    Several processes share the folder: the first one writes what all of them save, which each must
-    hold whole, and all read.
+    Several processes may share the folder. All of them call :meth:`save` with the whole state, the
+    first one writes it, and all read it.
 
     Example:
       >>> import tempfile, jax
@@ -49,15 +50,17 @@ class Checkpoints:
     def __init__(
         self, folder: str | os.PathLike[str], fingerprint: Mapping[str, object], keep: int = 2
     ) -> None:
-        """Open a folder, or make it where it is missing.
+        """Open a folder, and create it if it does not exist.
 
         Args:
           folder: where the checkpoints are.
-          fingerprint: the settings that the states depend on, as for JSON; mappings may nest.
+          fingerprint: the settings that the states depend on, in types that JSON has; mappings may
+            be nested. A run with other settings cannot resume from these checkpoints.
           keep: how many checkpoints to keep, at least 2.
 
         Raises:
-          ValueError: if the folder's checkpoints have another fingerprint; names what differs.
+          ValueError: if the folder's checkpoints were saved with another fingerprint. The message
+            names what differs.
         """
         if keep < 2:
             raise ValueError(f"keep must be at least 2, the last one and one to spare, got {keep}")
@@ -91,22 +94,22 @@ class Checkpoints:
         )
 
     def __enter__(self) -> Self:
-        """Give the checkpoints themselves."""
+        """Return the checkpoints themselves."""
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """End Orbax's threads."""
+        """Stop Orbax's threads."""
         self._manager.close()
 
     def save(self, step: int, state: object) -> None:
-        """Save a state; when this returns, it is saved.
+        """Save a state. When this returns, it is on disk.
 
-        Checkpoints of the same step and of later ones are removed first: they are from a run that
-        this one replaces.
+        Checkpoints of the same step and of later steps are removed first: they are left over from
+        an earlier run that this one replaces.
 
         Args:
           step: how far the run has come.
-          state: a pytree of JAX arrays, typed keys among them, NumPy arrays and numbers.
+          state: a pytree of JAX arrays, typed keys, NumPy arrays and numbers.
         """
         leaves = jax.device_get({name: _untyped(leaf) for name, leaf in _by_name(state).items()})
         if not self._writes:
@@ -125,7 +128,7 @@ class Checkpoints:
         unfinished.replace(folder / "seal.json")
 
     def latest(self) -> int | None:
-        """The step of the last checkpoint that is whole, or None where there is no checkpoint.
+        """The step of the last complete checkpoint, or None if there is no checkpoint.
 
         Raises:
           ValueError: if there are checkpoints, but all of them are damaged.
@@ -142,17 +145,18 @@ class Checkpoints:
         return None
 
     def restore(self, state_like: State, step: int | None = None) -> State:
-        """Give back a state as it was saved.
+        """Read a state back, exactly as it was saved.
 
         Args:
-          state_like: a tree of the state's structure, shapes and dtypes: the state itself, or what
-            ``jax.eval_shape`` gives. Arrays are put where its arrays are.
-          step: which checkpoint; the last one that is whole if None.
+          state_like: a tree with the state's structure, shapes and dtypes: a state of the same
+            kind, or what ``jax.eval_shape`` returns for it. Arrays are put on the devices where
+            its arrays are.
+          step: which checkpoint. By default the last complete one.
 
         Raises:
           FileNotFoundError: if there is no such checkpoint.
-          ValueError: if it is damaged, or if the state in it has another structure, shape or dtype;
-            names the first place that differs.
+          ValueError: if the checkpoint is damaged, or its state has another structure, shape or
+            dtype. The message names the first place that differs.
         """
         if step is None:
             step = self.latest()

@@ -1,4 +1,4 @@
-"""What the plasticity term is doing in a training loop, and what is wrong where it does nothing."""
+"""Look at the plasticity term while training: what it does, and why where it does nothing."""
 
 from typing import NamedTuple
 
@@ -22,41 +22,48 @@ __all__ = ["Diagnosis", "diagnose"]
 
 _UNSTABLE = 2.0  # gradient descent multiplies a distance by 1 - c, which beyond here grows
 _WEAK = 1e-6  # a million steps to undo a displacement: as good as none
+_ADDITIVE_LIMIT = "the additive form is stable up to 2"
 
 
 class Diagnosis(NamedTuple):
-    """What :func:`diagnose` finds; printed, it is a text with warnings and remedies.
+    """What :func:`diagnose` finds. Print it for a text with warnings and remedies.
 
-    ``c``, of one weight, is ``learning_rate * strength * F``: the part of its distance to the
-    anchor that one step of gradient descent on the plasticity term takes back. What is not finite
-    is counted, and left out of all other numbers. Of a stacked state, of several models, each array
-    has the models' axes in front.
+    For one weight, ``c = learning_rate * strength * F`` is the share of its distance to the anchor
+    that one step of gradient descent on the plasticity term takes back. Entries that are not finite
+    (NaN or infinite) are counted and left out of all other numbers. If the state is a stack of the
+    states of several models, each array has the axes of that stack in front.
 
     Attributes:
-      consolidations: int32, how often ``consolidate`` has set the anchor; 0: nothing is protected.
-      rejected: int32, Fisher entries that were not finite or negative, in all calls together.
-      count: int32, updates so far, at which schedules are read.
-      implicit: bool, whether the term is applied as a proximal step.
-      misplaced: bool, whether the term sits where it does not pull towards the anchor, as far as
-        the state of a chain tells: a proximal term before another transformation, an additive one
-      last. not_finite: int32 counts of entries that are NaN or infinite, by what they are in.
-      strength: that of the last update, and before it of the first.
-      learning_rate: what it is at this count.
+      consolidations: int32, how often ``consolidate`` has set the anchor. At 0 nothing is
+        protected.
+      rejected: int32, how many entries ``consolidate`` has refused in all its calls, because they
+        were negative or not finite.
+      count: int32, the number of updates so far, at which schedules are read.
+      proximal: bool, whether this is the proximal form of the term, not the additive one.
+      misplaced: bool, whether the term is in the wrong place of its ``optax.chain``, so that it
+        does not pull towards the anchor: a proximal term before another transformation, or an
+        additive term in the last place.
+      not_finite: int32 counts of the entries that are NaN or infinite, by the array they are in.
+      strength: the strength at the last update, or at the first one if there was none yet.
+      learning_rate: the learning rate at this count.
       max_fisher: the largest entry of ``F``.
-      stability: the largest ``c``. Plain gradient descent on the additive form diverges above 2,
-        heavy-ball momentum ``m`` makes that ``2 (1 + m)``. The implicit form never diverges.
-      frozen: the share, from 0 to 1, of the weights under the transformation for which ``c >= 1``:
-        a step of the additive form takes back all of a displacement, or overshoots; of the
-        implicit form, ``c / (1 + c)`` of it, half or more.
+      stability: the stability number, the largest ``c``. Above 2 the additive form diverges under
+        plain gradient descent; with heavy-ball momentum ``m`` the limit is ``2 (1 + m)``. The
+        proximal form never diverges.
+      frozen: the share, from 0 to 1, of weights with ``c >= 1``, among those that the
+        transformation covers. For these, a step of the additive form takes back all of a
+        displacement or overshoots; a step of the proximal form takes back ``c / (1 + c)`` of it,
+        which is half or more.
       loss: the plasticity term, ``strength/2 * sum F (params - anchor)**2``.
-      gradient_ratio: the norm of its gradient over the norm of the loss's, on the weights under the
-        transformation; infinite where the latter is 0; None without ``grads``.
+      gradient_ratio: the norm of the term's gradient, divided by the norm of the loss's gradient,
+        both on the weights that the transformation covers. Infinite if the loss's gradient is 0,
+        and None if ``grads`` were not given.
     """
 
     consolidations: jax.Array
     rejected: jax.Array
     count: jax.Array  # type: ignore[assignment]
-    implicit: jax.Array
+    proximal: jax.Array
     misplaced: jax.Array
     not_finite: dict[str, jax.Array]
     strength: jax.Array
@@ -68,7 +75,7 @@ class Diagnosis(NamedTuple):
     gradient_ratio: jax.Array | None
 
     def warnings(self) -> list[str]:
-        """What is likely to be a mistake, each with its remedy; outside of ``jit``."""
+        """Likely mistakes, each with its remedy. Not to be called inside ``jit``."""
         if not self.count.ndim:
             return self._warnings()
         found = []
@@ -81,63 +88,68 @@ class Diagnosis(NamedTuple):
         wrong = [f"{n} of {name}" for name, n in self.not_finite.items() if n > 0]
         if wrong:
             found.append(
-                f"not finite: {', '.join(wrong)}; the numbers here leave them out. Look for where "
-                "training diverged: a learning rate too large, or a logarithm of 0"
+                f"not finite: {', '.join(wrong)}; all numbers here leave these entries out. "
+                "Training has probably diverged: lower the learning rate, or look for the "
+                "logarithm of 0"
             )
         if self.misplaced:
             found.append(
-                "something follows the proximal term, which has to be last in its chain: it takes "
-                "its updates for the step itself, and where they are turned into one later it "
-                "pushes away from the anchor; optax.chain(optimizer, proximal_plasticity(...))"
-                if self.implicit
-                else "the additive term is last in its chain, where it is added to the step, not "
-                "to the gradient, and pushes away from the anchor; "
+                "something follows the proximal term, which has to be last in its chain. The term "
+                "expects the step itself; before an optimiser it gets the gradient, and pushes "
+                "away from the anchor. Write optax.chain(optimizer, proximal_plasticity(...))"
+                if self.proximal
+                else "the additive term is last in its chain, so that it is added to the step and "
+                "not to the gradient, and pushes away from the anchor. Write "
                 "optax.chain(add_plasticity(...), optimizer)"
             )
         if self.consolidations == 0:
             found.append(
-                "never consolidated, so that nothing is protected: after a model has been trained, "
-                "call opt_state = wpl_jax.consolidate(opt_state, params, fisher) and go on with "
-                "what it returns (weight_plasticity: update with consolidate=True)"
+                "never consolidated, so nothing is protected. After a model has been trained, call "
+                "opt_state = wpl_jax.consolidate(opt_state, params, fisher) and continue with the "
+                "opt_state that it returns. With weight_plasticity, pass consolidate=True to the "
+                "model's last update instead"
             )
         elif self.max_fisher == 0:
             found.append(
-                "the Fisher is all zero, so that nothing is protected: was it flushed, masked "
-                "away, or computed where the model does not depend on these parameters?"
+                "the Fisher is all zero, so nothing is protected. Was it flushed, excluded by a "
+                "mask, or computed from a loss that does not depend on these parameters?"
             )
         elif self.strength == 0 and not self.not_finite["the strength"]:
             found.append(
-                f"the strength is 0 after {self.count} updates, so that nothing is protected"
+                f"the strength is 0 after {self.count} updates, so nothing is protected. Give a "
+                "positive strength, or look at its schedule"
             )
         elif self.strength < 0:
             found.append(
-                f"the strength is {self.strength:.3g}, and what is negative pushes away from the "
-                "anchor: keep a learned or scheduled one at 0 or above, as with jax.nn.softplus"
+                f"the strength is {self.strength:.3g}, and a negative strength pushes away from "
+                "the anchor. Keep a learned or scheduled strength at 0 or above, for example with "
+                "jax.nn.softplus"
             )
-        elif self.stability > _UNSTABLE and not self.implicit:
+        elif self.stability > _UNSTABLE and not self.proximal:
             found.append(
                 f"stability number {self.stability:.3g} > 2: add_plasticity diverges under plain "
-                "gradient descent; use proximal_plasticity, which is stable at any strength, or "
+                "gradient descent. Use proximal_plasticity, which is stable at any strength, or a "
                 f"strength <= {_UNSTABLE * self.strength / self.stability:.3g}"
             )
         elif self.learning_rate > 0 and self.strength > 0 and self.stability < _WEAK:
             found.append(
-                f"the Fisher's largest entry is {self.max_fisher:.3g}, and a step takes back no "
-                f"more than {self.stability:.3g} of a displacement: is nll that of one example, a "
-                "sum and not a mean over its positions? If so, raise the strength, to at most "
+                "the term is too weak to matter: the Fisher's largest entry is "
+                f"{self.max_fisher:.3g}, and one step takes back at most {self.stability:.3g} of a "
+                "displacement. Is nll the loss of one example, and the sum, not the mean over its "
+                "positions (tokens, pixels)? If it is, raise the strength, to at most "
                 f"{1 / (self.learning_rate * self.max_fisher):.3g}"
             )
         if self.rejected > 0:
             found.append(
-                f"{self.rejected} entries were refused by consolidate: Fisher entries that were "
-                "not finite or negative, which count as 0, or parameters that were not finite, "
-                "which stay as they were protected before. Look for overflow in nll, or a "
-                "logarithm of 0"
+                f"consolidate has refused {self.rejected} "
+                f"{'entry' if self.rejected == 1 else 'entries'}: a Fisher entry that is negative "
+                "or not finite counts as 0, and where a parameter is not finite its anchor and "
+                "Fisher stay as they were. Look for overflow in nll, or for the logarithm of 0"
             )
         return found
 
     def __str__(self) -> str:
-        """The text, of several models one after another; inside ``jit``, the tuple."""
+        """A text, one model after another. Inside ``jit``, that of a plain tuple."""
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(self)):
             return repr(self)
         if self.count.ndim:
@@ -146,13 +158,17 @@ class Diagnosis(NamedTuple):
             f"consolidations: {self.consolidations}, updates: {self.count}",
             f"strength {self.strength:.3g}, learning rate {self.learning_rate:.3g}, "
             f"largest Fisher entry {self.max_fisher:.3g}",
-            f"stability number {self.stability:.3g} "
-            f"({'implicit form: any' if self.implicit else 'additive form: at most 2'})",
-            f"{self.frozen:.1%} of the weights frozen (stability number of their own >= 1)",
+            f"stability number {self.stability:.3g} ("
+            + ("the proximal form is stable at any" if self.proximal else _ADDITIVE_LIMIT)
+            + ")",
+            f"{self.frozen:.1%} of the weights frozen (a step takes back half or more of what they "
+            "have moved)",
             f"plasticity term {self.loss:.3g}",
         ]
         if self.gradient_ratio is not None:
-            lines[-1] += f", its gradient {self.gradient_ratio:.3g} times the loss's"
+            lines[-1] += (
+                f", its gradient {self.gradient_ratio:.3g} times as long as that of the loss"
+            )
         return "\n".join(lines + [f"warning: {warning}" for warning in self._warnings()])
 
     def _models(self):
@@ -170,21 +186,22 @@ def diagnose(
 ) -> Diagnosis:
     """Look at the plasticity term between two steps: does it pull, too weakly, or too strongly?
 
+    If you doubt the Fisher itself, :func:`wpl_jax.check_fisher` compares it with ``vmap(grad)`` on
+    a few examples of your own loss.
+
     Args:
       opt_state: any tree that holds one :class:`wpl_jax.PlasticityState`, as in
         :func:`wpl_jax.consolidate`.
-      params: the weights, whole, as in :func:`wpl_jax.consolidate`.
-      learning_rate: that of the optimiser, or what the implicit form was given; a schedule is read
-        at the state's count. After a preconditioner such as Adam steps are not those of gradient
-        descent, and only the implicit form has the numbers ``stability`` and ``frozen``.
-      grads: the gradient of the loss alone, a tree like ``params``.
-
-    If it is the Fisher that is in doubt, :func:`wpl_jax.check_fisher` compares it with
-    ``vmap(grad)`` on a few examples of your own loss.
+      params: the whole tree of weights, as in :func:`wpl_jax.consolidate`.
+      learning_rate: the learning rate of the optimiser, or for the proximal form the one that
+        :func:`wpl_jax.proximal_plasticity` was given. A schedule is read at the state's count.
+        ``stability`` and ``frozen`` describe steps of gradient descent. After a preconditioner such
+        as Adam they hold for the proximal form only.
+      grads: the gradient of the loss without the term, a tree like ``params``.
 
     Returns:
-      A :class:`Diagnosis`: arrays, so that it can be computed under ``jit``, kept and logged.
-      ``print`` it for a text; ``.warnings()`` is what that warns of.
+      A :class:`Diagnosis`, whose fields are arrays, so that it can be computed under ``jit`` and
+      logged. ``print`` it for a text; ``.warnings()`` gives the warnings alone.
 
     Raises:
       ValueError: as :func:`wpl_jax.plasticity_loss`, and for ``grads`` unlike ``params``.
@@ -197,11 +214,11 @@ def diagnose(
       >>> print(wpl_jax.diagnose(opt_state, params, learning_rate=0.5))
       consolidations: 1, updates: 0
       strength 100, learning rate 0.5, largest Fisher entry 0.5
-      stability number 25 (additive form: at most 2)
-      50.0% of the weights frozen (stability number of their own >= 1)
+      stability number 25 (the additive form is stable up to 2)
+      50.0% of the weights frozen (a step takes back half or more of what they have moved)
       plasticity term 0
-      warning: stability number 25 > 2: add_plasticity diverges under plain gradient descent; use \
-proximal_plasticity, which is stable at any strength, or strength <= 8
+      warning: stability number 25 > 2: add_plasticity diverges under plain gradient descent. Use \
+proximal_plasticity, which is stable at any strength, or a strength <= 8
     """
     check_nonnegative(learning_rate=learning_rate)
     path, state = find(opt_state)
@@ -241,7 +258,7 @@ proximal_plasticity, which is stable at any strength, or strength <= 8
             consolidations=consolidations,
             rejected=rejected,
             count=count,
-            implicit=jnp.array(isinstance(state, ProximalState)),
+            proximal=jnp.array(isinstance(state, ProximalState)),
             misplaced=jnp.array(_is_misplaced(opt_state, path, state)),
             not_finite=not_finite,
             strength=strength,
@@ -268,10 +285,10 @@ proximal_plasticity, which is stable at any strength, or strength <= 8
 
 
 def _is_misplaced(opt_state, path, state):
-    """Whether a term is not where it belongs in the chain that it sits in.
+    """Whether a term is in the wrong place of the chain that it sits in.
 
-    The state of a chain is a tuple of states, which are tuples themselves. Those further out are
-    not looked at: a tuple may also hold the states of two optimisers.
+    The state of a chain is a tuple of states, which are tuples themselves. Only the innermost chain
+    is looked at, since a tuple may also hold the states of two optimisers.
     """
     before = after = False
     for key in path:

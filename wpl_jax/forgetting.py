@@ -1,4 +1,4 @@
-"""Measures of forgetting, how much earlier models lost, and their intervals over seeds."""
+"""How much earlier models have forgotten, with intervals over seeds."""
 
 from typing import NamedTuple
 
@@ -9,27 +9,29 @@ __all__ = ["Forgetting", "forgetting", "mean_interval", "relative_reduction"]
 
 
 class Forgetting(NamedTuple):
-    """What the architectures of an epoch lost, in units of the error (section 3.2).
+    """How much the architectures of an epoch have forgotten, in units of the error (section 3.2).
 
-    An architecture whose error is not finite, before or after, is left out of everything and
-    counted in ``diverged``. Numbers that the rest does not define are NaN.
+    The forgetting of an architecture is ``err2 - err1``. One whose ``err1`` or ``err2`` is not
+    finite is counted in ``diverged`` and in nothing else. A number is NaN where too few
+    architectures are left to compute it from.
     """
 
-    mean: float  # of err2 - err1
-    best: float  # the same, over the few architectures with the lowest err1
-    max: float
-    share: float  # of architectures that got worse
+    mean: float  # mean over the architectures
+    best: float  # mean over the few architectures with the lowest err1
+    max: float  # the largest
+    share: float  # the share of architectures that got worse, from 0 to 1
     rank_correlation: float  # Kendall's tau (b) between the orders by err1 and by err2
-    diverged: int
+    diverged: int  # how many have an error that is not finite
 
 
 def forgetting(err1: chex.ArrayNumpy, err2: chex.ArrayNumpy, best: int = 5) -> Forgetting:
-    """What architectures lost between the end of their own training and the end of the epoch.
+    """What architectures forget between the end of their own training and the end of the epoch.
 
     Args:
-      err1: errors right after each architecture's own training, shape ``(architectures,)``.
+      err1: the error of each architecture right after its own training, shape
+        ``(architectures,)``.
       err2: their errors at the end of the epoch, in the same order.
-      best: how many count as the best.
+      best: over how many architectures with the lowest ``err1`` to take the mean ``best``.
 
     Raises:
       ValueError: if the shapes differ.
@@ -67,20 +69,21 @@ def forgetting(err1: chex.ArrayNumpy, err2: chex.ArrayNumpy, best: int = 5) -> F
 def relative_reduction(
     baseline: chex.Numeric, plain: chex.Numeric, protected: chex.Numeric
 ) -> chex.Numeric:
-    r"""Share of the forgetting that protection prevented (section 4.1).
+    r"""The share of the forgetting that protection has prevented (section 4.1).
 
     .. math::
         \frac{d - d_\text{WPL}}{d} \qquad \text{with} \quad d = \text{baseline} - \text{plain},
         \quad d_\text{WPL} = \text{baseline} - \text{protected}
 
     Args:
-      baseline: accuracy of the first model before the second trained.
-      plain: its accuracy after the second trained without protection.
-      protected: its accuracy after the second trained with it.
+      baseline: accuracy of the first model before the second was trained.
+      plain: its accuracy after the second was trained without protection.
+      protected: its accuracy after the second was trained with protection.
 
     Returns:
-      1 where nothing was forgotten, 0 where protection did nothing, more than 1 where the first
-      model ended better than it began. It has no meaning where ``d`` is not well above 0.
+      1 if nothing was forgotten, 0 if protection made no difference, and more than 1 if the first
+      model ended better than it began. It has no meaning unless ``d`` is well above 0, that is
+      unless something is forgotten without protection.
 
     Example:
       >>> import wpl_jax
@@ -93,11 +96,11 @@ def relative_reduction(
 def mean_interval(
     values: chex.ArrayNumpy, level: float = 0.95
 ) -> tuple[chex.ArrayNumpy, chex.ArrayNumpy, chex.ArrayNumpy]:
-    """Mean over seeds and the Student-t interval of that mean.
+    """The mean over seeds, and the Student-t confidence interval of that mean.
 
     Args:
       values: shape ``(seeds, ...)``, at least 2 seeds.
-      level: how often the interval covers the mean, were the values of the seeds normal.
+      level: the confidence level, which holds for values that are normally distributed.
 
     Returns:
       The mean and the lower and upper ends of the interval, each of shape ``(...)``.

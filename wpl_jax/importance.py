@@ -27,17 +27,18 @@ import numpy as np
 import optax
 
 from wpl_jax.fisher import routes
-from wpl_jax.fisher.backward import for_one
-from wpl_jax.fisher.estimators import (
-    _LONG_SUM,
+from wpl_jax.fisher.averaging import (
+    LONG_SUM,
     MAX_BYTES,
     Estimator,
-    _check_sizes,
-    _estimator,
-    _mean,
-    _widen,
+    check_sizes,
+    estimator,
+    mean,
+    widen,
 )
-from wpl_jax.fisher.program import held_bytes
+from wpl_jax.fisher.backward import for_one
+from wpl_jax.fisher.noise import warn_of_shared_noise
+from wpl_jax.fisher.program import flat, held_bytes
 from wpl_jax.modules import parameters
 from wpl_jax.plasticity import PlasticityState
 from wpl_jax.plasticity.state import find_one, put
@@ -67,6 +68,9 @@ def mas_importance(
     compute all of them: it costs what ``vmap(grad)`` does, and more than a Fisher of the same
     network. Memory stays within that of the gradient plus ``max_bytes``.
 
+    Random numbers that are the same for all examples, as those of dropout by one key, are warned
+    of, as in the Fishers.
+
     Args:
       output_fn: ``output_fn(params, example)``, an array or a tree of arrays, for *one* example.
         For a classifier these are usually the logits.
@@ -95,34 +99,33 @@ def mas_importance(
       Aljundi et al., `Memory Aware Synapses: Learning what (not) to forget
       <https://arxiv.org/abs/1711.09601>`_, 2018
     """
-    _check_sizes(microbatch_size, max_bytes)
+    check_sizes(microbatch_size, max_bytes)
 
     def estimate(output_fn, params, batch, weights):
         def squared_norm(params, example):
             outputs = jax.tree.map(jnp.asarray, output_fn(params, example))
             _check_output(outputs)
-            return sum(jnp.sum(jnp.square(jnp.abs(_widen(y)))) for y in jax.tree.leaves(outputs))
+            return sum(jnp.sum(jnp.square(jnp.abs(widen(y)))) for y in jax.tree.leaves(outputs))
 
         gradient = jax.jit(jax.grad(squared_norm))  # traced once, for its size and to be run
         jaxpr, _ = for_one(gradient, params, batch)
+        warn_of_shared_noise("output_fn", flat(jaxpr), batch)
         of_example = len(jax.tree.leaves(batch))
         counted = [False] * (len(jaxpr.in_avals) - of_example) + [True] * of_example
         held = held_bytes(jaxpr, counted)
 
         def total(batch, weights):
             grads = jax.vmap(gradient, (None, 0))(params, batch)
-            return jax.tree.map(
-                lambda g: routes.weighted(jnp.abs(_widen(g)), weights).sum(0), grads
-            )
+            return jax.tree.map(lambda g: routes.weighted(jnp.abs(widen(g)), weights).sum(0), grads)
 
         if microbatch_size is not None:
-            return _mean(total, batch, weights, microbatch_size, microbatch_size)
-        size = min(_LONG_SUM, routes.fitting(max_bytes, held))
+            return mean(total, batch, weights, microbatch_size, microbatch_size)
+        size = min(LONG_SUM, routes.fitting(max_bytes, held))
         # On a CPU the gradients of a few examples fit the caches: see routes.in_turn.
         on_cpu = routes.fitting(min(max_bytes, routes.CPU_BYTES), held)
-        return _mean(total, batch, weights, on_cpu, size)
+        return mean(total, batch, weights, on_cpu, size)
 
-    return _estimator("output_fn", output_fn, estimate)
+    return estimator("output_fn", output_fn, estimate)
 
 
 class PathIntegralState(NamedTuple):
@@ -323,7 +326,7 @@ def _add_step(path_integral, gradient, update, param):
     movement = _movement(param, _rounded(optax.apply_updates(param, update)))
     # What does not move has contributed nothing, whatever its gradient is.
     gradient = jnp.where((movement != 0) | jnp.isfinite(gradient), gradient, 0)
-    contribution = jnp.real(jnp.conj(_widen(gradient)) * movement)
+    contribution = jnp.real(jnp.conj(widen(gradient)) * movement)
     return path_integral - contribution.astype(path_integral.dtype)
 
 
@@ -337,7 +340,7 @@ def _rounded(x):
 
 def _movement(start, end):
     """From start to end, the difference being taken before anything is rounded."""
-    return _widen(jnp.asarray(end)) - _widen(jnp.asarray(start))
+    return widen(jnp.asarray(end)) - widen(jnp.asarray(start))
 
 
 def _check_outermost(opt_state, path):

@@ -1,15 +1,15 @@
-r"""Models that were fine-tuned apart, merged into one by their Fishers.
+r"""Merge models that were fine-tuned separately into one, weighted by their Fishers.
 
-Near the parameters :math:`\theta_i` at which it was left, a model's negative log-likelihood rises
-by about :math:`\frac12 \sum F_i (\theta - \theta_i)^2` (see :mod:`wpl_jax.fisher`). The sum of
-these over models, with weights :math:`w_i`, is least, entry by entry, at the weighted mean
+Let :math:`\theta_i` be the trained parameters of model i and :math:`F_i` its diagonal Fisher there.
+Near :math:`\theta_i` the model's negative log-likelihood rises by about
+:math:`\frac12 \sum F_i (\theta - \theta_i)^2` (see :mod:`wpl_jax.fisher`). The sum of this over all
+models, with weights :math:`w_i`, is smallest at the weighted mean, entry by entry:
 
 .. math::
     \theta = \frac{\sum_i w_i F_i \theta_i}{\sum_i w_i F_i}
 
-With the same Fisher for all it is the plain mean. Training one model after another with
-``consolidate(..., decay=1.0, anchor="mean")`` pulls to the same point: that is where this is the
-anchor.
+If all Fishers are equal this is the plain mean. It is also the anchor that
+``consolidate(..., decay=1.0, anchor="mean")`` has when it has been called for each model.
 """
 
 import functools
@@ -32,38 +32,38 @@ def merge(
 ) -> chex.ArrayTree:
     """Merge models into one: ``sum_i w_i F_i params_i / sum_i w_i F_i``, entry by entry.
 
-    Fisher-weighted averaging: each parameter is taken most from the model that depends on it most.
-    For losses that are quadratic, with the diagonal Hessians ``F_i``, it is the minimum of their
-    weighted sum. It supposes that the models began as one: in networks that were trained from
-    different beginnings the same unit means different things.
+    This is Fisher-weighted averaging: each parameter is mostly that of the model which depends on
+    it most. The models must have been fine-tuned from the same parameters. In networks that were
+    trained from different initial parameters, the same unit means different things.
 
-    It is computed in float32, or wider where parameters or Fishers are. Where the Fishers of all
-    models are 0 the result is ``sum_i w_i params_i / sum_i w_i``. To make small entries count more
-    alike, raise them: ``jax.tree.map(lambda f: jnp.maximum(f, 1e-6), fisher)``.
+    It is computed in float32, or wider if parameters or Fishers are. Where the Fishers of all
+    models are 0 the result is ``sum_i w_i params_i / sum_i w_i``. If small Fishers should count
+    more equally, raise them first: ``jax.tree.map(lambda f: jnp.maximum(f, 1e-6), fisher)``.
 
     Args:
-      params: the models' parameters, trees that agree in paths and shapes.
-      fishers: for each model a tree like its parameters, finite and not negative; where it is
-        traced and cannot be read, entries that are not count as 0. As in
+      params: the parameters of each model, trees with the same paths and shapes.
+      fishers: for each model a tree like its parameters, finite and not negative. (Under ``jit``
+        values cannot be checked; there, entries that are negative or not finite count as 0.) As in
         :func:`~wpl_jax.consolidate`, what is absent or None counts as 0, and a scalar stands for
-        all entries below its place. ``None`` for all of them gives the plain mean.
-      weights: for each model a number, finite and not negative, such as how many examples it was
-        trained on if its Fisher is a mean over them; by default 1.
+        all entries below its place. ``None`` in place of the list gives the plain mean.
+      weights: for each model a number, finite and not negative; by default 1. If Fishers are means
+        over examples, the numbers of examples are a natural choice.
 
     Returns:
-      A tree like the first model's parameters, in their dtypes. Of an ``nnx.Module`` it is the
-      state, for ``nnx.update(model, merged)``.
+      A tree like the first model's parameters, in their dtypes. For ``nnx.Module``s it is a state,
+      to be used with ``nnx.update(model, merged)``.
 
     Raises:
-      ValueError: if there are no models or not as many Fishers or weights, for trees that differ,
-        or Fishers or weights that are negative or not finite; the message names the first path.
-      TypeError: if a parameter is not floating-point or complex.
+      ValueError: if there are no models, or not as many Fishers or weights as models; if trees
+        differ; or if Fishers or weights are negative or not finite. The message names the first
+        path.
+      TypeError: if a parameter is neither floating-point nor complex.
 
     Example:
       >>> import jax.numpy as jnp, wpl_jax
       >>> params = [{"w": jnp.array([0.0, 0.0])}, {"w": jnp.array([1.0, 1.0])}]
       >>> fishers = [{"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([3.0, 0.0])}]
-      >>> print(wpl_jax.merge(params, fishers)["w"])  # of the second entry nobody knows more
+      >>> print(wpl_jax.merge(params, fishers)["w"])  # of the second, the plain mean
       [0.75 0.5 ]
 
     References:

@@ -26,18 +26,18 @@ __all__ = [
 def align(name: str, tree: chex.ArrayTree, reference: chex.ArrayTree, optional=False) -> list:
     """Leaves of ``tree`` in the order of those of ``reference``, matched by their paths.
 
-    The trees may differ in their types of nodes (an ``nnx.State`` of variables against one of
-    arrays) but not in paths and shapes. What is hidden in ``reference`` may be present in ``tree``;
-    it is skipped.
+    The trees may differ in the types of their nodes, as an ``nnx.State`` of variables and one of
+    arrays do, but not in paths and shapes. What is hidden in ``reference`` (see :func:`is_hidden`)
+    may be present in ``tree``, and is skipped.
 
     Args:
       name: what to call ``tree`` in an error.
       tree: the tree to take leaves from.
-      reference: the tree that says which, as made from the parameters given to ``init``.
+      reference: the tree that says which leaves, made from the parameters given to ``init``.
       optional: whether a leaf of ``tree`` may be ``None``.
 
     Returns:
-      Arrays, each in the layout on devices of that of ``reference``.
+      Arrays, each laid out on devices as the leaf of ``reference`` is.
 
     Raises:
       ValueError: naming the first path at which structure or shape differs.
@@ -63,12 +63,12 @@ def align(name: str, tree: chex.ArrayTree, reference: chex.ArrayTree, optional=F
 
 
 def align_scalars(name: str, tree: chex.ArrayTree, reference: chex.ArrayTree) -> list:
-    """As :func:`align`, but a scalar stands for all below it, and what is absent for 0.
+    """As :func:`align`, but a scalar stands for all leaves below it, and what is absent is 0.
 
     Args:
       name: what to call ``tree`` in an error.
-      tree: a tree like ``reference``, or a part of it, or a prefix of it whose leaves are scalars.
-      reference: the tree that says which, as made from the parameters given to ``init``.
+      tree: a tree like ``reference``, a part of one, or a prefix of one whose leaves are scalars.
+      reference: the tree that says which leaves, made from the parameters given to ``init``.
 
     Raises:
       ValueError: naming the first path at which a shape differs, or that is not in ``reference``.
@@ -91,11 +91,11 @@ def align_scalars(name: str, tree: chex.ArrayTree, reference: chex.ArrayTree) ->
 
 
 def align_mask(mask: chex.ArrayTree | None, reference: chex.ArrayTree) -> list:
-    """For each leaf of ``reference``, the mask's leaf at its path or above, in its shape.
+    """For each leaf of ``reference``, the mask's leaf at its path or above it, in its shape.
 
     Args:
-      mask: a tree of booleans like ``reference``, or a prefix of it; leaves broadcast. ``None``,
-        for no mask, gives a list of ``None``.
+      mask: a tree of booleans like ``reference``, or a prefix of it, whose leaves broadcast.
+        ``None`` stands for no mask, and gives a list of ``None``.
       reference: the tree that is masked.
 
     Raises:
@@ -120,7 +120,7 @@ def align_mask(mask: chex.ArrayTree | None, reference: chex.ArrayTree) -> list:
 
 
 def resolve_mask(mask: Any, params: chex.ArrayTree) -> chex.ArrayTree | None:
-    """The mask, or what it gives for ``params`` if it is a function of them, as in optax."""
+    """The mask itself or, if it is a function as in optax, what it returns for ``params``."""
     # A module of Equinox is callable as well, but a tree.
     if not (callable(mask) and jax.tree_util.all_leaves([mask])):
         return mask
@@ -131,10 +131,10 @@ def resolve_mask(mask: Any, params: chex.ArrayTree) -> chex.ArrayTree | None:
 
 
 def place_like(leaf: jax.Array, reference: jax.Array) -> jax.Array:
-    """The same numbers in the layout on devices of ``reference``.
+    """The same numbers, laid out on devices as ``reference`` is.
 
-    On a mesh with explicit axes a layout belongs to an array's type, and has to be that of the
-    other operands. On other meshes, and without one, nothing is done.
+    On a mesh with explicit axes the layout is part of an array's type, and operands must have the
+    same one. On other meshes, and without a mesh, nothing is done.
     """
     wanted = jax.typeof(reference).sharding
     if jax.typeof(leaf).sharding.spec == wanted.spec:
@@ -145,7 +145,7 @@ def place_like(leaf: jax.Array, reference: jax.Array) -> jax.Array:
 
 
 def store_like(leaf: jax.Array, reference: jax.Array) -> jax.Array:
-    """The same numbers in the kind of memory of ``reference``: the device's, or its host's."""
+    """The same numbers, in the memory that ``reference`` is in: the device's, or its host's."""
     space = jax.typeof(reference).memory_space
     return leaf if jax.typeof(leaf).memory_space == space else jax.device_put(leaf, space)
 

@@ -36,9 +36,9 @@ METHODS = {"full": "All parameters", "lora": "LoRA"}
 FORMS = {
     "plain": "nothing, a lower rate, early stopping",
     "replay": "replay",
-    "additive": "L2-SP, WPL",
-    "proximal": "L2-SP, WPL, proximal",
-    "merged": "L2-SP, WPL, on merged weights",
+    "additive": "L2 anchor, WPL",
+    "proximal": "L2 anchor proximal, WPL proximal",
+    "merged": "L2 anchor, WPL (on merged weights)",
     "adapters": "WPL on adapters",
 }
 # Colour by what is known of the old text; broken lines for the forms that are explained apart.

@@ -147,7 +147,7 @@ class Run(NamedTuple):
 
 NOTHING, LOWER_RATE, STOPPING = "nothing", "lower rate", "early stopping"
 REPLAY, REPLAY_RATE = "replay", "replay at a lower rate"
-L2, L2_PROXIMAL = "L2-SP", "L2-SP proximal"
+L2, L2_PROXIMAL = "L2 anchor", "L2 anchor proximal"
 WPL, WPL_PROXIMAL, WPL_ADAPTERS = "WPL", "WPL proximal", "WPL on adapters"
 
 

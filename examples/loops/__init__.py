@@ -1,1 +1,1 @@
-"""Training loops as people write them, and diffs that add plasticity to them in three lines."""
+"""Two common training loops, and diffs that add plasticity to each in three lines."""

@@ -3,7 +3,8 @@
 In turn, each stage by runs of experiments.search or experiments.train_final: searches that choose
 the strength, the searches to compare, and final trainings of their cells and of others. Writes
 summary.json, curves.npz, report.md, figures and cells to --out. A comparison that was interrupted
-goes on where it stopped when the same command is given again.
+goes on where it stopped when the same command is given again. To draw report and figures anew from
+what is in --out: python -m experiments.compare.report OUT.
 """
 
 import contextlib
@@ -19,15 +20,14 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from experiments import search, train_final
-from experiments.compare import report as compare_report
-from experiments.compare.report import ARMS, Arm, Plan, Results, Searched
-from experiments.compare.settings import PRESETS, Compare
-from experiments.running import command_line, records
+from experiments import search, spaces, train_final
+from experiments.compare import report, summary, tables
+from experiments.compare.plan import ARMS, Arm, Plan, Results, Searched
+from experiments.compare.settings import Compare
+from experiments.running import records
 from experiments.running.pool import Interrupted, Pool, Run
 from experiments.running.progress import interruptible
-from experiments.spaces.cells import shipped
-from experiments.spaces.tasks import TASKS
+from experiments.spaces.settings import PLACES
 
 TRIAL = Arm("wpl", "reinforce")  # what the strength is chosen by
 
@@ -57,21 +57,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (Interrupted, KeyboardInterrupt):
             print("compare: interrupted; the same command goes on from here", file=sys.stderr)
             return stop.exit_code
-        summary = compare_report.summarise(plan, results)
-        compare_report.write(plan, results, summary)
-        table = compare_report.table(plan, summary)
-        Console().print(table)
+        saved = summary.gathered(plan, results)
+        saved.write(plan.out)
+        report.write(saved, plan.out)
+        Console().print(tables.terminal(saved))
         print(f"Written to {plan.out}")
+        if hint := spaces.next_preset("comparisons", config):
+            print(hint, file=sys.stderr)
         return 1 if results.failed else 0
 
 
 def parse(argv: Sequence[str] | None) -> Compare:
-    return command_line.parse(
-        PRESETS,
-        argv,
-        prog="python -m experiments.compare",
-        description=__doc__,
-        flags={"--space": "rnn", "--preset": "paper"},
+    return spaces.settings(
+        "comparisons", argv, prog="python -m experiments.compare", description=__doc__
     )
 
 
@@ -101,12 +99,12 @@ def plan_of(config: Compare) -> Plan:
             f"searches must have more epochs than the {searches.search.warmup_epochs} of the "
             f"warm-up, got --epochs {searches.epochs}"
         )
-    task = TASKS[config.space]
+    task = spaces.find(config.space)
     corpora = {"search": task.read(searches), "final": task.read(finals)}
     sizes = {name: task.sizes(corpus) for name, corpus in corpora.items()}
     searches = searches.with_space(**sizes["search"])
-    search.cut(searches, corpora["search"])
-    folder = Path("results/compare", config.space)
+    search.cut(searches, task, corpora["search"])
+    folder = Path("results/compare", task.name)
     return Plan(
         dataclasses.replace(config, random_cells=config.random_cells or config.seeds),
         searches,
@@ -140,15 +138,15 @@ def final_run(plan: Plan, name: str, architecture: str, seed: int) -> Run:
     flags = common_flags(plan.config, plan.config.final_flags)
     flags += ["--architecture", architecture, "--seed", f"{seed}"]
     if architecture == "random":  # of as many nodes as those that are found
-        flags += [f"--{plan.search.space_field}.nodes", f"{plan.search.search_space.nodes}"]
+        nodes = getattr(plan.search.search_space, "nodes", None)
+        flags += [f"--{plan.search.space_field}.nodes", f"{nodes}"] if nodes else []
     settings, cell = train_final.read_architecture(train_final.parse(flags))
     settings = settings.with_space(**plan.sizes["final"])
-    places = ("out", "resume", "data_dir", "text_dir", "architecture")
     expected = {
         "configuration": {
             name: value
             for name, value in train_final.settings(settings).items()
-            if name not in places
+            if name not in (*PLACES, "architecture")
         },
         "architecture": settings.search_space.to_json(cell),
         "epochs": settings.epochs,
@@ -191,7 +189,7 @@ def experiment(plan: Plan, pool: Pool) -> Results:
         if arms[arm][seed]
     }
     cells |= {("random", seed): "random" for seed in range(config.random_cells)}
-    for name in shipped(plan.final.space):
+    for name in plan.task.cells():
         cells |= {(name, seed): name for seed in range(config.seeds)}
     finals = {
         (name, seed): final_run(plan, f"final/{name}_{seed}", architecture, seed)
@@ -202,7 +200,7 @@ def experiment(plan: Plan, pool: Pool) -> Results:
         strength,
         candidates,
         arms,
-        {key: summary for key, run in finals.items() if (summary := pool.summary(run))},
+        {key: left for key, run in finals.items() if (left := pool.summary(run))},
         sum([*trials.values(), *searches.values()], []) + list(finals.values()),
         pool.failed,
     )
@@ -210,13 +208,13 @@ def experiment(plan: Plan, pool: Pool) -> Results:
 
 def searched(plan: Plan, pool: Pool, run: Run) -> Searched | None:
     """What a search has left, if it has finished."""
-    if not (summary := pool.summary(run)):
+    if not (left := pool.summary(run)):
         return None
     folder = plan.runs / run.name
     metrics = records.read_json_lines(folder / "metrics.jsonl")
     return Searched(
         {name: np.array([r[name] for r in metrics], np.float64) for name in metrics[0]},
-        summary,
+        left,
         json.loads((folder / "best.json").read_bytes()),
         json.loads((folder / "probes.json").read_bytes()),
     )

@@ -1,18 +1,16 @@
-"""Settings of the comparison of searches with and without plasticity, one instance a preset."""
+"""Settings of the comparison of searches with and without plasticity."""
 
 import dataclasses
 from pathlib import Path
-
-from experiments.spaces.space_settings import PresetName, SpaceName
 
 
 @dataclasses.dataclass(frozen=True)
 class Compare:
     """Settings; the defaults are those of the preset that --preset names."""
 
-    space: SpaceName = "rnn"
-    """The search space. rnn: recurrent cells. micro_cnn: cells for images."""
-    preset: PresetName = "paper"
+    space: str = "rnn"
+    """rnn: recurrent cells. micro_cnn: cells for images. module:Class: a task of your own."""
+    preset: str = "paper"
     """Of the searches and of the final trainings. smoke: minutes. cpu: hours. paper: for a GPU."""
     data_dir: Path | None = None
     """Of the searches and of the final trainings: their own default if not given."""
@@ -36,33 +34,3 @@ class Compare:
 
     jobs: int = 1
     """Runs at a time, which share the cores; JAX gives most of a GPU's memory to the first."""
-
-
-PRESETS = {
-    "rnn": {
-        "paper": Compare(),
-        "cpu": Compare(preset="cpu", strengths=(1e3, 1e4, 1e5, 1e6), jobs=2),
-        "smoke": Compare(
-            preset="smoke", seeds=2, strengths=(1e3, 1e5), strength_seeds=(1000,), jobs=2
-        ),
-    },
-    "micro_cnn": {
-        "paper": Compare(space="micro_cnn"),
-        "cpu": Compare(
-            space="micro_cnn",
-            preset="cpu",
-            strengths=(1e3, 1e4, 1e5),
-            random_cells=12,
-            jobs=2,
-        ),
-        "smoke": Compare(
-            space="micro_cnn",
-            preset="smoke",
-            seeds=2,
-            strengths=(1e2,),
-            strength_seeds=(1000,),
-            random_cells=3,
-            jobs=2,
-        ),
-    },
-}

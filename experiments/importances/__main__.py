@@ -25,7 +25,7 @@ from experiments.importances import report as importances_report
 from experiments.importances.report import ARMS, CONTINUAL, REPLAY, SCENARIOS, Result
 from experiments.running import command_line, records
 from experiments.two_models.__main__ import over_seeds
-from experiments.two_models.settings import PRESETS
+from experiments.two_models.settings import FULL
 from experiments.two_models.training import (
     MLP,
     NEVER,
@@ -102,7 +102,7 @@ class Importances:
     def two_models(self):
         """The settings of the experiment whose models these are."""
         return dataclasses.replace(
-            PRESETS["mnist5k"], a_steps=self.a_steps, b_steps=self.b_steps, width=self.width
+            FULL["mnist5k"], a_steps=self.a_steps, b_steps=self.b_steps, width=self.width
         )
 
 

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.compare.report import markdown
+from experiments.compare.wording import markdown
 from experiments.running import records
 from wpl_jax.forgetting import mean_interval
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ANCHOR, REPLAY = "L2 anchor", "replay, no anchor"
 ARMS = ("nothing", ANCHOR, "empirical Fisher", "MAS", "SI", REPLAY)
 CONTINUAL = ("a head for each pair", "one head")

@@ -27,27 +27,38 @@ def parse(
       argv: the command line's arguments; those of the process if None.
       prog: how the script is called.
       description: what it does.
-      flags: in order, the flags that name the preset, each with its default; a flag of several
-        names has them all, as in ``"--data --dataset"``.
+      flags: in order, the flags that name the preset, each with its default.
 
     Raises:
       ValueError: for an unknown preset, and as :func:`read`.
       SystemExit: after help.
     """
+    preset: Any = presets
+    for flag, name in named(argv, flags).items():
+        preset = choose(flag, preset, name)
+    return read(preset, argv, prog=prog, description=description)
+
+
+def named(argv: Sequence[str] | None, flags: Mapping[str, str]) -> dict[str, str]:
+    """The values of some flags, given their defaults, before all others are read.
+
+    Raises:
+      ValueError: for a flag without a value.
+    """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for names, default in flags.items():
-        first.add_argument(*names.split(), default=default, dest=names)
+    for flag, default in flags.items():
+        first.add_argument(flag, default=default, dest=flag)
     try:
-        named = vars(first.parse_known_args(argv)[0])
+        return vars(first.parse_known_args(argv)[0])
     except argparse.ArgumentError as error:
         raise ValueError(error) from None
-    preset: Any = presets
-    for names, name in named.items():
-        if name not in preset:
-            flag = names.split()[0]
-            raise ValueError(f"{flag} must be one of {', '.join(preset)}, got {name!r}")
-        preset = preset[name]
-    return read(preset, argv, prog=prog, description=description)
+
+
+def choose(flag: str, presets: Mapping[str, Any], name: str) -> Any:
+    """The preset of a name; raises ValueError if there is none."""
+    if name not in presets:
+        raise ValueError(f"{flag} must be one of {', '.join(presets)}, got {name!r}")
+    return presets[name]
 
 
 def read(default: Any, argv: Sequence[str] | None, *, prog: str, description: str | None) -> Any:

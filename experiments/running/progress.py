@@ -90,7 +90,7 @@ class MetricsLog:
             from tensorboardX import SummaryWriter
         except ImportError as error:
             raise ImportError(
-                "the log needs tensorboardX: pip install 'wpl_jax[experiments]'"
+                "the log needs tensorboardX: pip install '.[experiments]' in the checkout"
             ) from error
         self._writes = processes.is_first()
         if not self._writes:

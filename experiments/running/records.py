@@ -10,7 +10,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,6 +45,16 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         except BaseException:
             os.unlink(file.name)
             raise
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a file of JSON atomically; what JSON does not know, as NaN, raises ValueError."""
+    write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def plain(settings: Mapping[str, object]) -> dict[str, object]:
+    """Settings as JSON has them: a path is its name."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
 
 
 def kept(path: Path, fingerprint: str, compute: Callable[[], Tree]) -> tuple[Tree, float]:

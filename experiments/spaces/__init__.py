@@ -1,0 +1,83 @@
+"""All that belongs to a search space, a folder each; ``--space`` names one.
+
+A :class:`~experiments.spaces.task.Task` is a search space together with what its architectures are
+trained for: data, settings and their presets, the training from scratch, published cells. One that
+is not in the table is named by the module that it is in: ``--space my_module:MyTask``.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.running import command_line
+from experiments.spaces.task import Task
+
+__all__ = ["TASKS", "Task", "find", "next_preset", "settings"]
+
+TASKS = {
+    "rnn": "experiments.spaces.rnn.task:LanguageModelling",
+    "micro_cnn": "experiments.spaces.micro_cnn.task:ImageClassification",
+}
+
+
+def find(name: str) -> Task:
+    """The task that ``--space`` names: a key of ``TASKS``, or ``module:Class``.
+
+    Raises:
+      ValueError: in a line, if there is none of that name, or what is found is not a task.
+    """
+    module_name, colon, class_name = TASKS.get(name, name).partition(":")
+    if not colon:
+        raise ValueError(
+            f"--space must be one of {', '.join(TASKS)}, or module:Class for a task of your own, "
+            f"got {name!r}"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"--space {name}: {module_name} cannot be imported: {error}") from error
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        there = [
+            key
+            for key, value in vars(module).items()
+            if isinstance(value, type)
+            and issubclass(value, Task)
+            and value.__module__ == module_name
+        ]
+        raise ValueError(
+            f"--space {name}: {module_name} has no class {class_name} that is an "
+            f"experiments.spaces.Task; it has {', '.join(there) or 'none'}"
+        )
+    if missing := sorted(found.__abstractmethods__):
+        raise ValueError(f"--space {name}: {class_name} must define {', '.join(missing)}")
+    return found()
+
+
+def settings(kind: str, argv: Sequence[str] | None, *, prog: str, description: str | None) -> Any:
+    """A script's settings, whose defaults are those of the ``--preset`` of the ``--space``.
+
+    Args:
+      kind: ``"searches"``, ``"finals"`` or ``"comparisons"``, an attribute of a task.
+      argv: the command line's arguments; those of the process if None.
+      prog: how the script is called.
+      description: what it does.
+
+    Raises:
+      ValueError: in a line, for what cannot be read.
+      SystemExit: after help.
+    """
+    named = command_line.named(argv, {"--space": "rnn", "--preset": "smoke"})
+    presets = getattr(find(named["--space"]), kind)
+    preset = command_line.choose("--preset", presets, named["--preset"])
+    preset = dataclasses.replace(preset, space=named["--space"], preset=named["--preset"])
+    return command_line.read(preset, argv, prog=prog, description=description)
+
+
+def next_preset(kind: str, config: Any) -> str:
+    """How to go on from ``--preset smoke``, in a line; nothing where there is no way on."""
+    presets = getattr(find(config.space), kind)
+    if config.preset != "smoke" or "cpu" not in presets:
+        return ""
+    return "This was --preset smoke, which shows that all works; --preset cpu runs on real data."

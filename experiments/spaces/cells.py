@@ -1,4 +1,4 @@
-"""Architectures that no search finds: random ones, those in files, and those that ship."""
+"""Architectures that no search finds: random ones, and those in files."""
 
 import json
 from pathlib import Path
@@ -7,16 +7,10 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from experiments.spaces.space_settings import InSpace
+from experiments.spaces.settings import InSpace
 from wpl_jax.spaces import Space
 
 Settings = TypeVar("Settings", bound=InSpace)
-
-
-def shipped(space: str) -> dict[str, Path]:
-    """By name, the files of the cells that ship for a ``--space``."""
-    folder = Path(__file__).parent / space / "cells"
-    return {path.stem: path for path in sorted(folder.glob("*.json"))}
 
 
 def random_actions(space: Space, seed: int) -> jax.Array:
@@ -35,7 +29,8 @@ def read(config: Settings, path: Path) -> tuple[Settings, Any]:
     try:
         stored = json.loads(path.read_bytes())
         values = stored.values() if isinstance(stored, dict) else ()
-        if cell := [value for value in values if isinstance(value, list)]:
+        cell = [value for value in values if isinstance(value, list)]
+        if cell and hasattr(config.search_space, "nodes"):
             config = config.with_space(nodes=len(cell[0]))
         return config, config.search_space.from_json(stored)
     except ValueError as error:

@@ -3,19 +3,14 @@
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-
-class Data(NamedTuple):
-    """What is read during training."""
-
-    train: chex.ArrayTree  # as the space's ``batch`` takes it
-    validation: chex.ArrayTree
+from wpl_jax.search import Data
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,9 +29,7 @@ class Training(abc.ABC):
 
     config: Any
     architecture: Any
-
-    fresh: ClassVar[tuple[str, ...]] = ("loss", "steps")
-    """What of the state is zero at the start of an epoch."""
+    task: Any  # an experiments.spaces.Task
 
     @property
     def space(self) -> Any:
@@ -47,13 +40,18 @@ class Training(abc.ABC):
     def steps_per_call(self) -> int:
         """Training steps in one call of :meth:`train`: what a signal to stop waits for."""
 
-    @abc.abstractmethod
     def cut(self, corpus: Any) -> Data:
         """What training reads of the data."""
+        return self.task.cut(self.config, corpus)
 
     @abc.abstractmethod
-    def init(self, key: jax.Array) -> Any:
-        """The state at the start."""
+    def init(self, key: jax.Array, batches: chex.ArrayTree) -> Any:
+        """The state at the start of a training on these batches."""
+
+    def begin(self, state: Any, batches: chex.ArrayTree) -> Any:
+        """The state at the start of an epoch."""
+        del batches
+        return state._replace(loss=jnp.zeros_like(state.loss), steps=jnp.zeros_like(state.steps))
 
     @abc.abstractmethod
     def attempt(
@@ -97,9 +95,7 @@ class Training(abc.ABC):
         size = self.space.num_batches(batches)
         place = state.trained % size
         stop = state.trained + jnp.minimum(self.steps_per_call, size - place)
-        state = state._replace(
-            **{name: jnp.where(place == 0, 0, getattr(state, name)) for name in self.fresh}
-        )
+        state = optax.tree.where(place == 0, self.begin(state, batches), state)
         return jax.lax.while_loop(
             lambda state: state.trained < stop, lambda state: self._step(state, batches), state
         )

@@ -1,4 +1,5 @@
-"""Two models that share weights: forgetting, and its prevention (figures 1 and 2 of the paper).
+"""Two models that share weights: what the first forgets while the second trains, and how it can be
+kept from forgetting (figures 1 and 2 of the paper).
 
 Writes summary.json, curves.npz, report.md and figures to --out. A run that was interrupted goes on
 where it stopped when the same command is given again.
@@ -16,13 +17,19 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
 from experiments.running import command_line, records
 from experiments.running.progress import Shown
-from experiments.two_models import report as two_models_report
-from experiments.two_models.report import Condition, Regime, Result
+from experiments.two_models import report, results
+from experiments.two_models.results import (
+    CHECKS,
+    Condition,
+    Regime,
+    Result,
+    Run,
+    trained_until,
+)
 from experiments.two_models.settings import PRESETS, TwoModels
 from experiments.two_models.training import NEVER, Accuracies, Method, Outcome, compared, run, stack
 from wpl_jax.data import Splits, load_images
@@ -37,26 +44,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse(argv)
         check(config)
-        out = records.writable_folder(config.out or Path("results/two_models", config.data))
+        demo = "_demo" if config.preset == "demo" else ""
+        out = records.writable_folder(config.out or Path(f"results/two_models/{config.data}{demo}"))
         data = load_images(config.data, config.data_dir)
         check_sizes(config, data)
     except (ValueError, OSError, ImportError) as error:
         print(f"two_models: {error}", file=sys.stderr)
         return 2
     try:
-        regime, results, seconds = experiment(config, jax.device_put(data), out / "partial")
+        run = experiment(config, jax.device_put(data), out / "partial")
     except RegimeError as error:
         print(f"two_models: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("two_models: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    summary = two_models_report.summarise(config, regime, results)
-    summary |= records.provenance() | {"seconds": round(seconds)}
-    two_models_report.write(config, regime, results, summary, out)
+    results.save(run, out)
+    report.write(run, out)
     shutil.rmtree(out / "partial")
-    Console().print(two_models_report.table(summary))
-    print(f"Written to {out}")
+    report.show(run, out)
     return 0
 
 
@@ -66,7 +72,7 @@ def parse(argv: Sequence[str] | None) -> TwoModels:
         argv,
         prog="python -m experiments.two_models",
         description=__doc__,
-        flags={"--data --dataset": "mnist5k"},
+        flags={"--data": "mnist5k", "--preset": "full"},
     )
 
 
@@ -78,12 +84,12 @@ def check(config: TwoModels) -> None:
                 f"--{flag.replace('_', '-')} must be at least 2, for an interval over seeds, "
                 f"got {getattr(config, flag)}"
             )
-    for flag in ("wpl_strengths", "l2_strengths"):
+    for flag in ("wpl_strengths", "l2_strengths", "check_strengths"):
         values = getattr(config, flag)
-        if not values or not all(0 <= value < math.inf for value in values):
-            raise ValueError(
-                f"--{flag.replace('_', '-')} must be one or more numbers >= 0, got {values}"
-            )
+        if not all(0 < value < math.inf for value in values):
+            raise ValueError(f"--{flag.replace('_', '-')} must be numbers > 0, got {values}")
+    if not config.wpl_strengths:
+        raise ValueError("--wpl-strengths must be one or more numbers > 0, got none")
     for flag in (
         "width",
         "batch_size",
@@ -117,6 +123,14 @@ def check(config: TwoModels) -> None:
         )
     if (config.b_learning_rate is None) != (config.b_momentum is None):
         raise ValueError("--b-learning-rate and --b-momentum must be given together, or neither")
+    if bool(config.map_learning_rates) != bool(config.map_momenta):
+        raise ValueError(
+            "--map-learning-rates and --map-momenta must be given together, or neither"
+        )
+    if config.b_learning_rate is None and not config.map_learning_rates:
+        raise ValueError(
+            "without --map-learning-rates, --b-learning-rate and --b-momentum must be given"
+        )
 
 
 def check_sizes(config: TwoModels, data: Splits) -> None:
@@ -129,68 +143,86 @@ def check_sizes(config: TwoModels, data: Splits) -> None:
             )
 
 
-def conditions(config: TwoModels) -> dict[str, Condition]:
-    return (
-        {"strict": Condition(NEVER, shared=4)}
-        | {f"loose{100 * stop:.0f}": Condition(stop, shared=4) for stop in config.stop_at}
-        | {f"shared{n}": Condition(NEVER, shared=n) for n in config.shared_layers}
-    )
+def conditions(config: TwoModels) -> list[Condition]:
+    return [
+        Condition(NEVER, shared=4),
+        *(Condition(stop, shared=4) for stop in config.stop_at),
+        *(Condition(NEVER, shared=n) for n in config.shared_layers),
+    ]
 
 
-def experiment(
-    config: TwoModels, data: Splits, folder: Path
-) -> tuple[Regime, dict[str, Result], float]:
-    """All that trains: the regime map, then every condition; and the seconds that it took.
+def experiment(config: TwoModels, data: Splits, folder: Path) -> Run:
+    """All that trains: the regime map, every condition, and the checks.
 
     Each part is kept in ``folder`` when it is done, and taken from there by a later run.
     """
     records.writable_folder(folder)
     fingerprint = repr((dataclasses.replace(config, out=None, data_dir=None), jax.__version__))
     program = over_seeds(functools.partial(run, config))
+    additive_program = over_seeds(functools.partial(run, config, additive=True))
     map_key, seeds_key = jax.random.split(jax.random.key(config.seed))
     seeds = jax.random.split(seeds_key, config.seeds)
     chunk = config.seeds_per_call
     chunks = [seeds[i : i + chunk] for i in range(0, config.seeds, chunk)]
     stops = (NEVER, *config.stop_at)
+    checks = CHECKS if config.check_strengths else {}
+    maps = len(stops) if config.map_learning_rates else 0
+    number = maps + len(chunks) * (len(stops) + len(checks))
     total: list[float] = []
 
     columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn())
     with Shown(*columns) as progress:
-        number = len(stops) * (1 + len(chunks))
         task = progress.add_task("", total=number)
 
-        def part(name, keys, stop, methods):
-            until = "converged" if stop == NEVER else f"stopped at {stop:.0%}"
-            progress.update(task, description=f"{name}, A {until}")
+        def part(name, keys, stop, methods, program=program):
+            heading = f"{name}, {trained_until(stop)}"
+            progress.update(task, description=heading)
             result, seconds = records.kept(
-                folder / f"{name}-{stop:g}.npz".replace(" ", "-"),
+                folder / f"{heading}.npz".replace(" ", "-").replace("%", "percent"),
                 fingerprint,
                 functools.partial(program, data, keys, stop, stack(*methods)),
             )
             progress.advance(task)
             total.append(seconds)
-            progress.say(f"{len(total)}/{number}  {name}, A {until}")
+            progress.say(f"{len(total)}/{number}  {heading}")
             return result
 
+        def parts(name, *rest):
+            """Of all seeds, chunk by chunk."""
+            found = [part(f"{name}seeds {i}", keys, *rest) for i, keys in enumerate(chunks)]
+            return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
+
         map_seeds = jax.random.split(map_key, config.map_seeds)
+        on_map = map_methods(config)
         regime = choose_regime(
-            config, {s: part("regime map", map_seeds, s, map_methods(config)) for s in stops}
+            config, {s: part("regime map", map_seeds, s, on_map) for s in stops if on_map}
         )
-        results = {}
+        found = {}
         for stop in stops:
-            here = {name: c for name, c in conditions(config).items() if c.stop_at == stop}
+            here = [c for c in conditions(config) if c.stop_at == stop]
             methods = [
-                Method(strength, name == "wpl", c.shared, regime.learning_rate, regime.momentum)
-                for c in here.values()
+                Method(strength, name == "WPL", c.shared, regime.learning_rate, regime.momentum)
+                for c in here
                 for name, strength in compared(config)
             ]
-            parts = [part(f"seeds {i}", keys, stop, methods) for i, keys in enumerate(chunks)]
-            baseline, outcome = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-            for i, (name, condition) in enumerate(here.items()):
+            before, outcome = parts("", stop, methods)
+            for i, condition in enumerate(here):
                 own = slice(i * len(compared(config)), (i + 1) * len(compared(config)))
                 mine = jax.tree.map(lambda leaf, own=own: leaf[:, own], outcome)
-                results[name] = Result(condition, baseline, mine, choose(config, mine))
-    return regime, {name: results[name] for name in conditions(config)}, sum(total)
+                found[condition.name] = Result(condition, before, mine)
+        checked = {}
+        for name, how in checks.items():
+            rate = how.rate * regime.learning_rate
+            momentum = regime.momentum if how.with_momentum else 0.0
+            methods = [
+                Method(strength, how.method == "WPL", 4, rate, momentum)
+                for strength in how.strengths(config)
+            ]
+            of_form = additive_program if how.additive else program
+            checked[name] = parts(f"{how.method}, {name}, ", NEVER, methods, of_form)[1]
+    by_name = {c.name: found[c.name] for c in conditions(config)}
+    origin = records.provenance() | {"seconds": round(sum(total))}
+    return Run(config, regime, by_name, checked, origin)
 
 
 def over_seeds(run: Callable) -> Callable:
@@ -227,6 +259,8 @@ def choose_regime(config: TwoModels, parts: dict[float, tuple[Accuracies, Outcom
     B learns where it reaches ``map_min_accuracy`` in every condition and seed. Read off validation
     data and seeds that nothing else uses, and off plain training alone.
     """
+    if not parts and config.b_learning_rate is not None and config.b_momentum is not None:
+        return Regime({}, np.empty((0, 0)), config.b_learning_rate, config.b_momentum)
     shape = len(config.map_learning_rates), len(config.map_momenta)
     forgetting = {
         stop: (baseline.validation[:, None] - outcome.final_a.validation).mean(0).reshape(shape)
@@ -245,19 +279,6 @@ def choose_regime(config: TwoModels, parts: dict[float, tuple[Accuracies, Outcom
         np.argmax(np.where(worst_b >= config.map_min_accuracy, mean, -np.inf)), shape
     )
     return Regime(forgetting, worst_b, config.map_learning_rates[row], config.map_momenta[column])
-
-
-def choose(config: TwoModels, outcome: Outcome) -> dict[str, int]:
-    """For each method the strength with the highest validation accuracy, A's plus B's, over seeds.
-
-    The same rule and as many strengths for WPL and for the L2 anchor.
-    """
-    total = (outcome.final_a.validation + outcome.final_b.validation).mean(0)
-    best: dict[str, int] = {}
-    for place, (name, _) in enumerate(compared(config)):
-        if name not in best or total[place] > total[best[name]]:
-            best[name] = place
-    return best
 
 
 if __name__ == "__main__":

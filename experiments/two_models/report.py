@@ -1,391 +1,268 @@
-"""What the two-model experiment writes: numbers, tables and figures."""
+"""The report and the figures of a finished run, drawn anew from its summary.json and curves.npz."""
 
 import dataclasses
 import io
-import json
-from collections.abc import Callable
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
+import tyro
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
-from experiments.running import records
-from experiments.two_models.settings import TwoModels
-from experiments.two_models.training import NEVER, Accuracies, Outcome, compared
-from wpl_jax import figures
-from wpl_jax.forgetting import mean_interval, relative_reduction
+from experiments.running import command_line, records
+from experiments.two_models import drawing, findings, results
+from experiments.two_models.findings import accuracy, as_power, difference, with_interval
+from experiments.two_models.results import METHODS, RIVALS, Run, summarise
 
-COLUMNS = {"plain": "plain", "wpl": "WPL", "l2_anchor": "L2 anchor", "frozen": "frozen"}
-COLORS = {"plain": "tab:blue", "wpl": "tab:orange", "l2_anchor": "tab:green", "frozen": "tab:gray"}
-STYLES = {
-    f"{model}, {label}": {"color": COLORS[name], "linestyle": line}
-    for name, label in COLUMNS.items()
-    for model, line in (("A", "-"), ("B", "--"))
-}
+STRENGTHS = ("L2 anchor", "WPL")  # the methods that have one
 
 
-class Condition(NamedTuple):
-    """What B meets: how far A was trained, and how many of its layers they share."""
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Settings of the report."""
 
-    stop_at: float
-    shared: int
-
-
-class Regime(NamedTuple):
-    """How plain training fares over learning rates (rows) and momenta (columns) of B."""
-
-    forgetting: dict[float, np.ndarray]  # by ``stop_at``: accuracy that A lost, mean over seeds
-    worst_b: np.ndarray  # the lowest accuracy of B in any condition and seed
-    learning_rate: float  # the chosen ones
-    momentum: float
+    folder: tyro.conf.Positional[Path]
+    """Folder of a finished run, in which the report and the figures are replaced."""
 
 
-class Result(NamedTuple):
-    """Of one condition. Leading axis: seeds, in ``outcome`` followed by the compared methods."""
-
-    condition: Condition
-    baseline: Accuracies
-    outcome: Outcome
-    chosen: dict[str, int]  # by name of a method, the place of its chosen strength
-
-
-def summarise(config: TwoModels, regime: Regime, results: dict[str, Result]) -> dict:
-    """The numbers of the run: accuracies on the test set as means with 95 % intervals."""
-    return {
-        "conditions": [condition_summary(config, name, r) for name, r in results.items()],
-        "regime": {
-            "learning_rate": regime.learning_rate,
-            "momentum": regime.momentum,
-            "learning_rates": config.map_learning_rates,
-            "momenta": config.map_momenta,
-            "forgetting": {title(s): f.round(4).tolist() for s, f in regime.forgetting.items()},
-            "worst_b": regime.worst_b.round(4).tolist(),
-        },
-        "configuration": dataclasses.asdict(config) | {"out": None, "data_dir": None},
-    }
-
-
-def condition_summary(config: TwoModels, name: str, result: Result) -> dict:
-    baseline, plain = result.baseline.test, final(result, "plain")[0]
-    summary = {
-        "name": name,
-        "shared_layers": result.condition.shared,
-        "seeds": config.seeds,
-        "baseline_a": interval(baseline),
-    }
-    for method, place in result.chosen.items():
-        a, b = final(result, method)
-        summary[method] = {
-            "strength": compared(config)[place][1] if method in ("wpl", "l2_anchor") else None,
-            "final_a": interval(a),
-            "final_b": interval(b),
-        }
-        if method != "plain":
-            with np.errstate(divide="ignore", invalid="ignore"):  # a seed that forgot nothing
-                ratios = relative_reduction(baseline, plain, a)
-                ratio = relative_reduction(baseline.mean(), plain.mean(), a.mean())
-            summary[method]["relative_reduction"] = {
-                "mean_of_ratios": interval(ratios),
-                "ratio_of_means": finite(ratio),
-            }
-    summary["relative_reduction"] = summary["wpl"]["relative_reduction"]
-    return summary
-
-
-def final(result: Result, method: str) -> tuple[np.ndarray, np.ndarray]:
-    """Test accuracies of A and B at the end, at the chosen strength, each of shape (seeds,)."""
-    place = result.chosen[method]
-    outcome = result.outcome
-    return outcome.final_a.test[:, place], outcome.final_b.test[:, place]
-
-
-def interval(values: np.ndarray) -> dict[str, float | None]:
-    numbers = mean_interval(values)
-    return {k: finite(v) for k, v in zip(("mean", "low", "high"), numbers, strict=True)}
-
-
-def finite(number: float) -> float | None:
-    """JSON knows no infinity and no NaN."""
-    return float(number) if np.isfinite(number) else None
-
-
-def title(stop: float) -> str:
-    return "A converged" if stop == NEVER else f"A stopped at {stop:.0%}".replace("%", " %")
-
-
-HEADER = (
-    "condition",
-    "A before",
-    *(f"{model} {label}" for model in "AB" for label in COLUMNS.values()),
-    "WPL prevents",
-    "L2 prevents",
-    "WPL strength",
-    "L2 strength",
-)
-TERMINAL_COLUMNS = ("condition", "A before", "A plain", "A WPL", "B plain", "B WPL", "WPL prevents")
-
-
-def rows(summary: dict, show: Callable[[dict], str]) -> list[dict[str, str]]:
-    """One row a condition, with ``HEADER`` as keys; ``show`` writes a mean and its interval."""
-    return [
-        dict(
-            zip(
-                HEADER,
-                (
-                    condition["name"],
-                    show(condition["baseline_a"]),
-                    *(show(condition[m][f"final_{model}"]) for model in "ab" for m in COLUMNS),
-                    *(prevented(condition, m) for m in ("wpl", "l2_anchor")),
-                    *(f"{condition[m]['strength']:g}" for m in ("wpl", "l2_anchor")),
-                ),
-                strict=True,
-            )
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        config = command_line.read(
+            Report(Path("results/two_models/mnist5k")),
+            argv,
+            prog="python -m experiments.two_models.report",
+            description=__doc__,
         )
-        for condition in summary["conditions"]
-    ]
+        run = results.load(records.writable_folder(config.folder))
+    except (ValueError, OSError) as error:
+        print(f"two_models.report: {error}", file=sys.stderr)
+        return 2
+    results.save(run, config.folder)
+    write(run, config.folder)
+    show(run, config.folder)
+    return 0
 
 
-def percent(number: dict[str, float]) -> str:
-    return f"{100 * number['mean']:.1f}"
+def write(run: Run, out: Path) -> None:
+    """Write the report and the figures to ``out``."""
+    drawn = drawing.draw(run)
+    for name, figure in drawn.items():
+        for suffix in ("png", "pdf"):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix, dpi=200, bbox_inches="tight")
+            records.write_atomically(out / f"{name}.{suffix}", buffer.getvalue())
+    records.write_atomically(out / "report.md", page(summarise(run), drawn))
 
 
-def percent_with_interval(number: dict[str, float]) -> str:
-    return f"{100 * number['mean']:.1f} ± {50 * (number['high'] - number['low']):.1f}"
+def show(run: Run, out: Path) -> None:
+    """Print what A and B have kept and learned, on a short screen."""
+    summary = summarise(run)
+    conditions = summary["conditions"]
+    console = Console()
+    console.print(table(conditions) if len(conditions) > 1 else before_and_after(conditions[0]))
+    console.print(f"Figure: {out / 'first_look.png'}", soft_wrap=True)
+    console.print(f"Report: {out / 'report.md'}", soft_wrap=True)
 
 
-def prevented(condition: dict, method: str) -> str:
-    """The relative reduction, where there is something to reduce."""
-    if condition["plain"]["final_a"]["mean"] >= condition["baseline_a"]["mean"]:
-        return "–"
-    return f"{100 * condition[method]['relative_reduction']['ratio_of_means']:.1f}"
-
-
-def table(summary: dict) -> Table:
-    """The summary for a terminal of 80 columns."""
-    view = Table(title="Test accuracy (%) after B has trained, means over seeds", box=box.SIMPLE)
-    for column in TERMINAL_COLUMNS:
-        view.add_column(column, justify="left" if column == "condition" else "right")
-    for row in rows(summary, percent):
-        view.add_row(*(row[column] for column in TERMINAL_COLUMNS))
+def table(conditions: Sequence[Mapping]) -> Table:
+    """A line a condition, for a terminal of 80 columns."""
+    view = Table(title="Test accuracy in percent, means over seeds", box=box.SIMPLE)
+    view.add_column("")
+    for name in ("A before", "A plain", "A WPL", "B plain", "B WPL"):
+        view.add_column(name, justify="right")
+    for c in conditions:
+        numbers = [c["before_a"], *(c[m][f"final_{x}"] for x in "ab" for m in ("plain", "WPL"))]
+        view.add_row(c["name"], *map(accuracy, numbers))
     return view
 
 
-def write(
-    config: TwoModels, regime: Regime, results: dict[str, Result], summary: dict, out: Path
-) -> None:
-    """Write every output to ``out``, the summary last."""
-    for name, figure in draw_figures(config, regime, results).items():
-        for suffix in ("png", "pdf"):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, dpi=150)
-            records.write_atomically(out / f"{name}.{suffix}", buffer.getvalue())
-    records.write_atomically(out / "curves.npz", records.npz(curves(config, results)))
-    records.write_atomically(out / "report.md", report(config, regime, results, summary))
-    records.write_atomically(
-        out / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n"
-    )
+def before_and_after(condition: Mapping) -> Table:
+    """One condition, a line for each state."""
+    title = f"Test accuracy in percent, means over {condition['seeds']} seeds"
+    view = Table(title=title, box=box.SIMPLE)
+    view.add_column("")
+    for name in ("model A", "model B"):
+        view.add_column(name, justify="right")
+    view.add_row("before B trains", accuracy(condition["before_a"]), "untrained")
+    for method, said in (("plain", "after B, plainly trained"), ("WPL", "after B, with WPL")):
+        numbers = condition[method]
+        view.add_row(said, accuracy(numbers["final_a"]), accuracy(numbers["final_b"]))
+    return view
 
 
-def curves(config: TwoModels, results: dict[str, Result]) -> dict[str, np.ndarray]:
-    """Per-seed arrays behind the figures, named ``condition/quantity``."""
-    names, strengths = zip(*compared(config), strict=True)
-    arrays = {
-        "steps": steps(config),
-        "methods": np.array(names),
-        "strengths": np.array(strengths),
-    }
-    for name, result in results.items():
-        arrays[f"{name}/baseline_validation"] = result.baseline.validation
-        arrays[f"{name}/baseline_test"] = result.baseline.test
-        for model in "ab":
-            arrays[f"{name}/curve_{model}"] = getattr(result.outcome, f"curve_{model}")
-            for part, values in getattr(result.outcome, f"final_{model}")._asdict().items():
-                arrays[f"{name}/final_{model}_{part}"] = values
-    return arrays
+# --- The page -------------------------------------------------------------------------------------
 
 
-def steps(config: TwoModels) -> np.ndarray:
-    return np.arange(0, config.b_steps + 1, config.eval_every)
-
-
-def draw_figures(config: TwoModels, regime: Regime, results: dict[str, Result]) -> dict:
-    """By file name, the figures of the experiment."""
-    stopping = {title(r.condition.stop_at): r for r in results.values() if r.condition.shared == 4}
-    sharing = sorted(
-        (r for r in results.values() if r.condition.stop_at == NEVER),
-        key=lambda r: r.condition.shared,
-    )
-    baselines = {heading: r.baseline.validation for heading, r in stopping.items()}
-
-    def curves_of(result):
-        return {"A": result.outcome.curve_a, "B": result.outcome.curve_b}
-
-    def finals_of(result):
-        outcome = result.outcome
-        return {"A": outcome.final_a.validation, "B": outcome.final_b.validation}
-
-    def before(result):  # on the images behind the curves; the same for every method
-        return result.outcome.curve_a[:, 0, 0]
-
-    def by_strength(result, method, values):
-        places = [i for i, (name, _) in enumerate(compared(config)) if name == method]
-        return np.array([compared(config)[i][1] for i in places]), values[:, places]
-
-    def over_strengths(method):
-        return figures.strength_curves(
-            {
-                heading: {
-                    f"{model}, {COLUMNS[method]}": by_strength(r, method, values)
-                    for model, values in finals_of(r).items()
-                }
-                for heading, r in stopping.items()
-            },
-            {
-                heading: {
-                    f"{model}, {COLUMNS[other]}": values[:, r.chosen[other]]
-                    for other in ("plain", "frozen")
-                    for model, values in finals_of(r).items()
-                }
-                for heading, r in stopping.items()
-            },
-            STYLES,
-            xlabel=f"strength of {COLUMNS[method]}",
-        )
-
-    def kept_against_reached(result):
-        return {
-            label: tuple(by_strength(result, method, v)[1] for v in finals_of(result).values())
-            for method, label in COLUMNS.items()
-        }
-
-    map_titles = {title(stop): 100 * values for stop, values in regime.forgetting.items()}
-    chosen = (
-        (
-            config.map_learning_rates.index(regime.learning_rate),
-            config.map_momenta.index(regime.momentum),
-        )
-        if regime.learning_rate in config.map_learning_rates
-        and regime.momentum in config.map_momenta
-        else None
-    )
-    return {
-        "figure1": figures.training_curves(
-            {
-                f"{r.condition.shared} of 4 layers shared": {
-                    f"{model}, plain": curve[:, r.chosen["plain"]]
-                    for model, curve in curves_of(r).items()
-                }
-                for r in sharing
-            },
-            steps(config),
-            STYLES,
-            {f"{r.condition.shared} of 4 layers shared": before(r) for r in sharing},
-        ),
-        "figure2": figures.training_curves(
-            {
-                heading: {
-                    f"{model}, {COLUMNS[method]}": curve[:, r.chosen[method]]
-                    for method in ("plain", "l2_anchor", "wpl")
-                    for model, curve in curves_of(r).items()
-                }
-                for heading, r in stopping.items()
-            },
-            steps(config),
-            STYLES,
-            {heading: before(r) for heading, r in stopping.items()},
-        ),
-        "strength_wpl": over_strengths("wpl"),
-        "strength_l2": over_strengths("l2_anchor"),
-        "trade_off": figures.trade_off(
-            {heading: kept_against_reached(r) for heading, r in stopping.items()},
-            baselines,
-            {
-                label: {"color": COLORS[method], "marker": "o", "linestyle": "-"}
-                for method, label in COLUMNS.items()
-            },
-        ),
-        "regime_map": figures.heat_maps(
-            map_titles,
-            config.map_learning_rates,
-            config.map_momenta,
-            row_name="learning rate of B",
-            column_name="momentum of B",
-            value_name="points of accuracy that A forgot",
-            marked=chosen,
-        ),
-    }
-
-
-def along_strengths(config: TwoModels, results: dict[str, Result]) -> list[str]:
-    """Rows of Markdown: test accuracies of A and B for every strength, all 4 layers shared."""
-    return [
-        f"| {name} | {COLUMNS[method]} | {strength:g} "
-        f"| {percent_with_interval(interval(r.outcome.final_a.test[:, place]))} "
-        f"| {percent_with_interval(interval(r.outcome.final_b.test[:, place]))} |"
-        for name, r in results.items()
-        for place, (method, strength) in enumerate(compared(config))
-        if r.condition.shared == 4 and method in ("wpl", "l2_anchor")
-    ]
-
-
-def report(config: TwoModels, regime: Regime, results: dict[str, Result], summary: dict) -> str:
+def page(summary: Mapping, drawn: Sequence[str] | Mapping) -> str:
     """The run as a page of Markdown."""
-    lines = ["| " + " | ".join(row.values()) + " |" for row in rows(summary, percent_with_interval)]
-    seconds = summary["seconds"]
-    return f"""# Two models that share weights
+    settings, regime = summary["configuration"], summary["regime"]
+    conditions, seconds = summary["conditions"], summary["seconds"]
+    parts = [
+        f"""# Two models that share weights
 
 `{summary["command"]}`
 
-{config.seeds} seeds on {config.data}, {seconds // 60} min {seconds % 60} s on \
+{settings["seeds"]} seeds on {settings["data"]}, {seconds // 60} min {seconds % 60} s on \
 {summary["machine"]} ({", ".join(summary["devices"])}), jax {summary["versions"]["jax"]}.
 
-A ({config.a_steps:,} steps of SGD, or stopped early) is followed by B ({config.b_steps:,} steps of
-SGD, learning rate {regime.learning_rate:g}, momentum {regime.momentum:g}), which trains the layers
-it shares with A further. Numbers are test accuracies in percent, means over seeds with half of
-their 95 % interval. "Prevents" is the share of A's loss that does not happen, (d - d_method) / d
-of the mean losses; over 100 % means that A ended better than it began. (The mean of the seeds' own
-ratios is in summary.json: where a seed loses next to nothing, its ratio says nothing.)
+Model A learns to read digits ({settings["a_steps"]:,} steps of SGD, or stopped early at a given
+validation accuracy). Then model B trains ({settings["b_steps"]:,} steps of SGD, learning rate \
+{regime["learning_rate"]:g}, momentum
+{regime["momentum"]:g}): it starts from A's hidden layers, all four if not said otherwise, and
+changes them. *Plain*: nothing holds them. *WPL*: each shared weight is pulled back to where A left
+it, in proportion to its Fisher information. *L2 anchor*: all are pulled back alike. *Frozen*: they
+do not move at all. Numbers are test accuracies in percent, means over seeds ± half of their 95 %
+interval. **Bold**: the best of the row, and what cannot be distinguished from it.""",
+        section("What holds, and what does not", findings.claims(summary)),
+        section("Model A, after B has trained", accuracies(conditions, "a")),
+        section("Model B", accuracies(conditions, "b")),
+        section("Differences, seed by seed", differences(conditions)),
+    ]
+    if any("L2 anchor" in c for c in conditions):
+        parts.append(section("How strengths were chosen", chosen_strengths(conditions)))
+    for name, heading, caption in (
+        ("figure1", "The more layers B shares, the more A forgets", "Plain training of B."),
+        ("figure2", "A and B while B trains", "Dotted: A before B trains."),
+        (
+            "trade_off",
+            "What A keeps against what B reaches",
+            "Each point is a strength, written beside it; crosses are 95 % intervals.",
+        ),
+    ):
+        if name in drawn:
+            parts.append(section(heading, f"{caption}\n\n![{heading}]({name}.png)"))
+    if summary["checks"]:
+        parts.append(section(findings.VALLEY_HEADING, findings.valley(summary)))
+    if "strength_wpl" in drawn:
+        figures = "\n\n".join(
+            f"![Final accuracies against the strength of {method}]({name}.png)"
+            for name, method in (("strength_wpl", "WPL"), ("strength_l2", "the L2 anchor"))
+        )
+        text = f"{figures}\n\n{along_strengths(conditions)}"
+        parts.append(section("All strengths", text))
+    if "regime_map" in drawn:
+        parts.append(
+            section(
+                "Where plain training forgets",
+                f"{settings['map_seeds']} seeds of their own, all four layers shared. Framed: the "
+                "setting used above.\n\n![Accuracy that A lost, over learning rate and momentum of "
+                "B](regime_map.png)",
+            )
+        )
+    return "\n\n".join(parts) + "\n"
 
-| {" | ".join(HEADER)} |
-| --- |{" ---: |" * (len(HEADER) - 1)}
-{chr(10).join(lines)}
 
-Strengths were chosen on validation data, for WPL and for the L2 anchor (F = 1) by the same rule
-among as many candidates: the highest sum of A's and B's mean accuracy. B's learning rate and
-momentum were {
-        "given"
-        if config.b_learning_rate
-        else "chosen on the regime map, where plain training "
-        "forgets most while B reaches " + format(config.map_min_accuracy, ".0%") + " in every run"
-    }.
+def section(heading: str, text: str) -> str:
+    return f"## {heading}\n\n{text}"
 
-## Figure 1: the more layers B shares, the more A forgets
 
-![A's accuracy while B trains, by number of shared layers](figure1.png)
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A table whose first ``left`` columns are text."""
+    marks = ["---" if i < left else "---:" for i in range(len(header))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, marks, *rows])
 
-## Figure 2: with A converged, and stopped early
 
-![Accuracies of A and B while B trains, by method](figure2.png)
+def accuracies(conditions: Sequence[Mapping], model: str) -> str:
+    methods = [m for m in METHODS if m in conditions[0]]
+    rows = []
+    for c in conditions:
+        cells = {m: with_interval(c[m][f"final_{model}"]) for m in methods}
+        cells |= {m: f"**{cells[m]}**" for m in c["best"][model]}
+        before = [with_interval(c["before_a"])] if model == "a" else []
+        rows.append([c["name"], *before, *cells.values()])
+    before = ["before B"] if model == "a" else []
+    return markdown_table(["condition", *before, *methods], rows)
 
-## How much the strength matters
 
-![Final accuracies against the strength of WPL](strength_wpl.png)
+def differences(conditions: Sequence[Mapping]) -> str:
+    rows = [
+        [c["name"], f"WPL − {rival}", *(difference(found[model]) for model in "ab")]
+        for c in conditions
+        for rival in RIVALS
+        if (found := c["differences"].get(f"WPL − {rival}"))
+    ]
+    shares = [
+        [
+            c["name"],
+            difference(c["plain_loses"]),
+            *(
+                "–" if c[m]["prevents"] is None else f"{100 * c[m]['prevents']:.1f} %"
+                for m in STRENGTHS
+                if m in c
+            ),
+        ]
+        for c in conditions
+    ]
+    prevent = [f"{m} prevents" for m in STRENGTHS if m in conditions[0]]
+    return f"""Every method of a seed starts from the same A and sees the same images, so that
+differences are taken within a seed. In points of test accuracy, with their 95 % intervals; where an
+interval includes 0, the two are *not distinguishable*. Of so many intervals, one in twenty misses.
 
-![Final accuracies against the strength of the L2 anchor](strength_l2.png)
+{markdown_table(["condition", "difference", "A", "B"], rows, left=2)}
 
-| condition | method | strength | A | B |
-| --- | --- | ---: | ---: | ---: |
-{chr(10).join(along_strengths(config, results))}
+*Prevents* is the share of A's loss that does not happen, (d − d_method) / d of the mean losses; it
+is given only where plain training's loss is distinguishable from 0. Over 100 %, A ends better than
+it began.
 
-## What A keeps against what B reaches
+{markdown_table(["condition", "A loses, plain", *prevent], shares)}"""
 
-![Final accuracy of B against final accuracy of A, along the strengths](trade_off.png)
 
-## Where plain training forgets
+def chosen_strengths(conditions: Sequence[Mapping]) -> str:
+    rows = [
+        [c["name"], m, f"{as_power(c[m]['strength'])}{edge(c[m])}", alike(c[m])]
+        for c in conditions
+        for m in STRENGTHS
+    ]
+    note = (
+        "\n\n†: at an end of the candidates. Where others are as good, the curve is flat there."
+        if any("†" in row[2] for row in rows)
+        else ""
+    )
+    return f"""By the highest sum of A's and B's mean validation accuracies, by the same rule and
+among as many candidates for both. Beside each choice are all strengths whose sums are not
+distinguishable from it, seed by seed.
 
-{config.map_seeds} seeds of their own, all 4 layers shared. Framed: the setting used above.
+{markdown_table(["condition", "method", "chosen", "as good"], rows, left=2)}{note}"""
 
-![Accuracy that A forgot, over learning rate and momentum of B](regime_map.png)
-"""
+
+def edge(method: Mapping) -> str:
+    strengths = [found["strength"] for found in method["at_each_strength"]]
+    return " †" if method["strength"] in (min(strengths), max(strengths)) else ""
+
+
+def alike(method: Mapping) -> str:
+    """The strengths that are as good, neighbours on the grid as a range."""
+    grid = [found["strength"] for found in method["at_each_strength"]]
+    ranges: list[list[float]] = []
+    for strength in method["as_good"]:
+        if ranges and grid.index(strength) == grid.index(ranges[-1][-1]) + 1:
+            ranges[-1].append(strength)
+        else:
+            ranges.append([strength])
+    return ", ".join(
+        as_power(r[0]) + (f" to {as_power(r[-1])}" if len(r) > 1 else "") for r in ranges
+    )
+
+
+def along_strengths(conditions: Sequence[Mapping]) -> str:
+    """Test accuracies of A and B for every strength, all 4 layers shared."""
+    rows = [
+        [
+            c["name"],
+            method,
+            as_power(found["strength"]),
+            with_interval(found["final_a"]),
+            with_interval(found["final_b"]),
+        ]
+        for c in conditions
+        for method in STRENGTHS
+        for found in c[method]["at_each_strength"]
+        if c["shared_layers"] == 4
+    ]
+    return markdown_table(["condition", "method", "strength", "A", "B"], rows, left=2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

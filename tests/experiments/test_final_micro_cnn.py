@@ -12,9 +12,9 @@ import pytest
 
 from experiments import train_final
 from experiments.spaces import cells
-from experiments.spaces.final_settings import PRESETS, CNNFinal
-from experiments.spaces.micro_cnn import data as images
 from experiments.spaces.micro_cnn.final import CNNTraining
+from experiments.spaces.micro_cnn.settings import FINALS, CNNFinal
+from experiments.spaces.micro_cnn.task import ImageClassification
 from wpl_jax.checkpoint import Checkpoints
 from wpl_jax.data import Images, Splits
 from wpl_jax.spaces.micro_cnn import MicroCNN
@@ -48,7 +48,7 @@ def splits():
 
     splits = Splits(some(8 * STEPS + 3), some(20), some(19))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(images, "read", lambda config: splits)
+        patch.setattr(ImageClassification, "read", lambda self, config: splits)
         yield splits
 
 
@@ -56,8 +56,9 @@ def splits():
 def tiny(splits):
     """TINY's training, its compiled step, the state at the start, and the data."""
     config, architecture = train_final.read_architecture(train_final.parse(TINY))
-    training = CNNTraining(config.with_space(**images.sizes(splits)), architecture)
-    state = jax.jit(training.init)(jax.random.key(3))
+    task = ImageClassification()
+    training = CNNTraining(config.with_space(**task.sizes(splits)), architecture, task)
+    state = jax.jit(training.init)(jax.random.key(3), splits.train)
     step = jax.jit(training.train, donate_argnums=0)  # as in a run, so that it is compiled once
     data = training.cut(splits)
     return training, lambda state, *args: step(jax.tree.map(jnp.copy, state), *args), state, data
@@ -100,18 +101,18 @@ def test_it_learns_and_the_last_epoch_is_tested(finished):
 
 def test_training_moves_the_running_statistics_and_measuring_does_not(tiny, splits):
     training, train, state, data = tiny
-    assert_equal(state.statistics, training.space.init_statistics())
+    assert_equal(state.carry, training.space.init_statistics())
     after = train(state, data.train)
-    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), after.statistics, state.statistics)
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), after.carry, state.carry)
     assert any(jax.tree.leaves(moved))
 
     before = jax.tree.map(jnp.copy, after)
     finish = jax.jit(training.finish, donate_argnums=0)  # as in a run
     measured, error = finish(jax.tree.map(jnp.copy, after), data.train, data.validation)
-    assert_equal(jax.tree.map(np.asarray, measured.statistics), before.statistics)
+    assert_equal(jax.tree.map(np.asarray, measured.carry), before.carry)
     assert 0 <= error <= 1
     results = training.results(after, splits, [])
-    assert_equal(after.statistics, before.statistics)
+    assert_equal(after.carry, before.carry)
     assert results["validation_error_rate"] == pytest.approx(float(error))
 
 
@@ -123,14 +124,14 @@ def test_the_running_statistics_are_averages_of_those_of_the_training_batches(ti
     windows = np.lib.stride_tricks.sliding_window_view(pixels, (3, 3), (1, 2))
     stem = windows.reshape(-1, 9) @ state.params["stem"]["kernel"].T
     expected = [0.1 * stem.mean(0), 0.9 + 0.1 * stem.var(0)]
-    np.testing.assert_allclose(after.statistics["stem"], expected, atol=1e-5)
+    np.testing.assert_allclose(after.carry["stem"], expected, atol=1e-5)
 
 
 def test_what_is_not_finite_changes_no_weight_and_no_statistics_and_is_counted(tiny):
     _, train, state, data = tiny
     broken = state._replace(params=jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.params))
     after = train(broken, data.train)
-    for name in ("params", "opt_state", "statistics", "loss", "steps"):
+    for name in ("params", "opt_state", "carry", "loss", "steps"):
         assert_equal(getattr(after, name), getattr(broken, name))
     assert (after.skipped, after.streak, after.trained) == (1, 1, 1)
 
@@ -149,8 +150,8 @@ def test_one_compiled_program_trains_every_architecture(tiny):
     programs = set()
     for seed in range(2):
         actions = cells.random_actions(training.space, seed)
-        other = CNNTraining(training.config, training.space.decode(actions))
-        state = jax.eval_shape(other.init, jax.random.key(0))
+        other = CNNTraining(training.config, training.space.decode(actions), training.task)
+        state = jax.eval_shape(other.init, jax.random.key(0), data.train)
         programs.add(jax.jit(other.train).lower(state, data.train).as_text())
     assert len(programs) == 1
 
@@ -181,7 +182,7 @@ def test_the_learning_rate_falls_along_half_a_cosine():
 
 def test_the_cell_that_ships_is_the_one_that_was_published():
     config, architecture = train_final.read_architecture(CNNFinal(architecture="enas"))
-    (path,) = cells.shipped("micro_cnn").values()
+    (path,) = ImageClassification().cells().values()
     assert read(path)["source"]
     # scripts/cifar10_micro_final.sh of melodyguan/enas, in its order of operations.
     arc = "0 2 0 0 0 4 0 1 0 4 1 1 1 0 0 1 0 2 1 1 1 0 1 0 0 3 0 2 1 1 3 1 1 0 0 4 0 3 1 1"
@@ -227,5 +228,5 @@ def test_bad_input_gives_one_clear_line_and_exit_code_2(flags, message, tmp_path
 
 
 def test_every_preset_is_accepted():
-    for name, preset in PRESETS["micro_cnn"].items():
+    for name, preset in FINALS.items():
         assert preset.preset == name and preset.space == "micro_cnn"

@@ -1,46 +1,35 @@
-"""The notebooks run top to bottom in a clean kernel, and are kept without their outputs."""
+"""The notebooks are kept without outputs and lead to the documentation.
 
-import asyncio
+That they run from top to bottom, `make docs` sees to: it runs them and shows their outputs.
+"""
+
 from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
-FOLDER = Path(__file__).parents[2] / "experiments" / "notebooks"
-NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "experiments/notebooks").glob("*.ipynb"))
 
-
-def test_there_are_notebooks():
-    assert NOTEBOOKS
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-SLOW = ("03_search_a_cell", "04_your_own_search_space")
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=[pytest.mark.slow] * (path.stem in SLOW), id=path.stem)
-        for path in NOTEBOOKS
-    ],
-)
-def test_runs(path):
-    notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(FOLDER)}})
-    asyncio.run(client.async_execute())
-    shown = [
-        output
-        for cell in notebook.cells
-        for output in cell.get("outputs", ())
-        if "image/png" in output.get("data", ())
-    ]
-    assert shown
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@every_notebook
 def test_is_kept_without_outputs(path):
     """In git, outputs would change with every run: `jupyter nbconvert --clear-output --inplace`."""
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "code":
             assert not cell.outputs and cell.execution_count is None
+
+
+@every_notebook
+def test_links_to_the_documentation_and_back(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert any("](../../docs/" in cell.source for cell in cells if cell.cell_type == "markdown")
+    assert f"(../experiments/notebooks/{path.name})" in (ROOT / "docs/index.md").read_text()
+
+
+@every_notebook
+def test_is_a_page_of_the_documentation(path):
+    """Else `make docs`, which stops at a page that none leads to, would not show it."""
+    assert f"<notebooks/{path.stem}>" in (ROOT / "docs/index.md").read_text()

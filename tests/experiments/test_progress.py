@@ -144,7 +144,7 @@ def test_a_run_from_the_start_begins_a_new_log(tmp_path):
 
 def test_without_tensorboardx_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(ImportError, match=r"pip install 'wpl_jax\[experiments\]'"):
+    with pytest.raises(ImportError, match=r"pip install '.\[experiments\]'"):
         MetricsLog(tmp_path)
 
 

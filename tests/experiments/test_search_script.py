@@ -16,11 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import search, train_final
+from experiments import search, spaces, train_final
 from experiments.running import progress as running
-from experiments.spaces.final_settings import RNNFinal
-from experiments.spaces.search_settings import PRESETS
-from experiments.spaces.tasks import TASKS
+from experiments.spaces.micro_cnn.task import ImageClassification
+from experiments.spaces.rnn.settings import RNNFinal
 from wpl_jax.data import Images, Splits
 from wpl_jax.data.text import Text
 from wpl_jax.spaces.rnn import RNN
@@ -130,7 +129,7 @@ def test_every_epoch_has_a_record_of_finite_numbers(finished):
     assert [record["epoch"] for record in records] == [1, 2, 3]
     assert [record["strength"] for record in records] == [0, 1e4, 1e4]  # the warm-up is one epoch
     expected = "train_loss err1_mean err2_mean err2_best forgetting_mean forgetting_best5 "
-    expected += "forgetting_max forgetting_share kendall_tau reward controller_reward entropy "
+    expected += "forgetting_max forgetting_share tau_within_epoch reward controller_reward entropy "
     expected += "baseline skipped seconds"
     for record in records:
         assert all(np.isfinite(value) for value in record.values())
@@ -155,14 +154,11 @@ def test_the_best_architecture_leads_a_sorted_ranking(finished):
 
 
 def test_probes_are_the_random_cells_of_final_training(finished, flags):
-    config = search.parse([*flags, "--out", str(finished), "--resume"])
-    task = TASKS["rnn"]
-    text = task.read(config)
-    config = config.with_space(**task.sizes(text))
-    found = search.search_of(config)
-    like = jax.eval_shape(found.init, jax.random.key(0))
-    params = search.open_checkpoints(config, finished).restore(like).params
-    windows = jnp.asarray(search.cut(config, text).validation[:3])
+    job = search.prepare(search.parse([*flags, "--out", str(finished), "--resume"]))
+    config = job.config
+    like = jax.eval_shape(job.search.init, jax.random.key(0))
+    params = search.open_checkpoints(job).restore(like).params
+    windows = jnp.asarray(job.data.validation[:3])
     probes = read(finished / "probes.json")
     assert [probe["seed"] for probe in probes] == [0, 1]
     for probe in probes:
@@ -179,10 +175,10 @@ def test_probes_are_the_random_cells_of_final_training(finished, flags):
 def of_images(tmp_path_factory):
     """A search for cells for images; the images are MNIST's, cut small."""
     out = tmp_path_factory.mktemp("search")
-    whole = TASKS["micro_cnn"].read(search.parse(IMAGES))
+    whole = ImageClassification().read(search.parse(IMAGES))
     small = [Images(p.images[:48, 8:20:2, 8:20:2], p.labels[:48]) for p in whole]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TASKS["micro_cnn"], "read", lambda config: Splits(*small))
+        patch.setattr(ImageClassification, "read", lambda self, config: Splits(*small))
         assert search.main([*IMAGES, "--out", str(out)]) == 0
     return out
 
@@ -353,9 +349,9 @@ def test_a_run_that_diverges_stops_says_where_and_is_saved(tmp_path, capsys):
     assert (record["epoch"], record["skipped"], record["diverged"]) == (1, 5, 2)
     assert record["err2_best"] is None
 
-    config = search.parse(command)
-    like = jax.eval_shape(search.search_of(config).init, jax.random.key(0))
-    state = search.open_checkpoints(config, tmp_path).restore(like)
+    job = search.prepare(search.parse([*command, "--resume"]))
+    like = jax.eval_shape(job.search.init, jax.random.key(0))
+    state = search.open_checkpoints(job).restore(like)
     assert int(state.streak) == 5
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.params))
 
@@ -457,15 +453,17 @@ def test_bad_input_gives_one_clear_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
-    ("space", "preset"), [(space, preset) for space in PRESETS for preset in PRESETS[space]]
+    ("space", "preset"),
+    [(space, preset) for space in spaces.TASKS for preset in spaces.find(space).searches],
 )
 def test_every_preset_can_train(space, preset):
     config = search.parse(["--space", space, "--preset", preset])
-    assert config == PRESETS[space][preset]
+    task = spaces.find(space)
+    assert config == task.searches[preset]
     assert (config.space, config.preset) == (space, preset)
     there = corpus(config)
-    config = config.with_space(**TASKS[space].sizes(there))
-    data = jax.eval_shape(lambda: search.cut(config, there))
+    config = config.with_space(**task.sizes(there))
+    data = jax.eval_shape(lambda: search.cut(config, task, there))
     found = search.search_of(config)
     state = jax.eval_shape(found.init, jax.random.key(0))
     after, progress = jax.eval_shape(found.step, state, data)
@@ -483,4 +481,4 @@ def corpus(config):
         return Splits(
             *(Images(np.zeros((n, 32, 32, 3), np.uint8), np.zeros(n, np.int32)) for n in sizes)
         )
-    return TASKS[config.space].read(config)
+    return spaces.find(config.space).read(config)

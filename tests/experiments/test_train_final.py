@@ -18,11 +18,10 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import train_final
 from experiments.running.progress import Display
-from experiments.spaces import cells
-from experiments.spaces.final_settings import PRESETS, RNNFinal
-from experiments.spaces.rnn import data as language
 from experiments.spaces.rnn import final as rnn
 from experiments.spaces.rnn.final import RNNTraining as Training
+from experiments.spaces.rnn.settings import FINALS, RNNFinal
+from experiments.spaces.rnn.task import LanguageModelling
 from wpl_jax.checkpoint import Checkpoints
 from wpl_jax.data.text import Text, load_text
 from wpl_jax.spaces.rnn import RNN
@@ -32,8 +31,8 @@ TINY = shlex.split(
     "--batch-size 8 --length 10 --epochs 4 --average-after 2 --windows-per-call 1"
 )
 WINDOWS = (12_000 - 1) // (8 * 10)
-SHIPPED = cells.shipped("rnn")
-READ = language.read
+SHIPPED = LanguageModelling().cells()
+READ = LanguageModelling.read
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,7 +57,7 @@ def text():
     whole = load_text("topics", vocabulary_size=60)
     text = Text(whole.train[:12_000], whole.validation[:1000], whole.test[:600], whole.vocabulary)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(language, "read", lambda config: text)
+        patch.setattr(LanguageModelling, "read", lambda self, config: text)
         yield text
 
 
@@ -66,9 +65,9 @@ def text():
 def tiny(text):
     """TINY's training, its compiled step, the state at the start, and the data."""
     config, architecture = train_final.read_architecture(train_final.parse(TINY))
-    training = Training(config, architecture)
+    training = Training(config, architecture, LanguageModelling())
     data = training.cut(text)
-    state = jax.jit(training.init)(jax.random.key(3))
+    state = jax.jit(training.init)(jax.random.key(3), data.train)
     step = jax.jit(training.train, donate_argnums=0)  # as in a run, so that it is compiled once
     return training, lambda state, *args: step(jax.tree.map(jnp.copy, state), *args), state, data
 
@@ -176,7 +175,7 @@ def test_the_average_is_the_mean_of_the_iterates_since_it_began(tiny):
 def test_averaging_starts_when_validation_no_longer_improves(tiny, epoch, best_epoch, monkeypatch):
     training, _, state, data = tiny
     config = dataclasses.replace(training.config, patience=2, average_after=9)
-    training = Training(config, training.architecture)
+    training = Training(config, training.architecture, training.task)
     monkeypatch.setattr(Training, "perplexity", lambda *_: jnp.array(5.0))
     state = state._replace(
         trained=epoch * WINDOWS, best_epoch=best_epoch, best_perplexity=jnp.array(4.0)
@@ -263,9 +262,10 @@ def test_checkpoints_of_another_run_are_refused(interrupted, text, monkeypatch, 
         assert train_final.main([*command, *flags.split()]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
-    monkeypatch.setattr(language, "read", lambda _: text._replace(test=text.test[:-1]))
+    other = text._replace(test=text.test[:-1])
+    monkeypatch.setattr(LanguageModelling, "read", lambda self, config: other)
     assert train_final.main([*command, "--resume"]) == 2
-    assert "text=" in capsys.readouterr().err
+    assert "data=" in capsys.readouterr().err
 
 
 def test_a_run_that_only_skips_stops_and_says_so(tmp_path, monkeypatch, capsys):
@@ -367,7 +367,7 @@ def test_bad_input_gives_one_clear_line_and_exit_code_2(flags, message, finished
 
 
 def test_missing_data_are_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(language, "read", READ)
+    monkeypatch.setattr(LanguageModelling, "read", READ)
     flags = ["--data", "ptb", "--data-dir", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
     assert train_final.main([*TINY, *flags]) == 2
     error = capsys.readouterr().err
@@ -375,5 +375,5 @@ def test_missing_data_are_refused(tmp_path, monkeypatch, capsys):
 
 
 def test_every_preset_is_accepted():
-    for name, preset in PRESETS["rnn"].items():
+    for name, preset in FINALS.items():
         assert preset.preset == name and not preset.rnn.batch_norm

@@ -9,16 +9,27 @@ import numpy as np
 import pytest
 
 from experiments.two_models import __main__ as two_models
-from experiments.two_models import report as two_models_report
-from experiments.two_models.settings import PRESETS, TwoModels
-from experiments.two_models.training import FROZEN, Accuracies, Outcome
+from experiments.two_models import findings, report, results
+from experiments.two_models.results import CHECKS, Check
+from experiments.two_models.settings import FULL, PRESETS, TwoModels
+from experiments.two_models.training import FROZEN, NEVER, Accuracies, Outcome, compared
 
 TINY = shlex.split(
-    "--b-learning-rate None --b-momentum None --seeds 3 --map-seeds 2 --seeds-per-call 3 --width 8 "
+    "--b-learning-rate None --b-momentum None --seeds 4 --map-seeds 2 --seeds-per-call 4 --width 8 "
     "--batch-size 8 --a-steps 30 --b-steps 20 --eval-every 10 --eval-images 50 --fisher-images 20 "
-    "--stop-at 0.15 --shared-layers 1 "
+    "--stop-at 0.15 --shared-layers 1 --check-strengths 0.1 "
     "--wpl-strengths 10 1e4 --l2-strengths 0.1 10 --map-learning-rates 0.05 0.1 --map-momenta 0 0.5"
     " --map-min-accuracy 0.02"
+)
+CONDITIONS = ["A converged", "A stopped at 15 %", "1 layer shared"]
+FIGURES = (
+    "first_look",
+    "figure1",
+    "figure2",
+    "strength_wpl",
+    "strength_l2",
+    "trade_off",
+    "regime_map",
 )
 
 
@@ -29,45 +40,90 @@ def finished(tmp_path_factory):
     return out
 
 
+def written(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".pdf"}
+
+
 def test_everything_promised_is_written(finished):
     names = {path.name for path in finished.iterdir()}
-    figures = ("figure1", "figure2", "strength_wpl", "strength_l2", "trade_off", "regime_map")
     expected = {"summary.json", "curves.npz", "report.md"}
-    assert names == expected | {f"{f}.{suffix}" for f in figures for suffix in ("png", "pdf")}
-    report = (finished / "report.md").read_text()
-    assert all(f"({figure}.png)" in report for figure in figures)
+    assert names == expected | {f"{f}.{suffix}" for f in FIGURES for suffix in ("png", "pdf")}
+    page = (finished / "report.md").read_text()
+    assert all(f"({figure}.png)" in page for figure in FIGURES if figure != "first_look")
+    assert all(f"| {name} |" in page for name in CONDITIONS)
 
 
 def test_the_summary_has_its_documented_form_and_agrees_with_the_curves(finished):
     summary = json.loads((finished / "summary.json").read_text())
-    assert [c["name"] for c in summary["conditions"]] == ["strict", "loose15", "shared1"]
+    assert [c["name"] for c in summary["conditions"]] == CONDITIONS
+    assert list(summary["checks"]) == list(CHECKS)
     assert {"command", "versions", "devices", "seconds", "configuration"} <= set(summary)
     with np.load(finished / "curves.npz") as curves:
         methods = list(zip(curves["methods"], curves["strengths"], strict=True))
         for condition in summary["conditions"]:
             name = condition["name"]
-            assert condition["seeds"] == 3
-            baseline = curves[f"{name}/baseline_test"].astype(np.float64).mean()
-            np.testing.assert_allclose(condition["baseline_a"]["mean"], baseline, rtol=1e-6)
-            for method in ("wpl", "l2_anchor"):
-                place = methods.index((method, condition[method]["strength"]))
-                a = curves[f"{name}/final_a_test"][:, place].astype(np.float64).mean()
-                np.testing.assert_allclose(condition[method]["final_a"]["mean"], a, rtol=1e-6)
-                plain = condition["plain"]["final_a"]["mean"]
-                ratio = condition[method]["relative_reduction"]["ratio_of_means"]
-                np.testing.assert_allclose(
-                    ratio * (baseline - plain), a - plain, rtol=1e-4, atol=1e-6
+            assert condition["seeds"] == 4
+            before = curves[f"{name}/before/test"].astype(np.float64)
+            np.testing.assert_allclose(condition["before_a"]["mean"], before.mean(), rtol=1e-6)
+            final = {
+                method: curves[f"{name}/final_a/test"][:, place].astype(np.float64)
+                for method, strength in (
+                    ("plain", 0.0),
+                    *((m, condition[m]["strength"]) for m in ("WPL", "L2 anchor")),
                 )
-            assert condition["relative_reduction"] == condition["wpl"]["relative_reduction"]
+                for place in [methods.index((method, strength))]
+            }
+            for method, values in final.items():
+                np.testing.assert_allclose(
+                    condition[method]["final_a"]["mean"], values.mean(), rtol=1e-6
+                )
+            for rival in ("plain", "L2 anchor"):
+                np.testing.assert_allclose(
+                    condition["differences"][f"WPL − {rival}"]["a"]["mean"],
+                    (final["WPL"] - final[rival]).mean(),
+                    atol=1e-7,
+                )
             frozen = condition["frozen"]["final_a"]["mean"]
-            np.testing.assert_allclose(frozen, baseline, rtol=1e-6)
+            np.testing.assert_allclose(frozen, before.mean(), rtol=1e-6)
 
 
-def test_strict_and_shared_conditions_start_from_the_same_a(finished):
+def test_conditions_in_which_a_converged_start_from_the_same_a(finished):
     with np.load(finished / "curves.npz") as curves:
         np.testing.assert_array_equal(
-            curves["strict/baseline_test"], curves["shared1/baseline_test"]
+            curves["A converged/before/test"], curves["1 layer shared/before/test"]
         )
+
+
+def test_the_report_is_drawn_anew_from_what_was_saved(finished, capsys):
+    before = written(finished)
+    (finished / "report.md").unlink()
+    (finished / "figure2.png").unlink()
+    assert report.main([str(finished)]) == 0
+    assert written(finished) == before
+    assert "A stopped at 15 %" in capsys.readouterr().out
+
+
+def test_what_no_run_has_saved_is_refused_in_a_line(finished, tmp_path, capsys):
+    assert report.main([str(tmp_path)]) == 2
+    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "curves.npz").write_bytes((finished / "curves.npz").read_bytes())
+    assert report.main([str(tmp_path)]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert "summary.json" in said[0]
+    assert "run the experiment again" in said[1]
+
+
+def test_the_demo_prints_a_and_b_before_and_after_and_names_its_figure(tmp_path, capsys):
+    small = "--width 8 --batch-size 8 --a-steps 30 --b-steps 20 --eval-every 10 --eval-images 50"
+    flags = ["--preset", "demo", *small.split(), "--fisher-images", "20", "--out", str(tmp_path)]
+    assert two_models.main(flags) == 0
+    names = {path.stem for path in tmp_path.iterdir()}
+    assert names == {"summary", "curves", "report", "first_look"}
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) < 15
+    assert all(words in shown for words in ("before B trains", "plainly", "with WPL"))
+    assert str(tmp_path / "first_look.png") in shown.replace("\n", "")
 
 
 def test_an_interrupted_run_goes_on_and_ends_as_an_uninterrupted_one(
@@ -103,11 +159,14 @@ def test_an_interrupted_run_goes_on_and_ends_as_an_uninterrupted_one(
     ("flags", "message"),
     [
         (["--data", "mnits"], "--data must be one of"),
-        (["--dataset", "mnist", "--data-dir", "{tmp}"], "--data-dir"),
+        (["--preset", "dmeo"], "--preset must be one of"),
+        (["--data", "mnist", "--data-dir", "{tmp}"], "--data-dir"),
         (["--seeds", "1"], "--seeds must be at least 2"),
         (["--map-seeds", "1"], "--map-seeds must be at least 2"),
         (["--wpl-strengths", "1", "-1"], "--wpl-strengths must be"),
         (["--l2-strengths", "nan"], "--l2-strengths must be"),
+        (["--check-strengths", "0"], "--check-strengths must be numbers > 0"),
+        (["--preset", "demo", "--map-momenta", "0.5"], "must be given together"),
         (["--b-steps", "100", "--eval-every", "30"], "--eval-every must divide --b-steps"),
         (["--stop-at", "55"], "--stop-at must be accuracies between 0 and 1"),
         (["--shared-layers", "5"], "--shared-layers must be among"),
@@ -133,20 +192,21 @@ def test_bad_input_gives_one_clear_line_and_exit_code_2(flags, message, tmp_path
 
 
 def outcome(validation_a, validation_b) -> Outcome:
-    """Of one seed."""
-    a, b = (np.array([values]) for values in (validation_a, validation_b))
-    return Outcome(a, b, Accuracies(a, np.zeros_like(a)), Accuracies(b, np.zeros_like(b)))
+    """Of seeds and methods; test accuracies are those of validation."""
+    a, b = (np.atleast_2d(np.array(values, np.float64)) for values in (validation_a, validation_b))
+    curves = [x[..., None] for x in (a, b, np.ones_like(a))]
+    return Outcome(*curves, Accuracies(a, a), Accuracies(b, b), np.zeros((*a.shape, 6)))
 
 
 def test_the_chosen_strength_has_the_highest_sum_of_validation_accuracies():
     config = TwoModels(wpl_strengths=(1, 2, 3), l2_strengths=(4, 5))
-    results = outcome([0.2, 0.9, 0.5, 0.8, 0.9, 0.7, 0.4], [0.9, 0.5, 0.9, 0.8, 0.5, 0.1, 0.6])
-    chosen = two_models.choose(config, results)
-    assert {name: two_models.compared(config)[i][1] for name, i in chosen.items()} == {
+    found = outcome([0.2, 0.9, 0.5, 0.8, 0.9, 0.7, 0.4], [0.9, 0.5, 0.9, 0.8, 0.5, 0.1, 0.6])
+    chosen = results.choose(config, found)
+    assert {name: compared(config)[i][1] for name, i in chosen.items()} == {
         "plain": 0.0,
         "frozen": FROZEN,
-        "wpl": 2,
-        "l2_anchor": 5,
+        "WPL": 2,
+        "L2 anchor": 5,
     }
 
 
@@ -165,9 +225,15 @@ def test_the_regime_forgets_most_where_b_learns():
 
 
 def test_every_preset_is_accepted():
-    for name, preset in PRESETS.items():
-        assert preset.data == name
-        two_models.check(preset)
+    for data, presets in PRESETS.items():
+        for name, preset in presets.items():
+            assert (preset.data, preset.preset) == (data, name)
+            two_models.check(preset)
+
+
+def test_the_same_number_of_strengths_is_tried_for_wpl_and_for_its_rival():
+    for settings in FULL.values():
+        assert len(settings.wpl_strengths) == len(settings.l2_strengths)
 
 
 @pytest.mark.parametrize("module", ["experiments", "wpl_jax.figures.curves"])
@@ -183,17 +249,110 @@ import {module}
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 1
-    assert "wpl_jax[experiments]" in run.stderr.splitlines()[-1]
+    assert ".[experiments]" in run.stderr.splitlines()[-1]
 
 
-def test_the_share_prevented_is_shown_only_where_something_was_forgotten():
-    def condition(plain):
-        reduction = {"ratio_of_means": 0.5}
-        return {
-            "baseline_a": {"mean": 0.9},
-            "plain": {"final_a": {"mean": plain}},
-            "wpl": {"relative_reduction": reduction},
-        }
+# --- What is said of the numbers ------------------------------------------------------------------
 
-    assert two_models_report.prevented(condition(0.8), "wpl") == "50.0"
-    assert two_models_report.prevented(condition(0.9), "wpl") == "–"
+CONFIG = TwoModels(
+    seeds=4, wpl_strengths=(1.0, 10.0, 100.0), l2_strengths=(0.1, 1.0), check_strengths=(0.1, 1.0)
+)
+NOISE = np.array([0.01, -0.01, 0.02, -0.02])
+
+
+def condition(final_a, final_b, before=0.9, noise=NOISE):
+    """A summary in which each seed has these accuracies, and plain training's of A vary.
+
+    In the order of ``compared``: plain, frozen, WPL at its three strengths, the L2 anchor at two.
+    """
+    a, b = np.tile(final_a, (4, 1)), np.tile(final_b, (4, 1))
+    a[:, 0] += noise
+    of_seeds = Accuracies(*[np.full(4, before)] * 2)
+    found = results.Result(results.Condition(NEVER, 4), of_seeds, outcome(a, b))
+    return results.condition_summary(CONFIG, found)
+
+
+def test_a_certain_loss_is_named_with_the_share_that_is_prevented():
+    found = condition([0.5, 0.9, 0.6, 0.7, 0.8, 0.6, 0.6], [0.9, 0.5, 0.9, 0.9, 0.9, 0.9, 0.9])
+    np.testing.assert_allclose(found["WPL"]["prevents"], 0.75)
+    np.testing.assert_allclose(found["L2 anchor"]["prevents"], 0.25)
+    said = findings.of_condition(found)
+    assert "costs A 40.0 points (+37.1 to +42.9)" in said
+    assert "Against plain training, WPL leaves A 30.0 points better (+27.1 to +32.9)" in said
+    assert "Against frozen layers, WPL leaves A 10.0 points worse" in said
+    assert "B 40.0 points better" in said
+
+
+def test_a_loss_that_could_be_none_is_not_said_to_be_prevented():
+    found = condition([0.89] + 6 * [0.9], 7 * [0.9])
+    assert found["WPL"]["prevents"] is None
+    assert "not distinguishable from nothing (−1.9 to +3.9 points)" in findings.of_condition(found)
+    assert "not distinguishable (−1.9 to +3.9)" in report.differences([found])
+    assert " – |" in report.differences([found])
+
+
+def test_bold_are_the_best_and_what_cannot_be_told_from_it():
+    found = condition([0.89, 0.9, 0.8, 0.8, 0.8, 0.7, 0.7], [0.7, 0.5, 0.6, 0.9, 0.8, 0.4, 0.4])
+    assert found["best"] == {"a": ["plain", "frozen"], "b": ["WPL"]}
+    assert "| 80.0 ± 0.0 |" in report.accuracies([found], "a")
+    assert "| **90.0 ± 0.0** |" in report.accuracies([found], "b")
+
+
+def test_strengths_as_good_as_the_chosen_one_are_listed_and_ends_are_marked():
+    found = condition([0.5, 0.9, 0.8, 0.9, 0.9, 0.3, 0.6], [0.9, 0.9, 0.8, 0.9, 0.9, 0.4, 0.6])
+    assert found["WPL"]["as_good"] == [10.0, 100.0]
+    shown = report.chosen_strengths([found])
+    assert "| A converged | WPL | 10 | 10 to 100 |" in shown
+    assert "| A converged | L2 anchor | 1 † | 1 |" in shown
+
+
+@pytest.mark.parametrize(
+    ("strength", "text"),
+    [(1e5, "10⁵"), (1e-4, "10⁻⁴"), (0.03, "0.03"), (100.0, "100"), (3e4, "30000")],
+)
+def test_strengths_are_written_as_powers(strength, text):
+    assert findings.as_power(strength) == text
+
+
+def checked(form=0.1, quarter=0.9, wpl=0.9):
+    """A summary in which the L2 anchor of strength 1 fails, and what it does otherwise."""
+    found = condition(7 * [0.9], [0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.1])
+    lowest = dict.fromkeys(CHECKS, 0.9) | {
+        "additive form": form,
+        "a quarter of the learning rate": quarter,
+        "1.5 times the learning rate": wpl,
+    }
+    checks = {}
+    for name, check in CHECKS.items():
+        strengths = check.strengths(CONFIG)
+        finals = outcome(*[np.tile([0.9] * (len(strengths) - 1) + [lowest[name]], (4, 1))] * 2)
+        checks[name] = [
+            {"strength": s} | results.of_strength(finals, i) for i, s in enumerate(strengths)
+        ]
+    regime = {"learning_rate": 0.2, "momentum": 0.7}
+    return {"conditions": [found], "checks": checks, "regime": regime}
+
+
+def test_where_the_l2_anchor_fails_and_what_decides_it_is_said():
+    said = findings.valley(checked())
+    assert "the L2 anchor at the strengths 1 leaves B more than 20 points below" in said
+    assert "additive form: fails at 1;" in said
+    assert "a quarter of the learning rate: B ends at 90.0 % or more" in said
+    assert "neither the proximal step nor its interplay with momentum is to blame" in said
+    assert "at 90.0 to 90.0 % with WPL, by its strength. At no strength" in said
+
+
+@pytest.mark.parametrize("other", [{"form": 0.9}, {"quarter": 0.1}])
+def test_no_reason_is_given_where_the_checks_give_none(other):
+    assert "to blame" not in findings.valley(checked(**other))
+
+
+def test_where_wpl_fails_is_said_too():
+    said = findings.valley(checked(wpl=0.1))
+    assert "With 1.5 times the learning rate, B ends at 90.0 % after plain training" in said
+    assert "At 100 that is more than 20 points below plain" in said
+
+
+def test_a_check_begins_with_plain_training():
+    assert Check("WPL").strengths(CONFIG) == [0.0, 1.0, 10.0, 100.0]
+    assert Check("L2 anchor").strengths(CONFIG) == [0.0, 0.1, 1.0]

@@ -273,5 +273,5 @@ def test_dot_holds_every_node_and_edge_whatever_their_text(text):
 def test_a_missing_package_names_the_extra(monkeypatch, module):
     monkeypatch.delitem(sys.modules, "wpl_jax.figures.cells")
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=r"pip install 'wpl_jax\[experiments\]'"):
+    with pytest.raises(ImportError, match=r"pip install '.\[experiments\]'"):
         importlib.import_module("wpl_jax.figures.cells")

@@ -5,8 +5,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from wpl_jax import figures
+from wpl_jax.figures import style
 from wpl_jax.forgetting import mean_interval
 
+COLORS = {"A, plain": "tab:blue", "B, plain": "tab:red"}
 STYLES = {"A, plain": {"color": "tab:blue"}, "B, plain": {"color": "tab:red", "linestyle": "--"}}
 
 
@@ -29,15 +31,50 @@ def test_band_draws_the_mean_and_its_interval(values):
     np.testing.assert_allclose(path.vertices[:, 1].max(), high.max())
 
 
-def test_training_curves_have_a_panel_a_condition_and_one_legend(values):
+def texts_of(ax):
+    return {text.get_text(): text for text in ax.texts}
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_band_of_few_seeds_is_a_thin_line_for_each(values, seeds):
+    ax = Figure().subplots()
+    figures.band(ax, np.arange(5), values[:seeds])
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), values[:seeds].mean(0))
+    (lines,) = ax.collections
+    drawn = [path.vertices[:, 1] for path in lines.get_paths()]
+    np.testing.assert_allclose(drawn, values[:seeds])
+
+
+def test_training_curves_have_a_panel_a_condition_and_names_at_their_ends(values):
     panels = {title: {"A, plain": values, "B, plain": values / 2} for title in ("one", "two")}
-    figure = figures.training_curves(panels, np.arange(5), STYLES, {"one": values[:, 0]})
+    figure = figures.training_curves(panels, np.arange(5), COLORS, {"one": values[:, 0]})
     assert [ax.get_title() for ax in figure.axes] == ["one", "two"]
-    assert legend_of(figure) == ["A before B trains", "A, plain", "B, plain"]
+    assert not figure.legends
     baseline, a, b = figure.axes[0].lines
     np.testing.assert_allclose(baseline.get_ydata(), 100 * values[:, 0].mean())
     np.testing.assert_allclose(a.get_ydata(), 100 * values.mean(0))
     np.testing.assert_allclose(b.get_ydata(), 50 * values.mean(0))
+    for ax in figure.axes:
+        names = texts_of(ax)
+        assert {name: text.get_color() for name, text in names.items()} == COLORS
+        for name, values_of in panels["one"].items():
+            assert abs(names[name].get_position()[1] - values_of[:, -1].mean()) < 0.2
+
+
+def test_names_of_lines_that_end_alike_are_apart_and_inside():
+    fig, (ax,) = style.panels(1)
+    ax.set_ylim(0, 100)
+    colors = dict.fromkeys(["one", "two\nlines", "three", "four"], "black")
+    ends = [(99.0, "one"), (99.5, "two\nlines"), (100.0, "three"), (20.0, "four")]
+    style.label_ends(ax, ends, colors)
+    fig.draw_without_rendering()
+    boxes = {text.get_text(): text.get_window_extent() for text in ax.texts}
+    for name, box in boxes.items():
+        assert not any(box.overlaps(other) for n, other in boxes.items() if n != name)
+        assert box.y1 <= ax.get_window_extent().y1 + 2
+    assert texts_of(ax)["four"].get_position()[1] == pytest.approx(0.2)
+    heights = [texts_of(ax)[name].get_position()[1] for name in ("one", "two\nlines", "three")]
+    assert heights == sorted(heights)
 
 
 def test_strength_curves_have_a_logarithmic_axis_and_their_references(values):
@@ -45,22 +82,46 @@ def test_strength_curves_have_a_logarithmic_axis_and_their_references(values):
     figure = figures.strength_curves(
         {"one": {"A, plain": (strengths, values)}},
         {"one": {"B, plain": values[:, 0]}},
-        STYLES,
+        COLORS,
         xlabel="strength",
     )
     (ax,) = figure.axes
     assert (ax.get_xscale(), ax.get_xlabel()) == ("log", "strength")
     np.testing.assert_allclose(ax.lines[0].get_xdata(), strengths)
     np.testing.assert_allclose(ax.lines[1].get_ydata(), 100 * values[:, 0].mean())
+    assert set(texts_of(ax)) == set(COLORS)
 
 
-def test_trade_off_puts_a_against_b(values):
+def test_trade_off_puts_a_against_b_and_writes_the_strengths(values):
+    strengths = np.array([0.01, 1, 1e4, 100, 10])
+    values[:] = [0.1, 0.4, 0.7, 0.7, 0.71]  # the last three are one place
+    values[0] += 0.05
     figure = figures.trade_off(
-        {"one": {"A, plain": (values, values / 2)}}, {"one": values[:, 0]}, STYLES
+        {"one": {"A, plain": (strengths, values, values / 2)}},
+        {"one": {"B, plain": (values[:, 0], values[:, 1])}},
+        {"one": values[:, 0]},
+        COLORS,
     )
-    points = figure.axes[0].containers[0].lines[0]
-    np.testing.assert_allclose(points.get_xdata(), 100 * values.mean(0))
-    np.testing.assert_allclose(points.get_ydata(), 50 * values.mean(0))
+    (ax,) = figure.axes
+    curve, point = (container.lines[0] for container in ax.containers)
+    np.testing.assert_allclose(curve.get_xdata(), 100 * values.mean(0))
+    np.testing.assert_allclose(curve.get_ydata(), 50 * values.mean(0))
+    np.testing.assert_allclose(point.get_xydata(), [100 * values[:, :2].mean(0)])
+    assert set(texts_of(ax)) == {"0.01", "1", "$10^{4}$"}
+    assert legend_of(figure) == ["A before B trains", "A, plain", "B, plain"]
+
+
+def test_intervals_of_a_trade_off_end_at_100_percent():
+    values = np.array([[0.99], [1.0], [0.9], [1.0]])
+    figure = figures.trade_off(
+        {"one": {"A, plain": (np.ones(1), values, values)}},
+        {"one": {}},
+        {"one": values[:, 0]},
+        COLORS,
+    )
+    (container,) = figure.axes[0].containers
+    for bars in container.lines[2]:
+        assert np.max([segment.max() for segment in bars.get_segments()]) == pytest.approx(100)
 
 
 @pytest.mark.parametrize("marked", [(1, 2), None])
@@ -70,7 +131,7 @@ def test_heat_maps_write_every_number_and_frame_the_marked_one(marked):
         {"one": numbers}, (0.1, 0.2), (0.0, 0.5, 0.9), "rate", "momentum", "points", marked
     )
     ax = figure.axes[0]
-    assert [text.get_text() for text in ax.texts] == ["1", "-20", "3", "40", "0", "60"]
+    assert [text.get_text() for text in ax.texts] == ["1", "−20", "3", "40", "0", "60"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["0.1", "0.2"]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "0.5", "0.9"]
     frames = [(patch.get_x() + 0.47, patch.get_y() + 0.47) for patch in ax.patches]
@@ -95,7 +156,7 @@ def test_band_of_one_seed_is_a_line(values):
     ax = Figure().subplots()
     figures.band(ax, np.arange(5), values[:1])
     np.testing.assert_allclose(ax.lines[0].get_ydata(), values[0])
-    assert not ax.collections[0].get_paths()
+    assert not ax.collections
 
 
 def test_band_breaks_where_the_mean_is_infinite(values):
@@ -104,144 +165,3 @@ def test_band_breaks_where_the_mean_is_infinite(values):
     figures.band(ax, np.arange(5), values)
     assert np.isinf(ax.lines[0].get_ydata()[2])
     assert len(ax.collections[0].get_paths()) == 2
-
-
-KEYS = ("forgetting_mean", "forgetting_best5", "forgetting_max", "reward")
-EPOCHS = np.arange(1, 9)
-
-
-def searches(seeds, labels=tuple(STYLES)):
-    rng = np.random.default_rng(1)
-    return {
-        label: {key: rng.uniform(-5, 5, size=(seeds, len(EPOCHS))) for key in KEYS}
-        for label in labels
-    }
-
-
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_search_curves_have_a_panel_a_measure(seeds):
-    runs = searches(seeds)
-    runs["B, plain"]["forgetting_best5"][:, :2] = np.nan
-    figure = figures.search_curves(runs, EPOCHS, STYLES, warmup=3, error_name="perplexity")
-    assert [ax.get_title() for ax in figure.axes] == [
-        "forgetting, mean over all",
-        "forgetting, mean over the best 5",
-        "forgetting, maximum",
-        "reward",
-    ]
-    for ax, key in zip(figure.axes, KEYS, strict=True):
-        curves = dict(zip(runs, ax.lines, strict=False))
-        for label, curve in curves.items():
-            np.testing.assert_allclose(curve.get_ydata(), runs[label][key].mean(0))
-        assert len(ax.collections[0].get_paths()) == (seeds > 1)
-        assert ax.lines[2].get_xdata() == [3.5, 3.5]
-        assert ax.get_xlim()[0] < 1 < 8 < ax.get_xlim()[1]
-        assert ax.get_xlabel() == "epoch"
-    for ax in figure.axes[:3]:
-        assert ax.lines[3].get_ydata() == [0, 0]
-        assert ax.get_ylabel() == "rise in perplexity, err2 − err1"
-        assert ax.get_yscale() == "linear"
-    assert legend_of(figure) == ["A, plain", "B, plain", "end of the warm-up"]
-
-
-@pytest.mark.parametrize("warmup", [0, len(EPOCHS)])
-def test_search_curves_show_no_end_of_a_warm_up_that_has_none(warmup):
-    figure = figures.search_curves(searches(2), EPOCHS, STYLES, warmup, "perplexity")
-    assert legend_of(figure) == ["A, plain", "B, plain"]
-
-
-@pytest.mark.parametrize("scale", [1.0, 1e-4])
-def test_one_large_difference_does_not_hide_the_others(scale):
-    runs = searches(1, labels=("A, plain",))
-    values = scale * np.array([[-700.0, 4, 5, 3, -4, 5, 4, 6]])
-    runs["A, plain"]["forgetting_max"] = values
-    figure = figures.search_curves(runs, EPOCHS, STYLES, 0, "error rate")
-    figure.draw_without_rendering()
-    ax = figure.axes[2]
-    low, high = ax.get_ylim()
-    assert low < values.min()
-    assert high > values.max()
-    heights = ax.transAxes.inverted().transform(ax.transData.transform([(0, 0), (0, 5 * scale)]))
-    assert heights[1, 1] - heights[0, 1] > 0.1
-    ticks = [f"{scale * tick:g}".replace("-", "−") for tick in (-1000, -100, -10, -5, 0, 5, 10)]
-    shown = [label.get_text() for label in ax.get_yticklabels()]
-    assert [tick for tick in shown if tick in ticks] == ticks
-
-
-def test_the_warm_up_and_wide_intervals_do_not_hide_the_differences():
-    runs = searches(3)
-    for metrics in runs.values():
-        metrics["forgetting_mean"][:, :3] = 700
-    runs["A, plain"]["forgetting_mean"][:, 5] = [-100, 0, 100]
-    ax = figures.search_curves(runs, EPOCHS, STYLES, 3, "perplexity").axes[0]
-    means = [metrics["forgetting_mean"].mean(0)[3:] for metrics in runs.values()]
-    low, high = ax.get_ylim()
-    assert low < np.min(means) < np.max(means) < high
-    assert high - low < 1.5 * np.ptp([0, *np.ravel(means)])
-
-
-def test_ticks_stay_few_when_differences_explode():
-    runs = searches(1, labels=("A, plain",))
-    runs["A, plain"]["forgetting_mean"][0, 4] = 1e24
-    figure = figures.search_curves(runs, EPOCHS, STYLES, 0, "perplexity")
-    low, high = figure.axes[0].get_ylim()
-    assert high > 1e24
-    assert sum(low < tick < high for tick in figure.axes[0].get_yticks()) < 16
-
-
-def run_metrics(epochs=8):
-    rng = np.random.default_rng(2)
-    keys = (*KEYS, "err1_mean", "err2_mean", "err2_best", "kendall_tau", "forgetting_share")
-    metrics = {key: rng.uniform(1, 2, size=epochs) for key in (*keys, "entropy", "train_loss")}
-    return metrics | {"epoch": np.arange(epochs)}
-
-
-def test_run_curves_draw_every_metric_once():
-    metrics = run_metrics()
-    figure = figures.run_curves(metrics, "error rate")
-    assert figure.axes[0].get_title() == "validation error rate"
-    assert figure.axes[1].get_ylabel() == "rise in error rate, err2 − err1"
-    drawn = [line.get_ydata() for ax in figure.axes for line in ax.lines]
-    for key in metrics.keys() - {"epoch"}:
-        assert sum(np.array_equal(metrics[key], values) for values in drawn) == 1, key
-    assert len(drawn) == len(metrics)  # and a line at 0
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert labels == [
-        "err1, after own training: mean",
-        "err2, at the end of the epoch: mean",
-        "err2: best",
-    ]
-
-
-def test_run_curves_say_what_was_not_measured():
-    metrics = run_metrics()
-    metrics["entropy"][:] = np.nan
-    metrics["kendall_tau"][3] = np.nan
-    figure = figures.run_curves(metrics, "perplexity")
-    said = {ax.get_title(): [text.get_text() for text in ax.texts] for ax in figure.axes}
-    assert said.pop("controller") == ["not measured"]
-    assert not any(said.values())
-
-
-def test_run_curves_have_a_logarithmic_scale_for_errors_over_decades():
-    metrics = run_metrics()
-    assert figures.run_curves(metrics, "perplexity").axes[0].get_yscale() == "linear"
-    metrics["err1_mean"][0], metrics["err2_mean"][1] = 9000.0, np.inf
-    assert figures.run_curves(metrics, "perplexity").axes[0].get_yscale() == "log"
-
-
-@pytest.mark.parametrize("epochs", [1, 8, 150])
-def test_texts_of_search_figures_are_inside(epochs):
-    metrics = run_metrics(epochs)
-    metrics["forgetting_max"][0] = 2000
-    runs = {label: {key: metrics[key][None] for key in KEYS} for label in STYLES}
-    for figure in (
-        figures.run_curves(metrics, "perplexity"),
-        figures.search_curves(runs, metrics["epoch"], STYLES, 3, "perplexity"),
-    ):
-        figure.draw_without_rendering()
-        bounds = figure.bbox.padded(0.5)
-        for ax in figure.axes:
-            box = ax.get_tightbbox()
-            assert bounds.contains(box.x0, box.y0)
-            assert bounds.contains(box.x1, box.y1)

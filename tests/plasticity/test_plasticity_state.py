@@ -19,7 +19,7 @@ def additive(inner):
     return optax.chain(wpl_jax.add_plasticity(1.0), inner)
 
 
-def implicit(inner):
+def proximal(inner):
     return optax.chain(inner, wpl_jax.proximal_plasticity(1.0, 0.1))
 
 
@@ -31,11 +31,11 @@ def protected(tx, params=PARAMS, fisher=FISHER):
 
 
 def test_a_changed_optimiser_goes_on_protecting():
-    """From Adam to SGD, additive to implicit: anchor and Fisher go along, schedules start anew."""
+    """From Adam to SGD, additive to proximal: anchor and Fisher go along, schedules start anew."""
     old = optax.chain(wpl_jax.add_plasticity(lambda n: 5.0 + n), optax.adam(0.1))
     opt_state = protected(old)
     _, opt_state = old.update(PARAMS, opt_state, PARAMS)
-    new = implicit(optax.sgd(0.1))
+    new = proximal(optax.sgd(0.1))
     carried = wpl_jax.put_plasticity(new.init(PARAMS), opt_state)
     assert jax.tree.structure(carried) == jax.tree.structure(new.init(PARAMS))
     plasticity = wpl_jax.get_plasticity(carried)
@@ -43,7 +43,7 @@ def test_a_changed_optimiser_goes_on_protecting():
     jax.tree.map(np.testing.assert_array_equal, plasticity.fisher, FISHER)
     assert plasticity.consolidations == 1
     assert plasticity.count == 0 and plasticity.last_strength == 1.0
-    assert wpl_jax.diagnose(carried, PARAMS, 0.1).implicit
+    assert wpl_jax.diagnose(carried, PARAMS, 0.1).proximal
 
 
 def test_a_changed_model_keeps_what_it_has_and_says_what_is_gone():
@@ -91,7 +91,7 @@ def test_between_nnx_and_plain_trees():
     optimizer = nnx.Optimizer(model, additive(optax.sgd(0.1)), wrt=nnx.Param)
     optimizer.opt_state = wpl_jax.consolidate(optimizer.opt_state, params, 3.0)
     plain = nnx.to_pure_dict(params)
-    carried = wpl_jax.put_plasticity(implicit(optax.sgd(0.1)).init(plain), optimizer.opt_state)
+    carried = wpl_jax.put_plasticity(proximal(optax.sgd(0.1)).init(plain), optimizer.opt_state)
     fisher = wpl_jax.get_plasticity(carried).fisher
     assert fisher["kernel"].shape == (2, 3) and (fisher["kernel"] == 3).all()
     optimizer.opt_state = wpl_jax.put_plasticity(wpl_jax.flush(optimizer.opt_state), carried)
@@ -128,9 +128,11 @@ def test_a_scalar_above_what_is_hidden_protects_what_is_not():
 def test_other_numbers_of_members_are_refused():
     tx = wpl_jax.add_plasticity(1.0)
     one, three = tx.init(jnp.ones(2)), jax.vmap(tx.init)(jnp.ones((3, 2)))
-    with pytest.raises(ValueError, match=r"stacked models of shape \(3,\), opt_state of \(\)"):
+    with pytest.raises(ValueError, match=r"stacked in shape \(3,\), and opt_state in shape \(\)"):
         wpl_jax.put_plasticity(one, three)
-    with pytest.raises(ValueError, match=r"of shape \(\), opt_state of \(3,\).*jnp.stack"):
+    with pytest.raises(
+        ValueError, match=r"in shape \(\), and opt_state in shape \(3,\).*jnp.stack"
+    ):
         wpl_jax.put_plasticity(three, one)
 
 

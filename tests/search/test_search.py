@@ -187,8 +187,8 @@ def test_reinforce_finds_the_best_architecture():
 def test_random_search_samples_uniformly():
     """Before training and after it, whatever the errors; it has no controller to train."""
     n = 6_000
-    search, data = PLAIN_LOOPS["toy, implicit, all"]
-    states, progress = plain_run("toy, implicit, all")
+    search, data = PLAIN_LOOPS["toy, proximal, all"]
+    states, progress = plain_run("toy, proximal, all")
     rank = jit(lambda state, key: search.rank(state, data.validation, key, n, 1))
     for state in (states[0], states[-1]):
         actions, _ = rank(state, jax.random.key(3))
@@ -234,7 +234,7 @@ PLAIN_LOOPS = {
     "cells, explicit, edges": plain_loop_search(
         CELLS, TEXT, protect="edges", fisher_max_norm=4e-3, strength=lambda count: 200.0 * count
     ),
-    "toy, implicit, all": plain_loop_search(
+    "toy, proximal, all": plain_loop_search(
         *(Toy(), NUMBERS),
         **{"protect": "all", "fisher_max_norm": 0.3, "strength": lambda count: 3.0 * count},
         learning_rate=lambda count: LEARNING_RATE * (1 + count / 10),

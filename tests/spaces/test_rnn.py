@@ -32,12 +32,6 @@ architectures = st.builds(
 seeds = st.integers(0, 2**31 - 1)
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def draw(rnn, seed, dtype=np.float64, time=TIME):
     """Parameters, far from their small initial values, words and a hidden state."""
     rng = np.random.default_rng(seed)

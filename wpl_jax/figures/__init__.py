@@ -1,4 +1,4 @@
-"""Figures of results (:mod:`wpl_jax.figures.curves`) and of cells (:mod:`wpl_jax.figures.cells`).
+"""Figures of two models (``curves``), of searches (``searches``) and of cells (``cells``).
 
 Needs what the ``experiments`` extra installs. Nothing is shown or saved here.
 """
@@ -7,12 +7,11 @@ from wpl_jax.figures.cells import dot, draw
 from wpl_jax.figures.curves import (
     band,
     heat_maps,
-    run_curves,
-    search_curves,
     strength_curves,
     trade_off,
     training_curves,
 )
+from wpl_jax.figures.searches import run_curves, search_curves
 
 __all__ = [
     "band",

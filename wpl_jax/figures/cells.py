@@ -1,11 +1,12 @@
-"""Drawings of a searched cell, a graph of operations, for any search space.
+"""Drawings of the cells that a search finds, for any search space.
 
-A node of the graph has the attributes ``label``, its text, and ``kind``, which decides its colour:
-an activation, an operation, ``"input"`` or ``"output"``. An edge may have a ``label``.
+A cell is a directed graph of operations. Each node has a ``label``, its text, and a ``kind``, which
+decides its colour: an activation, an operation, ``"input"`` or ``"output"``. An edge may have a
+``label``.
 
-Needs matplotlib, networkx and scipy, which the ``experiments`` extra installs, but no graphviz.
-Nothing is shown or saved here: :func:`draw` returns a ``matplotlib.figure.Figure``, :func:`dot` a
-string.
+This module needs matplotlib, networkx and scipy, which the ``experiments`` extra installs. It does
+not need graphviz. Nothing is shown or saved here: :func:`draw` returns a
+``matplotlib.figure.Figure``, :func:`dot` a string.
 """
 
 from collections.abc import Hashable, Iterable, Mapping
@@ -24,7 +25,7 @@ try:
     from scipy.optimize import lsq_linear
 except ImportError as error:
     raise ImportError(
-        "drawing needs matplotlib, networkx and scipy: pip install 'wpl_jax[experiments]'"
+        "drawing needs matplotlib, networkx and scipy: pip install '.[experiments]' in the checkout"
     ) from error
 
 __all__ = ["dot", "draw"]
@@ -53,15 +54,18 @@ class _Layout(NamedTuple):
     height: float
 
 
-def draw(graphs: Mapping[str, nx.DiGraph], title: str | None = None) -> Figure:
-    """Draw cells from top to bottom, one panel each, with one legend of what the colours mean.
+def draw(
+    graphs: Mapping[str, nx.DiGraph], title: str | None = None, *, page_width: float = _PAGE
+) -> Figure:
+    """Draw cells from top to bottom, one panel each, with one legend for the colours.
 
-    A node stands below everything that it depends on. An edge that skips layers is led past their
-    nodes, so that no edge touches a node that is not its own.
+    A node stands below everything that it depends on. Edges are led around the nodes that they do
+    not belong to.
 
     Args:
-      graphs: by the panel's title, graphs without cycles.
-      title: what stands above all panels, if anything.
+      graphs: graphs without cycles, by the titles of their panels.
+      title: a title above all panels; by default none.
+      page_width: inches that panels may fill side by side; one that is wider stands alone.
 
     Raises:
       ValueError: for no graph, a graph without nodes or with a cycle, or more kinds than colours.
@@ -90,12 +94,12 @@ def draw(graphs: Mapping[str, nx.DiGraph], title: str | None = None) -> Figure:
     names = {name: _size(name, _PANEL_TEXT) for name in graphs}
     heading = max(height for _, height in names.values()) + 2 * _MARGIN
     widths = {n: max(layouts[n].width, width) + 2 * _MARGIN for n, (width, _) in names.items()}
-    rows = _rows(widths)
+    rows = _rows(widths, page_width)
     row_widths = [sum(widths[name] for name in row) for row in rows]
     row_heights = [heading + max(layouts[name].height for name in row) for row in rows]
 
     fig = Figure()
-    legend_width, legend_height = _legend(fig, colors)
+    legend_width, legend_height = _legend(fig, colors, max(page_width, *row_widths))
     title_width, title_height = _size(title or "", _TITLE_TEXT)
     width = max(*row_widths, legend_width + 2 * _MARGIN, title_width + 2 * _MARGIN)
     height = title_height + sum(row_heights) + 2 * _MARGIN + legend_height
@@ -123,7 +127,11 @@ def draw(graphs: Mapping[str, nx.DiGraph], title: str | None = None) -> Figure:
 
 
 def dot(graph: nx.DiGraph, name: str) -> str:
-    r"""The graph in graphviz's DOT language, its nodes filled with the colours of :func:`draw`.
+    r"""The graph in graphviz's DOT language, with the colours of :func:`draw`.
+
+    Args:
+      graph: a graph as :func:`draw` takes it.
+      name: its name in the DOT text.
 
     Example:
       >>> import networkx as nx
@@ -178,30 +186,35 @@ def _size(text: str, points: float) -> tuple[float, float]:
     return box.width / fig.dpi, box.height / fig.dpi
 
 
-def _rows(widths: dict[str, float]) -> list[list[str]]:
+def _rows(widths: dict[str, float], page: float) -> list[list[str]]:
     rows: list[list[str]] = [[]]
     for name, width in widths.items():
-        if rows[-1] and sum(widths[other] for other in rows[-1]) + width > _PAGE:
+        if rows[-1] and sum(widths[other] for other in rows[-1]) + width > page:
             rows.append([])
         rows[-1].append(name)
     return rows
 
 
-def _legend(fig, colors):
-    """The legend's width and height in inches, once it stands below."""
+def _legend(fig, colors, page):
+    """The legend's width and height in inches, once it stands below, in as few rows as fit."""
     handles = [
         Line2D([], [], linestyle="", marker="o", markersize=9, mfc=color, mec=_INK, label=kind)
         for kind, color in colors.items()
     ]
-    legend = fig.legend(
-        handles=handles,
-        loc="lower center",
-        ncols=-(-len(colors) // -(-len(colors) // 6)),  # as few rows as six columns need
-        fontsize=_NODE_TEXT,
-        frameon=False,
-        handletextpad=0.2,
-    )
-    return legend.get_window_extent().size / fig.dpi
+    for rows in range(-(-len(colors) // 6), len(colors) + 1):
+        legend = fig.legend(
+            handles=handles,
+            loc="lower center",
+            ncols=-(-len(colors) // rows),
+            fontsize=_NODE_TEXT,
+            frameon=False,
+            handletextpad=0.2,
+        )
+        size = legend.get_window_extent().size / fig.dpi
+        if size[0] + 2 * _MARGIN <= page or rows == len(colors):
+            break
+        legend.remove()
+    return size
 
 
 def _draw_cell(ax, graph, layout, radius, colors):

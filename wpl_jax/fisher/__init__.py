@@ -1,6 +1,7 @@
 """Diagonal Fishers of any JAX loss.
 
 - ``estimators``: which Fisher is which, and the bound on their memory;
+- ``averaging``: what they share with every mean over examples;
 - ``running``: a Fisher over the batches of a data loader;
 - ``explanation``: how a function's Fisher is computed, and whether it is right;
 - ``plan``: how it is done, with the modules that it imports.

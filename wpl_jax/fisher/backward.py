@@ -10,6 +10,7 @@ from jax.extend import core
 
 from wpl_jax.fisher.program import Program, depends, held_bytes, run, size_in_bytes
 from wpl_jax.fisher.uses import Use
+from wpl_jax.varying import varying_as
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +64,7 @@ class Backward:
 
             # Each varies as the result does that it is added to: else its gradient is a sum.
             probes = {
-                use.place: _varying(
-                    jnp.zeros(use.probe.shape, use.probe.dtype), varying_axes(use.aval)
-                )
+                use.place: varying_as(jnp.zeros(use.probe.shape, use.probe.dtype), use.aval)
                 for use in uses
             }
             parameters = {number: values[number] for number in marked}
@@ -153,27 +152,3 @@ def for_one(
 
     jax.eval_shape(look, common, batch)
     return found[-1]
-
-
-def zeros(shape: Any) -> jax.Array:
-    """Of a ``ShapeDtypeStruct``; in a ``shard_map`` they may vary over devices as it does."""
-    return _varying(jnp.zeros(shape.shape, shape.dtype), varying_axes(shape))
-
-
-def varying_as(x: jax.Array, examples: Any) -> jax.Array:
-    """The same array, which in a ``shard_map`` may vary over devices as the examples do."""
-    axes = [varying_axes(jax.typeof(leaf)) for leaf in jax.tree.leaves(examples)]
-    return _varying(x, frozenset().union(*axes))
-
-
-def _varying(x, axes):
-    missing = axes - varying_axes(jax.typeof(x))
-    return jax.lax.pcast(x, tuple(sorted(missing, key=str)), to="varying") if missing else x
-
-
-def varying_axes(aval):
-    """The mesh axes over which an array in a ``shard_map`` varies; JAX names them in three ways."""
-    if hasattr(aval, "vma"):
-        return aval.vma or frozenset()
-    kind = getattr(aval, "mat", None) or getattr(aval, "manual_axis_type", None)
-    return kind.varying if kind is not None else frozenset()

@@ -55,22 +55,28 @@ result is the Fisher of a device's own examples, to be averaged with ``jax.lax.p
 """
 
 import functools
-import warnings
-from collections.abc import Callable
-from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from wpl_jax.fisher import routes
-from wpl_jax.fisher.backward import for_one, varying_as
-from wpl_jax.fisher.noise import draws_alike
+from wpl_jax.fisher.averaging import (
+    LONG_SUM,
+    MAX_BYTES,
+    Estimator,
+    PerExample,
+    check_output,
+    check_sizes,
+    estimator,
+    mean,
+    num_examples,
+    widen,
+)
+from wpl_jax.fisher.backward import for_one
+from wpl_jax.fisher.noise import warn_of_shared_noise
 from wpl_jax.fisher.plan import Plan
-from wpl_jax.fisher.program import flat, wide_dtype
-from wpl_jax.modules import of_parameters
-from wpl_jax.trees import path_name
+from wpl_jax.fisher.program import flat
 
 __all__ = [
     "empirical_fisher",
@@ -78,15 +84,6 @@ __all__ = [
     "sampled_fisher",
     "squared_batch_gradient",
 ]
-
-PerExample = Callable[[chex.ArrayTree, chex.ArrayTree], jax.Array]
-Estimator = Callable[..., chex.ArrayTree]
-
-MAX_BYTES = 2**28
-
-# So many examples are added up before a sum is added to that of the others: sums of float32 that
-# are longer lose digits.
-_LONG_SUM = 1024
 
 
 def empirical_fisher(
@@ -119,12 +116,12 @@ def empirical_fisher(
       >>> wpl_jax.empirical_fisher(nll)({"w": jnp.array(1.0)}, batch)  # mean of 1**2 and 4**2
       {'w': Array(8.5, dtype=float32)}
     """
-    _check_sizes(microbatch_size, max_bytes)
+    check_sizes(microbatch_size, max_bytes)
 
     def estimate(nll, params, batch, weights):
         return _mean_of_squares("nll", nll, params, batch, weights, microbatch_size, max_bytes)
 
-    return _estimator("nll", nll, estimate)
+    return estimator("nll", nll, estimate)
 
 
 def sampled_fisher(
@@ -155,7 +152,7 @@ def sampled_fisher(
       >>> fisher(params, jnp.ones((4, 2)), jax.random.key(0))
       {'w': Array([0.25, 0.25], dtype=float32)}
     """
-    _check_sizes(microbatch_size, max_bytes)
+    check_sizes(microbatch_size, max_bytes)
 
     def estimate(logits, params, batch, weights, key):
         def nll(params, example_and_position):
@@ -165,7 +162,7 @@ def sampled_fisher(
             label = jax.random.categorical(jax.random.fold_in(key, position), scores)
             return -jax.nn.log_softmax(scores)[label]
 
-        numbered = batch, jnp.arange(_num_examples(batch))
+        numbered = batch, jnp.arange(num_examples(batch))
         sizes = microbatch_size, max_bytes
         return _mean_of_squares("logits", nll, params, numbered, weights, *sizes)
 
@@ -175,7 +172,7 @@ def sampled_fisher(
         key: jax.Array,
         weights: jax.Array | None = None,
     ) -> chex.ArrayTree:
-        return _estimator("logits", logits, estimate)(params, batch, weights, key)
+        return estimator("logits", logits, estimate)(params, batch, weights, key)
 
     return fisher
 
@@ -207,7 +204,7 @@ def exact_fisher(
       >>> fisher({"w": jnp.zeros(2)}, jnp.ones((4, 2)))  # p (1 - p) at p = 1/2
       {'w': Array([0.25, 0.25], dtype=float32)}
     """
-    _check_sizes(microbatch_size, max_bytes)
+    check_sizes(microbatch_size, max_bytes)
 
     def estimate(logits, params, batch, weights):
         def log_probs(params, example):
@@ -216,7 +213,7 @@ def exact_fisher(
             return jax.nn.log_softmax(scores)
 
         plan = Plan.of(log_probs, params, batch, max_bytes // 2)
-        _warn_of_shared_noise("logits", plan.program, batch)
+        warn_of_shared_noise("logits", plan.program, batch)
         per_example = plan.per_example(params, max_bytes // 2)
 
         def total(batch, weights):
@@ -231,9 +228,9 @@ def exact_fisher(
 
             return squares(cotangents, weights_of, rounds=jnp.arange(outputs.shape[1]))
 
-        return _mean(total, batch, weights, *_sizes(plan, microbatch_size, max_bytes))
+        return mean(total, batch, weights, *_sizes(plan, microbatch_size, max_bytes))
 
-    return _estimator("logits", logits, estimate)
+    return estimator("logits", logits, estimate)
 
 
 def squared_batch_gradient(loss: PerExample, microbatch_size: int | None = None) -> Estimator:
@@ -261,205 +258,50 @@ def squared_batch_gradient(loss: PerExample, microbatch_size: int | None = None)
       >>> wpl_jax.squared_batch_gradient(nll)({"w": jnp.array(1.0)}, batch)  # square of (1 + 4) / 2
       {'w': Array(6.25, dtype=float32)}
     """
-    _check_sizes(microbatch_size)
+    check_sizes(microbatch_size)
 
     def estimate(loss, params, batch, weights):
         jaxpr, out = for_one(loss, params, batch)
         check_output("loss", 0, out)
-        _warn_of_shared_noise("loss", flat(jaxpr), batch)
+        warn_of_shared_noise("loss", flat(jaxpr), batch)
 
         def gradient_sum(batch, weights):
             def weighted_loss(params):
                 losses = jax.vmap(loss, in_axes=(None, 0))(params, batch)
                 return jnp.sum(losses if weights is None else weights * losses)
 
-            return jax.tree.map(_widen, jax.grad(weighted_loss)(params))
+            return jax.tree.map(widen, jax.grad(weighted_loss)(params))
 
-        size = microbatch_size or _num_examples(batch)
-        return _square(_mean(gradient_sum, batch, weights, size, size))
+        size = microbatch_size or num_examples(batch)
+        return _square(mean(gradient_sum, batch, weights, size, size))
 
-    return _estimator("loss", loss, estimate, batch_as_example=True)
-
-
-def _estimator(name, fn, estimate, batch_as_example=False):
-    """``fisher(params, batch, weights=None, *others)``, wherever the arrays lie.
-
-    Args:
-      name: what to call ``fn`` in an error.
-      fn: a function of parameters, or of an NNX model, and of one example.
-      estimate: makes of a function of parameters, these, a batch, weights and others the result.
-      batch_as_example: whether one example alone may be a whole batch.
-    """
-
-    def fisher(params, batch, weights=None, *others):
-        whole = batch_as_example and _num_examples(batch) == 1
-        of_parts, rest, params = of_parameters(name, fn, params, whole)
-        params, batch = checked_inputs(params, batch)
-        if weights is not None:
-            weights = _checked(weights, _num_examples(batch))
-        # In a shard_map the Fisher is that of each device's own examples.
-        params = jax.tree.map(lambda x: varying_as(x, batch), params)
-
-        def of_rest(rest, *args):
-            return estimate(functools.partial(of_parts, rest), *args)
-
-        meshes = [_sharding(x).mesh for x in jax.tree.leaves((params, batch))]
-        explicit = [mesh for mesh in meshes if mesh.explicit_axes]
-        if not explicit:
-            return of_rest(rest, params, batch, weights, *others)
-        # Examples are cut into microbatches and summed over: where these lie is left to XLA.
-        everywhere = jax.sharding.NamedSharding(explicit[0], jax.sharding.PartitionSpec())
-        shardings = jax.tree.map(
-            lambda x: everywhere if _sharding(x).mesh.empty else _sharding(x), params
-        )
-        automatic = jax.sharding.auto_axes(
-            of_rest, axes=explicit[0].explicit_axes, out_sharding=shardings
-        )
-        return automatic(rest, params, batch, weights, *others)
-
-    return fisher
-
-
-def _sharding(x):
-    return jax.typeof(x).sharding
+    return estimator("loss", loss, estimate, batch_as_example=True)
 
 
 def _mean_of_squares(name, nll, params, batch, weights, microbatch_size, max_bytes):
     """The empirical Fisher of a batch that has been checked; ``name`` is of what a user passed."""
     check = functools.partial(check_output, "nll", 0)
     plan = Plan.of(nll, params, batch, max_bytes // 2, check)
-    _warn_of_shared_noise(name, plan.program, batch)
+    warn_of_shared_noise(name, plan.program, batch)
     per_example = plan.per_example(params, max_bytes // 2)
 
     def total(batch, weights):
         nlls, squares = per_example(batch)
         return squares(jnp.ones_like(nlls), weights)
 
-    return _mean(total, batch, weights, *_sizes(plan, microbatch_size, max_bytes))
-
-
-def _mean(total, batch, weights, on_cpu, elsewhere):
-    """Divide ``total(batch, weights)``, computed in microbatches, by the sum of the weights."""
-    n = _num_examples(batch)
-    if weights is not None:
-        weights = _checked(weights, n)
-        batch = _without_padding(batch, weights)
-
-    def in_microbatches(size, batch, weights):
-        return routes.summed(total, batch, weights, size)
-
-    result = routes.on_platform(in_microbatches, on_cpu, elsewhere, batch, weights)
-    count = jnp.float32(n) if weights is None else jnp.sum(weights, dtype=float)
-    return jax.tree.map(lambda r: r / count.astype(r.dtype), result)
+    return mean(total, batch, weights, *_sizes(plan, microbatch_size, max_bytes))
 
 
 def _sizes(plan, microbatch_size, max_bytes):
     """Of microbatches, on a CPU and elsewhere."""
     if microbatch_size is not None:
         return microbatch_size, microbatch_size
-    size = min(_LONG_SUM, routes.fitting(max_bytes // 2, plan.backward.held))
+    size = min(LONG_SUM, routes.fitting(max_bytes // 2, plan.backward.held))
     # Where most of what an example holds is a gradient that JAX takes, or copies of parameters,
     # the cores are waiting for memory: see routes.in_turn.
     in_turn = 2 * plan.backward.gradient > plan.backward.held or plan.reading.copies
     return routes.fitting(routes.CPU_BYTES, plan.backward.held) if in_turn else size, size
 
 
-def _checked(weights, n):
-    if np.shape(weights) != (n,):
-        raise ValueError(
-            f"weights must have shape ({n},), one weight an example, got {np.shape(weights)}"
-        )
-    if not isinstance(weights, jax.core.Tracer):
-        wrong = [float(w) for w in np.asarray(weights) if not w >= 0]
-        if wrong:
-            raise ValueError(
-                f"weights must not be negative or NaN, got {wrong[0]}: they say how often an "
-                "example counts, and 0 is for padding"
-            )
-    return jnp.asarray(weights)
-
-
-def _without_padding(batch, weights):
-    """Put a real example in the place of every one of weight 0, whatever that one held."""
-    real = weights != 0
-    index = jnp.where(real, jnp.arange(weights.size), jnp.argmax(real))
-    return jax.tree.map(lambda x: jnp.take(x, index, axis=0), batch)
-
-
 def _square(grads):
-    return jax.tree.map(lambda g: jnp.square(_widen(g)), grads)
-
-
-def _widen(x):
-    return x.astype(wide_dtype(x))
-
-
-def _warn_of_shared_noise(name, program, batch):
-    """Random numbers whose key is not computed of the example are the same for all of them."""
-    examples = program.inputs[len(program.inputs) - len(jax.tree.leaves(batch)) :]
-    if _num_examples(batch) > 1 and draws_alike(program, examples):
-        warnings.warn(
-            f"{name} draws random numbers that do not depend on the example, so that all examples "
-            "have the same: for dropout and other noise, put a key for each example into the "
-            "batch, jax.random.split(key, n), or switch it off; what is meant to be the same, draw "
-            "before, and close over it",
-            stacklevel=5,
-        )
-
-
-def _num_examples(batch):
-    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
-    sizes = {shape[0] if shape else None for shape in shapes}
-    if len(sizes) != 1 or sizes & {None, 0}:
-        raise ValueError(
-            "every leaf of batch must have the same leading axis of one or more examples, "
-            f"got leaves of shapes {shapes}"
-        )
-    return sizes.pop()
-
-
-def checked_inputs(params: chex.ArrayTree, batch: chex.ArrayTree) -> tuple[Any, Any]:
-    """Parameters, which must be floating-point, and a batch, as arrays."""
-    batch = jax.tree.map(_as_array, batch)
-    for path, leaf in jax.tree.leaves_with_path(params):
-        if callable(leaf):
-            raise TypeError(
-                f"params must be arrays, got a {type(leaf).__name__} at {path_name(path)}: close "
-                "over what is not trained (Equinox: params, static = eqx.partition(model, "
-                "eqx.is_inexact_array), and eqx.combine(params, static) inside)"
-            )
-    params = jax.tree.map(_as_array, params)
-    for path, array in jax.tree.leaves_with_path(params):
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise TypeError(
-                f"params must be floating-point to have gradients, got {array.dtype} at "
-                f"{path_name(path)}: close over such arrays instead"
-            )
-    _num_examples(batch)
-    return params, batch
-
-
-def check_output(name: str, ndim: int | None, out: Any) -> None:
-    """Raise an error if this is not the shape of what a function should make of one example."""
-    if not hasattr(out, "ndim"):
-        raise TypeError(
-            f"{name}(params, example) must return one array, got a {type(out).__name__}; leave "
-            f"auxiliary results out: lambda params, example: {name}(params, example)[0]"
-        )
-    if ndim is not None and out.ndim != ndim:
-        kind = "a scalar" if ndim == 0 else "one-dimensional, (classes,),"
-        raise ValueError(
-            f"{name}(params, example) must be {kind} for one example, got shape {out.shape}; "
-            "it is called without the batch axis"
-        )
-
-
-def _as_array(x):
-    return x if hasattr(x, "dtype") and hasattr(x, "shape") else jnp.asarray(x)
-
-
-def _check_sizes(microbatch_size, max_bytes=MAX_BYTES):
-    if microbatch_size is not None and microbatch_size < 1:
-        raise ValueError(f"microbatch_size must be at least 1, or None, got {microbatch_size}")
-    if max_bytes < 1:
-        raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
+    return jax.tree.map(lambda g: jnp.square(widen(g)), grads)

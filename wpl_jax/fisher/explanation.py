@@ -9,13 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wpl_jax.fisher.estimators import (
-    MAX_BYTES,
-    PerExample,
-    check_output,
-    checked_inputs,
-    empirical_fisher,
-)
+from wpl_jax.fisher.averaging import MAX_BYTES, PerExample, check_output, checked_inputs
+from wpl_jax.fisher.estimators import empirical_fisher
 from wpl_jax.fisher.plan import Plan
 from wpl_jax.fisher.program import wide_dtype
 from wpl_jax.modules import of_parameters
@@ -48,7 +43,7 @@ class Explanation:
             (path_name(path), str(route), f"{route.bytes:,}", route.reason)
             for path, route in jax.tree.leaves_with_path(self.routes)
         ]
-        rows.insert(0, ("parameter", "route", "bytes an example", "why not a cheaper one"))
+        rows.insert(0, ("parameter", "route", "bytes per example", "why not a cheaper route"))
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         lines = [
             f"{path:<{widths[0]}}  {route:<{widths[1]}}  {size:>{widths[2]}}  {reason}".rstrip()
@@ -82,9 +77,9 @@ def explain(
       >>> nll = lambda params, x: jnp.sum(params["scale"] * jnp.tanh(x @ params["w"]))
       >>> params = {"w": jnp.ones((3, 2)), "scale": jnp.ones(())}
       >>> print(wpl_jax.explain(nll, params, jnp.ones((8, 3))))
-      parameter  route                  bytes an example  why not a cheaper one
-      ['scale']  per-example gradients                 4  used by mul
-      ['w']      squared operands                     20
+      parameter  route                  bytes per example  why not a cheaper route
+      ['scale']  per-example gradients                  4  used by mul
+      ['w']      squared operands                      20
       >>> wpl_jax.explain(nll, params, jnp.ones((8, 35, 3)))["w"]  # 8 sequences
       'per-example products of 35 positions'
     """

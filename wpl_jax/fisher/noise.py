@@ -1,11 +1,35 @@
 """Whether a function of one example draws random numbers that are the same for every example."""
 
+import warnings
 from collections.abc import Iterable, Iterator
+from typing import Any
 
+import jax
+
+from wpl_jax.fisher.averaging import num_examples
 from wpl_jax.fisher.program import Operation, Program, scanned
 
 # Primitives that make random numbers of a key.
 _DRAWS = ("random_bits", "random_gamma", "rng_bit_generator")
+
+
+def warn_of_shared_noise(name: str, program: Program, batch: Any) -> None:
+    """Random numbers whose key is not computed of the example are the same for all of them.
+
+    Args:
+      name: what to call the function in the warning.
+      program: of one example, which is its last input.
+      batch: examples.
+    """
+    examples = program.inputs[len(program.inputs) - len(jax.tree.leaves(batch)) :]
+    if num_examples(batch) > 1 and draws_alike(program, examples):
+        warnings.warn(
+            f"{name} draws random numbers that do not depend on the example, so that all examples "
+            "have the same: for dropout and other noise, put a key for each example into the "
+            "batch, jax.random.split(key, n), or switch it off; what is meant to be the same, draw "
+            "before, and close over it",
+            stacklevel=5,
+        )
 
 
 def draws_alike(program: Program, examples: Iterable[int]) -> bool:

@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wpl_jax.fisher.backward import for_one, varying_as, zeros
+from wpl_jax.fisher.backward import for_one
 from wpl_jax.fisher.program import held_bytes
 from wpl_jax.fisher.uses import Use, grouped, products
+from wpl_jax.varying import varying_as, zeros
 
 # Up to so many positions, outer products entry by entry cost less than a product an example, and so
 # many terms are added up in one pass over the sums, on a CPU (benchmarks/products.py).

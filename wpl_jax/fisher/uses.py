@@ -1,19 +1,9 @@
-"""Where a program's parameters meet an example's data.
+"""Where an example's data meet parameters: the uses whose gradient is known.
 
 A *use* is an operation that takes a selection of parameters (:mod:`wpl_jax.fisher.selections`) and
-data of the example, in one of three forms whose gradient is known: a matrix product, a convolution,
-a look-up of rows. Given the other operand ``A`` and the gradient ``D`` of the result, each form
-says what the gradient of the selection is.
-
-:func:`read` goes through a program once. A base that is used in any other way, anywhere, is marked:
-its gradient is left to JAX, and none of its uses count. So what this module knows makes Fishers
-cheap, and what it does not know cannot make them wrong.
-
-Why jaxprs: they are what every framework and every loss comes down to, so no model changes, and
-they show each use of a weight, where interception of a framework's layers sees its own layers only
-and misses a weight that is also used outside of them. It is the forward pass that is rewritten, and
-JAX that differentiates it: custom derivative rules hold, and there are fewer forms to recognise
-than in a backward pass.
+data of the example, in one of three forms: a matrix product, a convolution, a look-up of rows.
+Given the other operand ``A`` and the gradient ``D`` of the result, each form says what the gradient
+of the selection is.
 """
 
 import dataclasses
@@ -25,18 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wpl_jax.fisher.program import Program, scanned, size_in_bytes
-from wpl_jax.fisher.selections import (
-    Known,
-    base,
-    constant,
-    derived,
-    has_gradient,
-    operand_of,
-    outside,
-    selections,
-    turns,
-)
+from wpl_jax.fisher.program import Operation, size_in_bytes
+from wpl_jax.fisher.selections import Known
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -321,24 +301,38 @@ _FORMS = {
 }
 
 
-def _use(operation, inputs, within, lengths, max_bytes):
-    """The use that an operation is, if it has one of the forms."""
+def find_use(
+    operation: Operation,
+    inputs: Sequence[Known | None],
+    within: tuple[int, ...],
+    lengths: tuple[int, ...],
+    max_bytes: int,
+) -> Use | None:
+    """The use that an operation is, if it has one of the forms.
+
+    Args:
+      operation: of one example.
+      inputs: its operands, ``None`` for what depends on the example.
+      within: places of the loops around it.
+      lengths: of these loops.
+      max_bytes: how much the patches may hold that a convolution makes of one example.
+    """
     eqn = operation.eqn
-    of_params = [i for i, value in enumerate(inputs) if value is not None and value.boxes]
+    of_params = [(i, value) for i, value in enumerate(inputs) if value is not None and value.boxes]
     form, out = _FORMS.get(operation.name), eqn.outvars[0].aval
     if form is None or len(of_params) > 1:
         return None
     if not jnp.issubdtype(out.dtype, jnp.floating):
         return None  # complex: the square of a real part is not the real part of a square
-    (i,) = of_params
-    other, layout = form(eqn, i, Loops(lengths, inputs[i].mapped))
+    ((i, value),) = of_params
+    other, layout = form(eqn, i, Loops(lengths, value.mapped))
     if layout is None or (isinstance(layout, Product) and layout.patches > max_bytes):
         return None
     operand = eqn.invars[other].aval
     return Use(
         operation.place,
         within,
-        inputs[i],
+        value,
         operation.name,
         other,
         jax.ShapeDtypeStruct((*lengths, *out.shape), out.dtype),
@@ -359,205 +353,3 @@ def products(a: jax.Array, d: jax.Array) -> jax.Array:
     if len(a) == 1:
         return (a[0].T @ d[0])[None]
     return jax.lax.map(lambda ad: ad[0].T @ ad[1], (a, d))
-
-
-# --- Reading a program ----------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Reading:
-    """What becomes of a program's parameters."""
-
-    parameters: tuple[int, ...]  # their numbers
-    uses: list[Use]
-    marked: dict[int, set[str]]  # bases whose gradient is left to JAX, and the operations at fault
-    sources: dict[int, frozenset[int]]  # of each base, the parameters it is computed of
-    outside: frozenset[int]  # places of the operations that no example enters
-    known: frozenset[int]  # their results that have no gradient
-    copies: bool = False  # whether what is looked up in a marked base holds more than the base
-
-    @classmethod
-    def of_nothing(cls, parameters: tuple[int, ...]) -> "Reading":
-        """A function that is left as it is."""
-        return cls(
-            parameters=parameters,
-            uses=[],
-            marked={number: {"the whole function"} for number in parameters},
-            sources={number: frozenset([i]) for i, number in enumerate(parameters)},
-            outside=frozenset(),
-            known=frozenset(),
-        )
-
-    @property
-    def used(self) -> list[int]:
-        """The bases that matter to the result."""
-        of_uses = {number for use in self.uses for number in use.value.boxes}
-        return sorted(of_uses | self.marked.keys())
-
-    @property
-    def derived(self) -> list[int]:
-        """Those of them that are no parameters, but computed of some."""
-        return [number for number in self.used if number not in self.parameters]
-
-
-def read(
-    program: Program,
-    shapes: Sequence[Sequence[int]],
-    max_bytes: int,
-    constants: frozenset[int] = frozenset(),
-) -> Reading:
-    """Follow the parameters, a program's first inputs, to where examples are met.
-
-    Args:
-      program: of one example.
-      shapes: of the parameters.
-      max_bytes: how much the patches may hold that a convolution makes of one example.
-      constants: numbers of values that have no gradient, though they seem to.
-    """
-    reader = _Reader(constants, max_bytes)
-    for i, number in enumerate(program.inputs):
-        if i < len(shapes):
-            reader.kinds[number] = base(number, shapes[i], reader.names)
-            reader.sources[number] = frozenset([i])
-            reader.sizes[number] = math.prod(shapes[i])
-        else:
-            reader.kinds[number] = None
-    reader.visit(program, (), ())
-    for atom in program.outputs:
-        reader.mark([operand_of(atom, reader.kinds)], "the result")
-    # A marked base takes along whatever shares a use with it.
-    uses, marked = reader.uses, reader.marked
-    while spoiled := [use for use in uses if use.value.boxes.keys() & marked.keys()]:
-        for use in spoiled:
-            for number in use.value.boxes:
-                marked.setdefault(number, {use.consumer})
-        uses = [use for use in uses if use not in spoiled]
-    _simplify(marked, uses, reader, program.inputs)
-    return Reading(
-        program.inputs[: len(shapes)],
-        uses,
-        marked,
-        reader.sources,
-        frozenset(reader.outside),
-        frozenset(reader.known),
-        reader.copies,
-    )
-
-
-def _simplify(marked, uses, reader, parameters):
-    """Mark the parameters behind a marked base, if they are no larger: a bias, before broadcast."""
-    touched = frozenset().union(*(reader.sources[n] for use in uses for n in use.value.boxes))
-    for number in sorted(set(marked) - set(parameters)):
-        sources = reader.sources[number]
-        size = sum(reader.sizes[parameters[i]] for i in sources)
-        if size <= reader.sizes[number] and not sources & touched:
-            consumers = marked.pop(number)
-            for i in sources:
-                marked.setdefault(parameters[i], set()).update(consumers)
-
-
-class _Reader:
-    """Goes through operations in their order. What depends on an example has the kind None."""
-
-    def __init__(self, constants, max_bytes):
-        self.constants = constants
-        self.max_bytes = max_bytes
-        self.names: dict[Any, Any] = {}
-        self.kinds: dict[int, Known | None] = {}
-        self.uses: list[Use] = []
-        self.marked: dict[int, set[str]] = {}
-        self.sources: dict[int, frozenset[int]] = {}
-        self.sizes: dict[int, int] = {}
-        self.outside: set[int] = set()
-        self.known: set[int] = set()
-        self.copies = False
-
-    def mark(self, inputs, consumer):
-        for value in inputs:
-            for number in () if value is None else value.boxes:
-                self.marked.setdefault(number, set()).add(consumer)
-
-    def visit(self, program, within, lengths):
-        for number, value in program.constants.items():
-            self.kinds[number] = constant(value)
-        for operation in program.operations:
-            inputs = [operand_of(atom, self.kinds) for atom in operation.inputs]
-            known = all(value is not None for value in inputs) and not operation.eqn.effects
-            if not known:
-                results = self.meet(operation, inputs, within, lengths)
-            elif lengths or within:
-                results = self.follow(operation, inputs)
-            else:
-                results = self.compute(operation, inputs)
-            self.kinds |= dict(zip(operation.outputs, results, strict=False))
-
-    def compute(self, operation, inputs):
-        """An operation on what is known, outside of any loop."""
-        self.outside.add(operation.place)
-        numbers, avals = operation.outputs, [v.aval for v in operation.eqn.outvars]
-        bases = {number for value in inputs for number in value.boxes}
-        stops = not bases or operation.name == "stop_gradient"
-        if not stops and (found := selections(operation, inputs)):
-            return found
-        sources = frozenset().union(*(self.sources[number] for number in bases))
-        results = []
-        for number, aval in zip(numbers, avals, strict=False):
-            if stops or number in self.constants or not has_gradient(aval):
-                self.known.add(number)
-                results.append(outside(number))
-            else:
-                self.sources[number] = sources
-                self.sizes[number] = aval.size
-                results.append(base(number, aval.shape, self.names))
-        return results
-
-    def follow(self, operation, inputs):
-        """An operation on what is known, in the body of a loop."""
-        if not any(value.boxes for value in inputs):
-            return derived(operation, inputs)
-        if found := selections(operation, inputs):
-            return found
-        return self.meet(
-            operation, inputs, None, None
-        )  # None: there is no use of two that are known
-
-    def meet(self, operation, inputs, within, lengths):
-        """An operation that an example enters, or that ends the search."""
-        nothing = [None] * len(operation.eqn.outvars)
-        if not any(value is not None and value.boxes for value in inputs):
-            return nothing
-        if operation.name == "stop_gradient":
-            return nothing
-        if not any(has_gradient(v.aval) for v in operation.eqn.outvars):
-            return nothing  # what is an integer has no gradient
-        if within is None:
-            self.mark(inputs, operation.name)
-        elif operation.body is not None:
-            self.enter(operation, inputs, within, lengths)
-        elif use := _use(operation, inputs, within, lengths, self.max_bytes):
-            if use.layout.positions:  # else it is in a loop without turns
-                self.uses.append(use)
-        else:
-            self.mark(inputs, operation.name)
-            if operation.name in ("gather", "dynamic_slice"):
-                table, out = operation.eqn.invars[0].aval, operation.eqn.outvars[0].aval
-                self.copies |= math.prod(lengths) * out.size >= table.size
-        return nothing
-
-    def enter(self, operation, inputs, within, lengths):
-        """Read the body of a loop, or of what is computed again in the backward pass."""
-        body, eqn = operation.body, operation.eqn
-        consts, carried = len(inputs), 0
-        if operation.name == "scan":
-            consts, carried = scanned(eqn)
-            self.mark(inputs[consts : consts + carried], "the carry of a loop")
-        for i, (number, value) in enumerate(zip(body.inputs, inputs, strict=True)):
-            if value is None or consts <= i < consts + carried:
-                self.kinds[number] = None
-            elif i < consts:
-                self.kinds[number] = value
-            else:
-                self.kinds[number] = turns(value, operation.place, len(lengths))
-        turns_of = (eqn.params["length"],) if operation.name == "scan" else ()
-        self.visit(body, (*within, operation.place), (*lengths, *turns_of))
-        self.mark([operand_of(atom, self.kinds) for atom in body.outputs], "a loop's result")

@@ -6,9 +6,10 @@ When a model that shares weights with an earlier one is trained, the paper (eq. 
     L_2(\theta) + \frac{\alpha}{2} \lVert\theta\rVert^2
     + \frac{\varepsilon}{2} \sum_i F_i\, (\theta_i - \text{anchor}_i)^2
 
-L₂ is the new model's own loss, ``anchor`` the weights at which the earlier model was left, ``F``
-the diagonal of that model's Fisher information there (see :mod:`wpl_jax.fisher`), zero on weights
-it does not use, and ε, ``eps``, the strength. The whole equation, term by term::
+Here L₂ is the new model's own loss, and ``anchor`` are the weights at which the earlier model was
+left. ``F`` is the diagonal of that model's Fisher information there (see :mod:`wpl_jax.fisher`); it
+is zero on weights which that model does not use. ε, ``eps`` in code, is the strength. The whole
+equation, term by term::
 
     tx = optax.chain(
         optax.add_decayed_weights(alpha),  # alpha/2 |theta|^2
@@ -16,20 +17,26 @@ it does not use, and ε, ``eps``, the strength. The whole equation, term by term
         optax.sgd(learning_rate),  # descends the gradient of the sum
     )
 
-Three ways to use the last term, each built on the one before: :func:`add_plasticity` adds its
-gradient; :func:`proximal_plasticity` applies it implicitly, after the step, and is stable for any
-strength; :func:`weight_plasticity` also computes ``F`` and moves the anchor, in the same update.
-:func:`consolidate` moves the anchor by hand, :func:`flush` forgets ``F``, and
-:func:`plasticity_loss` is the term itself.
+There are three transformations for the last term:
 
-All hold one :class:`PlasticityState`, which the functions find wherever it sits in a composed
-optimiser state; :func:`get_plasticity` takes it out, :func:`put_plasticity` puts it into another.
+* :func:`add_plasticity`, the additive form, adds the gradient of the term to the loss's gradient.
+* :func:`proximal_plasticity`, the proximal form, applies the term after the optimiser's step. It is
+  stable for any strength.
+* :func:`weight_plasticity` wraps an optimiser with either form. Its ``update`` also computes ``F``
+  and moves the anchor.
 
-Before the first ``consolidate``, after a ``flush``, where ``F`` is zero, outside the mask, and for
-strength 0, the term is not added, not even as 0: operation by operation, a step is bit for bit the
-one without plasticity. With a constant strength of 0 the compiled step is too. In the other cases
-a jitted step may differ from it in the last bit on a CPU, where XLA contracts products and sums
-into one rounding, and which ones depends on the rest of the program.
+With the first two, call :func:`consolidate` to set the anchor and ``F``. :func:`flush` sets ``F``
+back to zero, and :func:`plasticity_loss` is the value of the term.
+
+Each transformation keeps one :class:`PlasticityState`. These functions find it wherever it sits in
+an optimiser's state. :func:`get_plasticity` takes it out, and :func:`put_plasticity` puts it into
+the state of another optimiser.
+
+A step does not change at all where the term is zero: before the first ``consolidate``, after a
+``flush``, where ``F`` is zero, outside the mask, and for strength 0. The updates are then those of
+the optimiser without plasticity, bit for bit. Under ``jit`` on a CPU the last bit may still differ,
+because the compiler (XLA) merges operations and rounds differently when the program around them
+changes. With a strength that is the constant 0 it does not.
 """
 
 from wpl_jax.plasticity.additive import add_plasticity, plasticity_loss

@@ -1,4 +1,4 @@
-"""The plasticity term as a loss, and its gradient, added to the gradients of another."""
+"""The additive form: the gradient of the plasticity term is added to that of the loss."""
 
 from typing import Any
 
@@ -29,29 +29,29 @@ def add_plasticity(
 ) -> optax.GradientTransformationExtraArgs:
     """Add the gradient of the plasticity term, ``strength * F * (params - anchor)`` (eq. 8).
 
-    Place it before the transformations that turn a gradient into a step, as one would
-    ``optax.add_decayed_weights``. Plain gradient descent on it diverges once
-    ``learning_rate * strength * max(F) > 2``: :func:`proximal_plasticity` does not.
+    Put it before the transformations that turn a gradient into a step, where you would put
+    ``optax.add_decayed_weights``. Plain gradient descent diverges once
+    ``learning_rate * strength * max(F) > 2``. :func:`proximal_plasticity` never does.
 
     Args:
       strength: eps of eq. 8, a number or scalar array >= 0, or a schedule of the update count.
-      fisher_dtype: that of ``F``; ``None``: float32, or the parameter's where that is wider.
-        Narrower ones round stochastically in :func:`consolidate`, so that sums of many Fishers stay
-        unbiased.
-      anchor_dtype: that of the anchor; ``None``: the parameter's. A narrower one pulls towards the
-        rounded anchor.
+      fisher_dtype: the dtype of ``F``. By default float32, or the parameter's dtype if that is
+        wider. In a narrower dtype :func:`consolidate` rounds up or down at random, so that the sum
+        of many Fishers is right on average.
+      anchor_dtype: the dtype of the anchor. By default the parameter's. With a narrower one,
+        weights are pulled to the rounded anchor.
 
     Returns:
-      A transformation whose ``update(updates, state, params, mask=None)`` requires ``params``.
-      ``mask`` limits the term: a tree of booleans like ``params`` or a prefix of it, each leaf
-      broadcasting to its parameter, or a function of the parameters that gives one; it may be
-      traced. The dtype of the updates is kept. With complex parameters the term is that of the
-      squared absolute value, and updates are what optax descends: the conjugate of what
-      ``jax.grad`` gives.
+      A transformation whose ``update(updates, state, params, mask=None)`` requires ``params``. The
+      updates keep their dtypes. ``mask`` limits the term to some weights. It is a tree of booleans
+      like ``params``, or a prefix of that tree, whose leaves broadcast to their parameters; or a
+      function that gives such a tree for ``params``. It may be traced. For complex parameters the
+      term has the squared absolute value of the distance, and updates are the conjugate of what
+      ``jax.grad`` gives, as optax expects.
 
     Raises:
-      ValueError: for a strength that is negative, not finite or not a scalar; in ``update``, for
-        missing ``params`` or trees whose structures or shapes differ.
+      ValueError: if the strength is negative, not finite or not a scalar. In ``update``, if
+        ``params`` are missing, or trees differ in structure or shape.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, wpl_jax
@@ -86,20 +86,20 @@ def plasticity_loss(
 ) -> jax.Array:
     """The plasticity term of eq. 8: ``strength/2 * sum F |params - anchor|**2``.
 
-    For logging, or for training on it directly: its gradient with respect to ``params`` is what
-    :func:`add_plasticity` adds.
+    Use it to log the term, or add it to a loss and train on the sum. Its gradient with respect to
+    ``params`` is what :func:`add_plasticity` adds.
 
     Args:
       opt_state: as in :func:`consolidate`.
-      params: the weights, whole, as in :func:`consolidate`.
-      strength: eps; a schedule is read at the state's count.
+      params: the whole tree of weights, as in :func:`consolidate`.
+      strength: eps of eq. 8. A schedule is read at the state's count.
 
     Returns:
-      A scalar, in the units of the loss (nats, if the Fisher is that of a log-likelihood); of a
-      stacked state, of several models, one for each.
+      A scalar in the units of the loss: nats, if the Fisher is that of a log-likelihood. If the
+      state is a stack of the states of several models, an array with one number for each.
 
     Raises:
-      ValueError: as :func:`consolidate`, and for a strength as in :func:`add_plasticity`.
+      ValueError: as :func:`consolidate`, and for a strength that :func:`add_plasticity` refuses.
 
     Example:
       >>> import jax.numpy as jnp, optax, wpl_jax

@@ -1,4 +1,4 @@
-"""Between two models: what is remembered of the one that has been trained."""
+"""Between two models: set the anchor and the Fisher of the one that has been trained."""
 
 from typing import Any
 
@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from wpl_jax.fisher.backward import varying_axes
 from wpl_jax.modules import parameters
 from wpl_jax.plasticity.state import PlasticityState, replace, scalar
 from wpl_jax.plasticity.term import (
@@ -27,6 +26,7 @@ from wpl_jax.trees import (
     store_like,
     to_device,
 )
+from wpl_jax.varying import varying_axes
 
 __all__ = ["consolidate", "flush"]
 
@@ -43,49 +43,51 @@ def consolidate(
 ) -> chex.ArrayTree:
     """Protect ``params`` from now on: the anchor moves to them and their Fisher enters ``F``.
 
-    Call it when a model has been trained, before the next one is. What is not finite, or negative,
-    does not enter the state. Such an entry of ``fisher`` counts as 0, and where a parameter is not
-    finite, anchor and ``F`` stay as they were. The number of both is added to ``rejected`` of the
-    :class:`PlasticityState` (``optax.tree.get(opt_state, "rejected")``).
+    Call it when a model has been trained, before the next one is. Negative entries and entries that
+    are not finite are refused: such an entry of ``fisher`` counts as 0, and where a parameter is
+    not finite its anchor and ``F`` stay as they were. Their number is added to ``rejected`` of the
+    :class:`PlasticityState`, which ``optax.tree.get(opt_state, "rejected")`` reads.
 
-    With several models in turn there are two ways to go on, the same only if a model's weights are
-    where the anchor was. Entry by entry, with ``f`` for ``fisher`` and ``d`` for ``decay``:
+    When several models are trained in turn, there are two ways to combine them. They agree only
+    where a model's weights are at the anchor. For each entry, with ``f`` for ``fisher`` and ``d``
+    for ``decay``:
 
-    * ``anchor="latest"``: ``F <- d F + f``, ``anchor <- params``. The weights found last are where
-      everything is pulled to, as in the paper and in online EWC (Schwarz et al., 2018).
-    * ``anchor="mean"``: ``anchor <- (d F anchor + f params) / (d F + f)``, and ``F <- d F + f``.
-      The term is then, but for a constant, the sum of every model's own quadratic penalty, each
-      times ``d`` for each model after it: with ``d = 1``, EWC (Kirkpatrick et al., 2017). (Where
-      ``F`` is exactly 0 the anchor of earlier models is not remembered, and so not what derivatives
-      by their Fishers or by ``d`` would need of it.)
+    * ``anchor="latest"``: ``F <- d F + f``, ``anchor <- params``. Everything is pulled to the
+      latest weights, as in the paper and in online EWC (Schwarz et al., 2018).
+    * ``anchor="mean"``: ``anchor <- (d F anchor + f params) / (d F + f)``, ``F <- d F + f``. Up to
+      a constant, the term is then the sum of each model's own penalty around its own weights, where
+      a model's penalty is multiplied by ``d`` for every model after it. With ``d = 1`` this is EWC
+      (Kirkpatrick et al., 2017). (Where ``F`` is exactly 0 an earlier anchor is not kept, so
+      derivatives with respect to ``d`` or an earlier Fisher cannot account for it.)
 
-    How large the entries may get is the caller's choice. ``max_norm`` clips each tensor's norm; a
-    Fisher divided by its mean beforehand makes strengths comparable between models.
+    ``max_norm`` limits how large the entries can get. To make one strength mean the same for
+    different models, divide each Fisher by its mean before you pass it.
 
     Args:
       opt_state: any tree that holds one :class:`PlasticityState`: an optax state, a Linen
-        ``TrainState``, the ``opt_state`` of an ``nnx.Optimizer``. An ``nnx.Optimizer`` itself is
-        changed in place, as by its own ``update``, and returned.
-      params: the weights to anchor at, or the ``nnx.Module`` that has them. They are copied. Where
-        the transformation sits inside ``optax.masked`` or ``optax.partition``, pass the whole
-        trees: it takes its own part.
-      fisher: their diagonal Fisher, or another importance, a tree like ``params``. What is absent
-        from it, or None, counts as 0. A scalar stands for all entries below its place, so that
-        ``1.0`` gives L2-SP, the squared distance to the anchor.
-      decay: ``None`` replaces ``F`` by ``fisher``; a number makes it ``decay * F + fisher``, for
-        many models in turn (section 3.2, where it is ``1 - eta = 0.1``).
-      mask: booleans like ``params`` or a prefix of them, or a function that gives such a tree for
-        ``params``; outside it, anchor and ``F`` stay.
-      max_norm: rescales each tensor of ``fisher``, inside the mask, to at most this Euclidean norm.
-      anchor: ``"latest"`` or ``"mean"``, as above; the latter needs ``decay``.
+        ``TrainState``, the ``opt_state`` of an ``nnx.Optimizer``, or an ``nnx.Optimizer`` itself.
+        The last is changed in place, as its own ``update`` does, and returned.
+      params: the weights to set the anchor to, or the ``nnx.Module`` that has them. They are
+        copied. If the transformation sits inside ``optax.masked`` or ``optax.partition``, pass the
+        whole trees; it takes its own part of them.
+      fisher: the diagonal Fisher of the model at ``params``, or another importance, a tree like
+        ``params``. What is absent or None counts as 0. A scalar stands for all entries below its
+        place: ``1.0`` makes the term the squared distance to the anchor, known as L2-SP.
+      decay: ``None`` replaces ``F`` by ``fisher``. A number makes it ``decay * F + fisher``, for
+        many models in turn (section 3.2, where ``1 - eta`` is 0.1).
+      mask: a tree of booleans like ``params``, a prefix of that tree, or a function that gives one
+        for ``params``. Outside it the anchor and ``F`` stay as they were.
+      max_norm: scales each tensor of ``fisher`` down to at most this Euclidean norm, inside the
+        mask.
+      anchor: ``"latest"`` or ``"mean"``, as above. ``"mean"`` needs a ``decay``.
 
     Returns:
       ``opt_state`` with a new plasticity state in it. Its structure and dtypes do not change.
 
     Raises:
-      ValueError: if ``opt_state`` holds no plasticity state or several, if a tree does not match
-        (the message names the first path that differs), or for a negative ``decay`` or
-        ``max_norm``, or ``anchor="mean"`` without ``decay``.
+      ValueError: if ``opt_state`` holds no plasticity state or several; if a tree does not match
+        (the message names the first path that differs); for a negative ``decay`` or ``max_norm``;
+        or for ``anchor="mean"`` without ``decay``.
 
     Example:
       >>> import jax.numpy as jnp, optax, wpl_jax
@@ -105,13 +107,15 @@ def consolidate(
 
 
 def flush(opt_state: chex.ArrayTree) -> chex.ArrayTree:
-    """Set ``F`` to zero (section 3.2: every three epochs), so that nothing is protected.
+    """Set ``F`` to zero, so that nothing is protected until the next consolidation.
+
+    The paper's searches do this every three epochs (section 3.2).
 
     Args:
       opt_state: as in :func:`consolidate`.
 
     Returns:
-      ``opt_state`` with the Fisher in its plasticity state zero.
+      ``opt_state`` with a Fisher of zeros in its plasticity state.
 
     Raises:
       ValueError: if ``opt_state`` holds no plasticity state or several.
@@ -139,8 +143,8 @@ def check_consolidation(anchor: str, decay: Any, max_norm: Any, decay_name: str 
         raise ValueError(f'anchor must be "latest" or "mean", got {anchor!r}')
     if anchor == "mean" and decay is None:
         raise ValueError(
-            f'anchor="mean" weighs the models by their Fishers, which {decay_name}=None forgets: '
-            f"pass {decay_name}=1.0 to keep the penalties of all models"
+            f'anchor="mean" weighs the models by their Fishers, but {decay_name}=None forgets the '
+            f"earlier ones: pass {decay_name}=1.0 to keep the penalties of all models"
         )
 
 
@@ -166,7 +170,7 @@ def consolidated(
             new, param, inside, refused = _accept(new, param, old_anchor, old, inside)
             # In a shard_map, where it is known that a tensor is cut over devices and counters are
             # not, what is said of the tensor is said of all its pieces.
-            axes = tuple(varying_axes(jax.typeof(old_anchor)) - counted_on)
+            axes = tuple(varying_axes(old_anchor) - counted_on)
             rejected += jax.lax.psum(refused, axes) if axes else refused
             if max_norm is not None:
                 new = _clip_norm(new, max_norm, axes)
@@ -188,7 +192,7 @@ def consolidated(
         return new_anchors, new_fishers, rejected
 
     count = scalar(state.consolidations)
-    counted_on = varying_axes(jax.typeof(scalar(state.rejected)))
+    counted_on = varying_axes(scalar(state.rejected))
     for _ in range(count.ndim):  # of stacked or replicated states, each on its own
         of_one_model = jax.vmap(of_one_model)
     anchors, olds = jax.tree.leaves(state.anchor), jax.tree.leaves(state.fisher)

@@ -1,4 +1,4 @@
-"""The plasticity term applied implicitly, after the step of an optimiser."""
+"""The proximal form: the plasticity term is applied after the step of an optimiser."""
 
 from typing import Any
 
@@ -25,34 +25,35 @@ def proximal_plasticity(
     fisher_dtype: Any = None,
     anchor_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Apply the plasticity term implicitly: a proximal step, stable for every strength.
+    r"""Apply the plasticity term after the optimiser's step, stably for every strength.
 
-    Place it last in the chain, where the updates are the step about to be taken. With θ' the
-    weights after that step and η the learning rate, the new weights minimise the plasticity term
-    plus the squared distance to θ':
+    This is the proximal form of the term, a proximal step. Put it last in the chain, where the
+    updates are the step about to be taken. With θ' the weights after that step and η the learning
+    rate, the new weights minimise the plasticity term plus the squared distance to θ':
 
     .. math::
         \frac{\varepsilon}{2} \sum_i F_i\, (\theta_i - \text{anchor}_i)^2
         + \frac{1}{2 \eta} \lVert\theta - \theta'\rVert^2
 
-    Setting the gradient to zero, one equation for each weight, gives
+    Where the gradient of this sum is zero,
 
     .. math::
         \theta_i = \frac{\theta'_i + c_i\, \text{anchor}_i}{1 + c_i},
         \qquad c_i = \eta\, \varepsilon\, F_i
 
-    a weighted mean of θ' and the anchor. It never overshoots, whereas the explicit form
-    (:func:`add_plasticity`) multiplies the distance to the anchor by ``1 - c`` in each step and
-    diverges where ``c > 2``. Without momentum both have the same fixed points, the stationary
-    points of eq. 8.
+    This is a weighted mean of θ' and the anchor, so it never overshoots. The additive form
+    (:func:`add_plasticity`) multiplies the distance to the anchor by ``1 - c`` in each step, and
+    diverges where ``c > 2``. Without momentum training stands still at the same weights with both
+    forms: the stationary points of eq. 8.
 
     Args:
       strength: eps of eq. 8, a number or scalar array >= 0, or a schedule of the update count.
-      learning_rate: that of the optimiser before it in the chain, in the same forms. Heavy-ball
-        momentum ``m`` multiplies a steady gradient by ``1 / (1 - m)``, and the term is applied
-        after it: for the fixed points of eq. 8 pass ``learning_rate / (1 - m)``; passing
-        ``learning_rate`` means a strength ``1 - m`` times as large. After a preconditioner such as
-        Adam the term is decoupled from the preconditioning, like the weight decay of AdamW.
+      learning_rate: the learning rate of the optimiser before it in the chain, a number, a scalar
+        array or a schedule. Heavy-ball momentum ``m`` multiplies a steady gradient by
+        ``1 / (1 - m)``, and the term is applied after that: pass ``learning_rate / (1 - m)`` for
+        the stationary points of eq. 8. (With ``learning_rate`` itself the strength is in effect
+        ``1 - m`` times as large.) After a preconditioner such as Adam the term is not
+        preconditioned, like the weight decay of AdamW.
       fisher_dtype: as in :func:`add_plasticity`.
       anchor_dtype: as in :func:`add_plasticity`.
 
@@ -61,8 +62,8 @@ def proximal_plasticity(
       ``mask`` as in :func:`add_plasticity`.
 
     Raises:
-      ValueError: as :func:`add_plasticity`, for either argument; in ``update``, for updates that
-        come out of another proximal term: two of them in a row do not add up, the last one wins.
+      ValueError: as :func:`add_plasticity`, for either argument. In ``update``, also if the updates
+        come out of another proximal term: two in a row would not add up, the last one would win.
 
     Example:
       >>> import jax.numpy as jnp, optax, wpl_jax
@@ -70,7 +71,7 @@ def proximal_plasticity(
       >>> params = jnp.array([1.0, 1.0])
       >>> opt_state = wpl_jax.consolidate(tx.init(params), params, fisher=jnp.array([1.0, 0.0]))
       >>> updates, opt_state = tx.update(jnp.array([5.0, 5.0]), opt_state, params)
-      >>> print(optax.apply_updates(params, updates).round(4))  # held, and free
+      >>> print(optax.apply_updates(params, updates).round(4))  # the first is held, the second free
       [1.  0.5]
     """
     check_nonnegative(strength=strength, learning_rate=learning_rate)

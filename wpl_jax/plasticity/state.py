@@ -21,11 +21,11 @@ class PlasticityState(NamedTuple):
     fisher: chex.ArrayTree  # like params, real, float32 or wider or fisher_dtype; finite and >= 0
     rejected: jax.Array  # shape=(), int32: entries that consolidate refused, so far
     consolidations: jax.Array  # shape=(), int32: how often the anchor has been set
-    last_strength: jax.Array  # shape=(): eps of the last update, and before it of the first
+    last_strength: jax.Array  # shape=(): strength at the last update, or at the first
 
 
 class ProximalState(PlasticityState):
-    """Says, by its type, that the term is applied implicitly."""
+    """The state of the proximal form, told apart from that of the additive one by its type."""
 
     __slots__ = ()
 

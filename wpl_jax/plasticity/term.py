@@ -1,4 +1,4 @@
-"""What every form of the term shares: where its parts come from, and that zero is not added."""
+"""What all forms of the term share: its strength, Fishers and distances, and how it is applied."""
 
 import weakref
 from collections.abc import Callable
@@ -172,8 +172,8 @@ def _refuse_pulled(updates):
     if any(u is not None and _pulled.get(id(u)) is u for u in updates):
         raise ValueError(
             "the updates come out of proximal_plasticity, which has to be last: a second proximal "
-            "term would win over the first, an additive one push away from its anchor. To protect "
-            'several models use one term and consolidate(..., decay=1.0, anchor="mean"); '
+            "term would undo the first, and an additive term would push away from its anchor. To "
+            'protect several models use one term and consolidate(..., decay=1.0, anchor="mean"). '
             "add_plasticity goes before the optimiser"
         )
 

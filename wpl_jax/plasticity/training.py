@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import optax
 
 from wpl_jax.fisher import empirical_fisher
-from wpl_jax.fisher.backward import varying_axes
 from wpl_jax.plasticity.additive import add_plasticity
 from wpl_jax.plasticity.consolidation import check_consolidation, consolidated
 from wpl_jax.plasticity.proximal import proximal_plasticity
 from wpl_jax.plasticity.state import find_all
 from wpl_jax.plasticity.term import ScalarOrSchedule
 from wpl_jax.trees import align_mask, is_hidden, leaves_by_path, resolve_mask
+from wpl_jax.varying import varying_axes
 
 __all__ = ["weight_plasticity"]
 
@@ -38,49 +38,55 @@ def weight_plasticity(
 ) -> optax.GradientTransformationExtraArgs:
     """Wrap an optimiser so that one ``update`` trains, computes the Fisher and moves the anchor.
 
-    For training many models in turn on one tree of shared weights, in one compiled step. ``update``
-    takes, beside the usual arguments:
+    It trains many models in turn on one tree of shared weights, with one compiled step. Beside the
+    usual arguments ``update`` takes:
 
-    * ``mask``: the weights of the model being trained, as in :func:`add_plasticity`. Outside it the
-      step changes nothing: not the weights, not the inner optimiser's memory of them, not ``F``.
-      Memory that several weights share moves with any of them. ``inner`` is not given the mask.
-    * ``consolidate``: a boolean, traced or not; true in the last step of a model. After that step
-      the empirical Fisher of ``batch`` at the *new* weights enters ``F`` and the anchor moves to
-      them, as :func:`consolidate` does. Where it is false no Fisher is computed (``lax.cond``;
-      under ``vmap`` over ``consolidate`` both branches run).
-    * ``batch``: what the Fisher is computed from, with a leading example axis.
+    * ``mask``: the weights of the model being trained, as in :func:`add_plasticity`. Outside it a
+      step changes nothing: neither the weights, nor what the inner optimiser remembers of them, nor
+      ``F``. An entry of the optimiser's memory that several weights share changes if one of them is
+      inside. ``inner`` itself is not given the mask.
+    * ``consolidate``: a boolean, traced or not. Make it true in the last step of each model: after
+      that step the empirical Fisher of ``batch`` at the *new* weights enters ``F``, and the anchor
+      moves to them, as :func:`consolidate` does. Otherwise no Fisher is computed. (This is a
+      ``lax.cond``; under a ``vmap`` over ``consolidate`` both branches run.)
+    * ``batch``: the examples to compute the Fisher from, with a leading axis of examples.
 
-    The new weights are ``optax.apply_updates(params, updates)``: let no transformation that changes
-    the updates come after this one, and none that hides weights from ``nll`` (``optax.masked``,
-    ``optax.partition``) around it. Wrappers that leave some steps out, such as
-    ``optax.MultiSteps``, belong around ``inner``: around this one they would drop ``consolidate``
-    with the step, so that it is refused there. The implicit form then pulls in each of ``k`` small
-    steps: give it ``learning_rate / k``. ``optax.inject_hyperparams`` needs
-    ``static_args=("nll", "microbatch_size")``, and dtypes where they are given.
+    How to compose it with other transformations:
+
+    * No transformation that changes the updates may come after it, since it takes the new weights
+      to be ``optax.apply_updates(params, updates)``.
+    * No wrapper around it may hide weights from ``nll``, as ``optax.masked`` and
+      ``optax.partition`` do.
+    * Wrappers that leave out some steps, such as ``optax.MultiSteps``, go around ``inner``. Around
+      this transformation they could drop the step that consolidates, so that is refused there. The
+      proximal form then acts in each of ``k`` small steps: give it ``learning_rate / k``.
+    * ``optax.inject_hyperparams`` needs ``static_args=("nll", "microbatch_size")``, and the names
+      of the dtypes if they are given.
 
     Args:
-      inner: the optimiser, e.g. ``optax.sgd(0.1)``.
+      inner: the optimiser, for example ``optax.sgd(0.1)``.
       strength: eps of eq. 8, a number or scalar array >= 0, or a schedule of the update count.
       nll: ``nll(params, example)``, the negative log-likelihood of one example.
-      fisher_decay: ``decay`` of :func:`consolidate`; the paper's ``1 - eta`` is 0.1.
-      max_norm: that of :func:`consolidate`.
-      learning_rate: where given, the implicit form (:func:`proximal_plasticity`) is used.
-      microbatch_size: that of :func:`wpl_jax.empirical_fisher`.
-      anchor: that of :func:`consolidate`; ``"mean"`` needs ``fisher_decay``.
-      axis_name: inside ``jax.shard_map`` or ``jax.pmap``, the axes over which ``batch`` is split,
-        all parts alike in size: the Fisher is their mean, and the state the same on all devices.
+      fisher_decay: the ``decay`` of :func:`consolidate`; the paper's ``1 - eta`` is 0.1.
+      max_norm: as in :func:`consolidate`.
+      learning_rate: if given, the proximal form (:func:`proximal_plasticity`) is used with it, and
+        otherwise the additive form (:func:`add_plasticity`).
+      microbatch_size: as in :func:`wpl_jax.empirical_fisher`.
+      anchor: as in :func:`consolidate`; ``"mean"`` needs ``fisher_decay``.
+      axis_name: inside ``jax.shard_map`` or ``jax.pmap``, the axes over which ``batch`` is split
+        into parts of one size. The Fisher is then the mean over the parts, so that the state is the
+        same on all devices.
       fisher_dtype: as in :func:`add_plasticity`.
       anchor_dtype: as in :func:`add_plasticity`.
 
     Returns:
       A transformation with ``update(grads, state, params, *, batch=None, consolidate=False,
-      mask=None)``. Further extra arguments reach ``inner``.
+      mask=None)``. Further extra arguments are passed on to ``inner``.
 
     Raises:
-      ValueError: as the functions named above, and for an ``inner`` that holds a plasticity term;
-        in ``update``, when ``consolidate`` is asked for without ``batch`` or ``nll``, inside a
-        wrapper that may leave the step out, or with a batch split over devices and no
-        ``axis_name``.
+      ValueError: as the functions named above, and if ``inner`` already holds a plasticity term. In
+        ``update``, if ``consolidate`` is true without ``batch`` or ``nll``, inside a wrapper that
+        may leave the step out, or with a batch that is split over devices and no ``axis_name``.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, wpl_jax
@@ -108,9 +114,9 @@ def weight_plasticity(
     check_consolidation(anchor, fisher_decay, max_norm, decay_name="fisher_decay")
     estimate_fisher: Any = None if nll is None else empirical_fisher(nll, microbatch_size)
     inner = optax.with_extra_args_support(inner)
-    implicit = learning_rate is not None
+    proximal = learning_rate is not None
     dtypes = {"fisher_dtype": fisher_dtype, "anchor_dtype": anchor_dtype}
-    if implicit:
+    if proximal:
         term = proximal_plasticity(strength, learning_rate, **dtypes)
     else:
         term = add_plasticity(strength, **dtypes)
@@ -122,7 +128,7 @@ def weight_plasticity(
                 "the optimiser that weight_plasticity wraps holds a plasticity term already: "
                 "pass one without, such as optax.sgd(0.1)"
             )
-        return (inner_state, term.init(params)) if implicit else (term.init(params), inner_state)
+        return (inner_state, term.init(params)) if proximal else (term.init(params), inner_state)
 
     def update_fn(
         updates, state, params=None, *, batch=None, consolidate=False, mask=None, **extra_args
@@ -141,8 +147,8 @@ def weight_plasticity(
         if params is not None:
             mask = resolve_mask(mask, params)
 
-        old_inner, old_term = state if implicit else reversed(state)
-        if implicit:
+        old_inner, old_term = state if proximal else reversed(state)
+        if proximal:
             updates, new_inner = inner.update(updates, old_inner, params, **extra_args)
             updates, new_term = term.update(updates, old_term, params, mask=mask)
         else:
@@ -165,7 +171,7 @@ def weight_plasticity(
 
         if asked:
             new_term = jax.lax.cond(consolidate, moved, lambda s: s, new_term)
-        return updates, (new_inner, new_term) if implicit else (new_term, new_inner)
+        return updates, (new_inner, new_term) if proximal else (new_term, new_inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -234,22 +240,18 @@ def _moves_by_path(state, params, insides):
 
 def _refuse_to_differ(fisher, params, plasticity):
     """What varies between devices, where JAX knows, must not enter a state that does not."""
-
-    def axes(tree):
-        return frozenset().union(
-            *(varying_axes(jax.typeof(leaf)) for leaf in jax.tree.leaves(tree))
-        )
-
-    known = axes((plasticity.anchor, plasticity.fisher))
-    if differing := axes(params) - known:
+    known = varying_axes((plasticity.anchor, plasticity.fisher))
+    if differing := varying_axes(params) - known:
         raise ValueError(
-            f"the new weights differ between the devices of {sorted(differing)}, where the "
-            "plasticity state is the same on all: average the gradients, as with jax.lax.pmean"
+            f"the new weights differ between the devices of {sorted(differing)}, but the "
+            "plasticity state must be the same on all of them: average the gradients, for example "
+            "with jax.lax.pmean"
         )
-    if differing := axes(fisher) - known:
+    if differing := varying_axes(fisher) - known:
         raise ValueError(
-            f"batch is split over the devices of {sorted(differing)}, where the plasticity state "
-            "is the same on all: pass axis_name to weight_plasticity, so that Fishers are averaged"
+            f"batch is split over the devices of {sorted(differing)}, but the plasticity state "
+            "must be the same on all of them: pass axis_name to weight_plasticity, so that it "
+            "averages the Fishers"
         )
 
 
@@ -282,7 +284,7 @@ def _refuse_to_be_skipped():
         if name := _SKIPPING.get(frame.f_code):
             raise ValueError(
                 f"consolidate inside optax.{name} would be lost in a step that it leaves out: put "
-                f"the wrapper inside, weight_plasticity(optax.{name}(optimizer, ...), ...), or "
-                "leave consolidate out and call wpl_jax.consolidate between two steps"
+                f"the wrapper inside, weight_plasticity(optax.{name}(optimizer, ...), ...), or do "
+                "not pass consolidate and call wpl_jax.consolidate between two steps"
             )
         frame = frame.f_back

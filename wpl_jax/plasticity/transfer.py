@@ -1,4 +1,4 @@
-"""The plasticity state as a thing of its own: out of one optimiser's state, into another's."""
+"""Take the plasticity state out of one optimiser's state, and put it into another's."""
 
 import warnings
 
@@ -15,14 +15,14 @@ __all__ = ["get_plasticity", "put_plasticity"]
 
 
 def get_plasticity(opt_state: chex.ArrayTree) -> PlasticityState:
-    """The plasticity state in an optimiser's state: to be read, saved alone, or put elsewhere.
+    """Take out the plasticity state of an optimiser's state, to read, save or move it.
 
     Args:
       opt_state: any tree that holds one :class:`PlasticityState`, as in :func:`consolidate`.
 
     Returns:
-      That state, a pytree like any other, of arrays: those of an ``nnx.Optimizer`` are taken out of
-      their variables.
+      The state, a pytree of arrays. (The arrays of an ``nnx.Optimizer`` are taken out of their
+      variables.)
 
     Raises:
       ValueError: if ``opt_state`` holds no plasticity state or several.
@@ -39,26 +39,26 @@ def get_plasticity(opt_state: chex.ArrayTree) -> PlasticityState:
 
 
 def put_plasticity(opt_state: chex.ArrayTree, plasticity: chex.ArrayTree) -> chex.ArrayTree:
-    """Carry what is protected into the state of another optimiser, or of a changed model.
+    """Move anchor and Fisher into the state of another optimiser, or of a changed model.
 
-    Anchor and Fisher are matched by path and shape. What only the new parameters have, such as the
-    head of another task, stays as the new state has it: after ``init``, free. What they no longer
-    have is dropped, and a warning names it. Whether the term is applied implicitly, its strength
-    and the count that schedules are read at are the new optimiser's.
+    They are matched by path and shape. Parameters that only the new model has, such as the head of
+    another task, keep what ``opt_state`` has for them: after ``init`` they are free. Parameters
+    that it no longer has are dropped, and a warning names them. All else is the new optimiser's:
+    the form of the term (additive or proximal), its strength, and the count for schedules.
 
     Args:
-      opt_state: the state to put it into, as in :func:`consolidate`.
-      plasticity: what :func:`get_plasticity` gave, or any tree that holds one plasticity state.
+      opt_state: the state to put them into, as in :func:`consolidate`.
+      plasticity: what :func:`get_plasticity` returned, or any tree that holds one plasticity state.
 
     Returns:
       ``opt_state`` with a new plasticity state in it. Its structure and dtypes do not change.
 
     Raises:
-      ValueError: if either holds no plasticity state or several, or if they are of different
-        numbers of stacked models.
+      ValueError: if either holds no plasticity state or several, or if they are stacks of the
+        states of different numbers of models.
 
     Warns:
-      UserWarning: with the paths of what was dropped.
+      UserWarning: if something was dropped, with its paths.
 
     Example:
       To train on with another optimiser is one line:
@@ -77,9 +77,9 @@ def put_plasticity(opt_state: chex.ArrayTree, plasticity: chex.ArrayTree) -> che
     members, ours = (jnp.shape(scalar(s.count)) for s in (source, get_plasticity(opt_state)))
     if members != ours:
         raise ValueError(
-            f"plasticity is of stacked models of shape {members}, opt_state of {ours}: take one, "
-            "jax.tree.map(lambda x: x[i], plasticity), or stack it, "
-            "jax.tree.map(lambda x: jnp.stack([x] * n), plasticity)"
+            f"plasticity has models stacked in shape {members}, and opt_state in shape {ours}, "
+            "where () is one model: take one with jax.tree.map(lambda x: x[i], plasticity), or "
+            "stack several with jax.tree.map(lambda x: jnp.stack([x] * n), plasticity)"
         )
     anchors, fishers = leaves_by_path(source.anchor), leaves_by_path(source.fisher)
     given = {

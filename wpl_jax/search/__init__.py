@@ -2,7 +2,9 @@
 
 from wpl_jax.search.controller import Controller, Sample, reinforce_loss, update_baseline
 from wpl_jax.search.parallel import everywhere, split_batches
-from wpl_jax.search.step import Data, Epoch, Progress, Search, SearchConfig, SearchState
+from wpl_jax.search.settings import SearchConfig
+from wpl_jax.search.state import Data, Epoch, Progress, SearchState
+from wpl_jax.search.step import Search
 
 __all__ = [
     "Controller",

@@ -1,7 +1,7 @@
 """The ENAS controller: an LSTM that samples architectures and learns from their rewards.
 
-It knows a search space only as its ``decisions``, the number of choices at each step, so that it
-serves any space. One step of learning, for ``n`` architectures::
+All that it knows of a search space is ``decisions``, the number of choices at each step. So it
+works with any space. One step of learning, from ``n`` architectures::
 
     def loss(params):
         log_probs, entropies = controller.apply(params, actions, method="log_prob")
@@ -9,12 +9,12 @@ serves any space. One step of learning, for ``n`` architectures::
 
 
     actions, _, _ = controller.apply(params, key, n, method="sample")
-    rewards = ...  # one an architecture
+    rewards = ...  # one for each architecture
     baseline = update_baseline(baseline, rewards)
     updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
 
-Rewards that are not finite are left out: they move neither the controller nor the baseline. To
-teach the controller to avoid an architecture that diverged, give it the worst reward there is.
+Rewards that are not finite are left out: they change neither the controller nor the baseline. To
+teach the controller to avoid an architecture that diverged, give it the worst possible reward.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ __all__ = ["Controller", "Sample", "reinforce_loss", "update_baseline"]
 
 
 class Sample(NamedTuple):
-    """``n`` architectures, as the choices that make them."""
+    """``n`` sampled architectures, each as the choices that define it."""
 
     actions: jax.Array  # shape=(n, decisions), int32
     log_probs: jax.Array  # shape=(n,), float32, nats
@@ -40,29 +40,30 @@ class Sample(NamedTuple):
 class Controller(nn.Module):
     """An LSTM over the decisions of a search space (Pham et al., 2018, section 2).
 
-    At each decision it reads the choice made at the one before and gives the logits of the next::
+    At each decision it reads the choice made at the decision before, and gives the logits of the
+    choices at this one::
 
         logits = tanh_constant * tanh(head @ hidden / temperature)
 
-    so that no two of them differ by more than ``2 * tanh_constant``: at the default 2.5, the
-    likeliest of 4 choices has a probability of at most about .98. Each decision has its own head
-    and its own embedding of the choice before it, where ENAS shares them between nodes and points
-    at a predecessor by attention. Weights start uniform within ±0.1.
+    Two logits thus differ by at most ``2 * tanh_constant``. With the default of 2.5, the likeliest
+    of 4 choices has a probability of at most about .98. Each decision has a head of its own and an
+    embedding of its own for the choice before it. (ENAS shares them between nodes, and points at a
+    predecessor by attention.) All weights start uniformly distributed between -0.1 and 0.1.
 
-    A decision with fewer choices than the most has the others masked: their probability is exactly
-    0 and no gradient comes from them. A decision with a single choice adds exactly 0 to
-    log-probability and entropy. The loop over the decisions is a scan: the size of the program does
-    not depend on their number.
+    If a decision has fewer choices than others, the missing ones are masked: their probability is
+    exactly 0, and no gradient comes from them. A decision with a single choice adds exactly 0 to
+    the log-probability and to the entropy. The loop over the decisions is a scan, so that the size
+    of the compiled program does not depend on their number.
 
     Attributes:
-      decisions: number of choices at each decision, as a search space has it.
+      decisions: the number of choices at each decision, as in :class:`wpl_jax.spaces.Space`.
       units: size of the LSTM and of the embeddings.
       temperature: divides the logits inside the tanh.
-      tanh_constant: bound of the logits.
+      tanh_constant: the largest absolute value of a logit.
 
     Raises:
-      ValueError: at construction, for decisions that are none or are not numbers of choices, and
-        for ``units``, a temperature or a tanh constant that is not positive.
+      ValueError: at construction, if ``decisions`` are empty or contain anything but integers of at
+        least 1, or if ``units``, ``temperature`` or ``tanh_constant`` are not positive.
 
     Example:
       >>> import jax, numpy as np
@@ -117,25 +118,25 @@ class Controller(nn.Module):
           n: how many, a Python int.
 
         Returns:
-          Their actions, with the log-probability of each architecture, the sum over its decisions,
-          and its entropies, the sum of those of the decisions given the choices before. The mean of
-          these sums over samples estimates the entropy of the controller without bias.
+          A :class:`Sample`. The log-probability of an architecture is the sum over its decisions.
+          Its entropy is the sum of the entropies of the decisions, each given the choices before.
+          The mean of these sums over samples is an unbiased estimate of the controller's entropy.
         """
         keys = jax.random.split(key, len(self.decisions))
         return self._walk(n, keys, jax.random.categorical)
 
     def log_prob(self, actions: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Log-probabilities and entropies of given architectures, as :meth:`sample` gives them.
+        """Log-probabilities and entropies of given architectures, as :meth:`sample` returns them.
 
         Args:
-          actions: integers of shape ``(n, decisions)``. An architecture with a choice that its
-            decision does not have has log-probability ``-inf``.
+          actions: integers of shape ``(n, decisions)``. If one of them is not among the choices of
+            its decision, the log-probability of that architecture is ``-inf``.
 
         Returns:
           Two arrays of shape ``(n,)``.
 
         Raises:
-          ValueError: for actions of another shape, or that are not integers.
+          ValueError: if the actions have another shape, or are not integers.
         """
         actions, steps = jnp.asarray(actions), len(self.decisions)
         if actions.shape[1:] != (steps,) or not jnp.issubdtype(actions.dtype, jnp.integer):
@@ -178,20 +179,21 @@ def reinforce_loss(
     baseline: chex.Numeric,
     entropy_weight: chex.Numeric = 1e-4,
 ) -> jax.Array:
-    r"""Loss whose gradient is that of REINFORCE with a baseline, with a bonus for entropy.
+    r"""A loss whose gradient is that of REINFORCE with a baseline and a bonus for entropy.
 
     .. math:: -\frac1n \sum_i (R_i - b) \log p_i - \beta\, \frac1n \sum_i H_i
 
-    with R for ``rewards``, b for ``baseline``, log p for ``log_probs``, β for ``entropy_weight``
-    and H for ``entropies``; the advantage R - b is taken as a constant. The loss's value means
-    nothing, its gradient descends the expected negative reward. An architecture whose advantage is
-    not finite counts as one of advantage 0: its reward is not finite, or there is no baseline yet.
+    Here R are the ``rewards``, b is the ``baseline``, log p the ``log_probs``, β the
+    ``entropy_weight`` and H the ``entropies``. The advantage R - b is not differentiated. The value
+    of this loss has no meaning of its own; following its negative gradient raises the expected
+    reward. If an advantage is not finite, because the reward is not or because there is no baseline
+    yet, it counts as 0.
 
     Args:
-      log_probs: of the sampled architectures, shape ``(n,)``.
-      entropies: theirs, shape ``(n,)``.
-      rewards: theirs, shape ``(n,)``.
-      baseline: what to expect of a reward; see :func:`update_baseline`.
+      log_probs: log-probabilities of the sampled architectures, shape ``(n,)``.
+      entropies: their entropies, shape ``(n,)``.
+      rewards: their rewards, shape ``(n,)``.
+      baseline: the reward to expect; see :func:`update_baseline`.
       entropy_weight: 1e-4 in the paper's settings.
 
     Returns:
@@ -224,14 +226,14 @@ def update_baseline(
 ) -> jax.Array:
     """Moving average of the mean reward, ``decay * baseline + (1 - decay) * mean(rewards)``.
 
-    The first rewards become the baseline as they are. Before them it is NaN, a value like any other
-    to a compiled program and to a checkpoint: start from ``jnp.float32(jnp.nan)``. As in ENAS, the
-    rewards enter the baseline before it is subtracted from them.
+    Start from ``jnp.float32(jnp.nan)``, which stands for "no rewards yet". The mean of the first
+    rewards becomes the baseline as it is. As in ENAS, update the baseline with the rewards first,
+    and subtract the new baseline from them.
 
     Args:
       baseline: a scalar, NaN before the first rewards.
-      rewards: shape ``(n,)`` or a scalar. Those that are not finite are left out; without any
-        that is, the baseline stays.
+      rewards: shape ``(n,)`` or a scalar. Rewards that are not finite are left out. If none is
+        finite, the baseline stays as it was.
       decay: 0.95 in the paper's settings.
 
     Returns:

@@ -1,12 +1,12 @@
-"""Data parallelism over the devices of one process or of many, by where arrays are put.
+"""Data parallelism: run a search on many devices, of one process or of many.
 
-A search's step says nothing of devices. Compiled for data whose batches are split over them and for
-a state that each of them holds, it is the same program, in which every device computes with its
-part of each batch and sums over the batch are sums over devices: JAX and XLA divide it. So results
-differ by rounding alone.
+The step of a :class:`wpl_jax.search.Search` is the same code on one device and on many. Put the
+data on the devices with :func:`split_batches`, so that each device holds a part of every batch, and
+the state with :func:`everywhere`, so that each device holds all of it. JAX and XLA then divide the
+computation. Results differ from those of one device only by rounding.
 
-Several processes, on one machine or on many, run the same script, in which
-``jax.distributed.initialize`` comes first; then ``jax.devices()`` are the devices of all of them.
+To use several processes, on one machine or on many, run the same script in each and call
+``jax.distributed.initialize`` first. ``jax.devices()`` then lists the devices of all processes.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ __all__ = ["everywhere", "split_batches"]
 
 
 def everywhere(devices: Sequence[jax.Device] | None = None) -> NamedSharding:
-    """Where a search's state and all that it reports belong: whole, on each of the devices.
+    """The sharding for a search's state and reports: a whole copy on each device.
 
     Args:
-      devices: those of all processes by default.
+      devices: which devices; by default those of all processes.
 
     Example:
       >>> import jax, numpy as np, optax
@@ -44,12 +44,13 @@ def everywhere(devices: Sequence[jax.Device] | None = None) -> NamedSharding:
 def split_batches(
     data: chex.ArrayTree, devices: Sequence[jax.Device] | None = None
 ) -> chex.ArrayTree:
-    """Put data on the devices, of each batch an equal part on each.
+    """Put data on the devices, an equal part of each batch on each of them.
 
     Args:
-      data: arrays [batches, batch, ...], such as the splits of :class:`wpl_jax.search.Data`. Every
-        process gives all of it, and puts on its own devices what they are to have.
-      devices: those of all processes by default.
+      data: arrays of shape ``(batches, batch, ...)``, such as the splits of
+        :class:`wpl_jax.search.Data`. Each process passes all of the data; only the parts for its
+        own devices are put there.
+      devices: which devices; by default those of all processes.
 
     Raises:
       ValueError: if a batch cannot be divided by the number of devices.

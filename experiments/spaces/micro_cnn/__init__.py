@@ -1,0 +1,1 @@
+"""Cells of convolutional networks, for image classification."""

@@ -1,0 +1,1 @@
+"""Recurrent cells, for language modelling."""

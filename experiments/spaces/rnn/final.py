@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -11,9 +11,10 @@ import numpy as np
 import optax
 
 from experiments.running.progress import Diverged
-from experiments.spaces.final_settings import RNNFinal
-from experiments.spaces.training import Data, Training
+from experiments.spaces.rnn.settings import RNNFinal
+from experiments.spaces.training import Training
 from wpl_jax.data.text import EOS, Text, every_token, windows
+from wpl_jax.search import Data
 
 
 class Part(NamedTuple):
@@ -47,8 +48,6 @@ class RNNTraining(Training):
 
     config: RNNFinal
 
-    fresh: ClassVar[tuple[str, ...]] = (*Training.fresh, "hidden")
-
     @property
     def steps_per_call(self) -> int:
         return self.config.windows_per_call
@@ -60,7 +59,8 @@ class RNNTraining(Training):
             part(config, corpus, corpus.validation, config.validation_batch_size),
         )
 
-    def init(self, key: jax.Array) -> State:
+    def init(self, key: jax.Array, batches: jax.Array) -> State:
+        del batches
         init_key, key = jax.random.split(key)
         params = self.own(self.space.init(init_key))
         zero = jnp.zeros([], jnp.int32)
@@ -80,6 +80,10 @@ class RNNTraining(Training):
             skipped=zero,
             streak=zero,
         )
+
+    def begin(self, state: State, batches: jax.Array) -> State:
+        """The state at the start of an epoch, which is that of the text."""
+        return super().begin(state, batches)._replace(hidden=jnp.zeros_like(state.hidden))
 
     def attempt(
         self, state: State, batches: jax.Array, key: jax.Array

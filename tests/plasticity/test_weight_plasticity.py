@@ -1,0 +1,148 @@
+"""`weight_plasticity`: training, the Fisher and the anchor in one step."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from forms import (
+    BATCH,
+    LEARNING_RATE,
+    PARAMS,
+    adamw,
+    add,
+    assert_close,
+    assert_same_bits,
+    both_weights,
+    mean_gradient,
+    nll,
+    normal,
+    normal_like,
+    one_step,
+    plasticity,
+    protected,
+    proximal,
+    sgd,
+    weight,
+)
+
+import wpl_jax
+
+
+@both_weights
+def test_one_compiled_step_equals_the_sequence_by_hand(form):
+    tx = form(adamw(), fisher_decay=0.5, max_norm=1.5, microbatch_size=4)
+    step = one_step(tx)
+    by_hand = (add if form is weight else proximal)(adamw())
+    estimate = jax.jit(wpl_jax.empirical_fisher(nll))
+    params, opt_state = PARAMS, tx.init(PARAMS)
+    hand_params, hand_state = PARAMS, by_hand.init(PARAMS)
+    for i, last in enumerate([False, True, False, True, False]):
+        batch = {"x": normal(40 + i, 6, 3), "y": normal(50 + i, 6)}
+        params, opt_state = step(params, opt_state, batch, last)
+        grads = mean_gradient(hand_params, batch)
+        updates, hand_state = by_hand.update(grads, hand_state, hand_params)
+        hand_params = optax.apply_updates(hand_params, updates)
+        if last:
+            hand_state = wpl_jax.consolidate(
+                hand_state, hand_params, estimate(hand_params, batch), decay=0.5, max_norm=1.5
+            )
+        assert_close(params, hand_params)
+        assert_close(opt_state, hand_state)
+    assert step.traces == 1
+
+
+@both_weights
+def test_consolidates_inside_the_mask_only(form):
+    tx = form(sgd(), fisher_decay=0.5)
+    mask = {"hidden": {"kernel": jnp.array([True, False]), "bias": True}, "gain": False}
+    old_state = protected(tx)
+    params, opt_state = one_step(tx)(PARAMS, old_state, BATCH, True, mask)
+    old, new = plasticity(old_state), plasticity(opt_state)
+    fisher = wpl_jax.empirical_fisher(nll)(params, BATCH)
+    inside = jax.tree.broadcast(mask, PARAMS)
+    assert_same_bits(new.anchor, jax.tree.map(jnp.where, inside, params, old.anchor))
+    assert_close(
+        new.fisher,
+        jax.tree.map(lambda i, f, o: jnp.where(i, f + 0.5 * o, o), inside, fisher, old.fisher),
+    )
+
+
+MASK = {"a": np.arange(20).reshape(5, 4) % 3 == 0, "b": np.array([True, False, False])}
+INNERS = {
+    "sgd": sgd(),
+    "adamw": adamw(),
+    "chain": optax.chain(optax.clip_by_global_norm(1.0), optax.nadam(0.1)),
+    "masked": optax.masked(adamw(), {"a": True, "b": False}),
+    "partition": optax.partition({"x": sgd(), "y": adamw()}, {"a": "x", "b": "y"}),
+    "inject_hyperparams": optax.inject_hyperparams(optax.adamw)(0.1, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize(
+    ("inner", "learning_rate"), [*((i, None) for i in INNERS), ("adamw", LEARNING_RATE)]
+)
+def test_outside_the_mask_nothing_changes(inner, learning_rate):
+    """Not the weights (nor their signs of zero), the optimiser's memory, the anchor or F."""
+
+    def nll(params, example):
+        return jnp.sum(params["a"] * example) + jnp.square(params["b"]).sum()
+
+    tx = wpl_jax.weight_plasticity(
+        INNERS[inner], nll=nll, strength=2.0, fisher_decay=0.5, learning_rate=learning_rate
+    )
+    params = {"a": normal(0, 5, 4).at[0, 1].set(-0.0), "b": normal(1, 3)}
+    grads = normal_like(params, 10)
+    opt_state = protected(tx, params, grads, jax.tree.map(jnp.abs, grads))
+    _, opt_state = tx.update(grads, opt_state, params)  # momenta that are not zero
+
+    @jax.jit
+    def step(params, opt_state, mask):
+        updates, opt_state = tx.update(
+            grads, opt_state, params, batch=normal(2, 6, 5, 4), consolidate=True, mask=mask
+        )
+        return optax.apply_updates(params, updates), opt_state
+
+    before = (params, opt_state)
+    after = step(*before, MASK)
+    masks = {mask.shape: mask for mask in MASK.values()}
+    frozen = 0
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        if old.shape in masks:
+            outside = ~masks[old.shape]
+            assert np.asarray(old)[outside].tobytes() == np.asarray(new)[outside].tobytes()
+            frozen += 1
+    assert frozen >= 7  # weights, anchors, Fishers and some memory
+    for old, new in zip(jax.tree.leaves(before[0]), jax.tree.leaves(after[0]), strict=True):
+        assert np.all(np.asarray(old != new)[masks[old.shape]])
+
+
+def test_memory_that_weights_share_moves_with_any_of_them():
+    """adafactor keeps a row and a column a matrix: frozen where the whole matrix is outside."""
+    tx = wpl_jax.weight_plasticity(optax.adafactor(0.1, min_dim_size_to_factor=2), strength=1.0)
+    params = {"in": normal(0, 3, 2), "out": normal(1, 3, 2)}
+    mask = {"in": jnp.array([True, False]), "out": jnp.array(False)}
+    before = tx.init(params)
+    updates, after = jax.jit(tx.update)(normal_like(params, 5), before, params, mask=mask)
+    chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
+    assert not np.any(updates["in"][:, 1]) and np.all(updates["in"][:, 0])
+    old, new = (optax.tree.get(state, "v_row") for state in (before, after))
+    assert_same_bits(old["out"], new["out"])
+    assert np.all(old["in"] != new["in"])
+
+
+def test_no_fisher_is_computed_unless_asked_for():
+    examples_seen = []
+
+    def observed_nll(params, example):
+        jax.debug.callback(lambda x: examples_seen.append(x), example["y"])
+        return nll(params, example)
+
+    tx = wpl_jax.weight_plasticity(sgd(), strength=1.0, nll=observed_nll)
+    step = one_step(tx)
+    for last, calls in ((False, 0), (True, 6), (False, 6)):
+        step(PARAMS, tx.init(PARAMS), BATCH, last)
+        jax.effects_barrier()
+        assert len(examples_seen) == calls
+    assert step.traces == 1

@@ -1,0 +1,191 @@
+"""Means over the examples of a batch: what every statistic of single examples shares.
+
+Whoever averages one (a square of gradients, or their absolute value) writes ``estimate(fn, params,
+batch, weights)`` for parameters and examples that are arrays in one place, and calls :func:`mean`
+with what it adds up. :func:`estimator` makes of it the function that users call.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wpl_jax.fisher import routes
+from wpl_jax.fisher.program import wide_dtype
+from wpl_jax.modules import of_parameters
+from wpl_jax.trees import path_name
+from wpl_jax.varying import varying_as
+
+PerExample = Callable[[chex.ArrayTree, chex.ArrayTree], jax.Array]
+Estimator = Callable[..., chex.ArrayTree]
+
+MAX_BYTES = 2**28
+
+# So many examples are added up before a sum is added to that of the others: sums of float32 that
+# are longer lose digits.
+LONG_SUM = 1024
+
+
+def estimator(
+    name: str, fn: Callable, estimate: Callable[..., Any], batch_as_example: bool = False
+) -> Estimator:
+    """``fisher(params, batch, weights=None, *others)``, wherever the arrays lie.
+
+    Args:
+      name: what to call ``fn`` in an error.
+      fn: a function of parameters, or of an NNX model, and of one example.
+      estimate: makes of a function of parameters, these, a batch, weights and others the result.
+      batch_as_example: whether one example alone may be a whole batch.
+    """
+
+    def fisher(params, batch, weights=None, *others):
+        whole = batch_as_example and num_examples(batch) == 1
+        of_parts, rest, params = of_parameters(name, fn, params, whole)
+        params, batch = checked_inputs(params, batch)
+        if weights is not None:
+            weights = _checked(weights, num_examples(batch))
+        # In a shard_map the Fisher is that of each device's own examples.
+        params = jax.tree.map(lambda x: varying_as(x, batch), params)
+
+        def of_rest(rest, *args):
+            return estimate(functools.partial(of_parts, rest), *args)
+
+        meshes = [_sharding(x).mesh for x in jax.tree.leaves((params, batch))]
+        explicit = [mesh for mesh in meshes if mesh.explicit_axes]
+        if not explicit:
+            return of_rest(rest, params, batch, weights, *others)
+        # Examples are cut into microbatches and summed over: where these lie is left to XLA.
+        everywhere = jax.sharding.NamedSharding(explicit[0], jax.sharding.PartitionSpec())
+        shardings = jax.tree.map(
+            lambda x: everywhere if _sharding(x).mesh.empty else _sharding(x), params
+        )
+        automatic = jax.sharding.auto_axes(
+            of_rest, axes=explicit[0].explicit_axes, out_sharding=shardings
+        )
+        return automatic(rest, params, batch, weights, *others)
+
+    return fisher
+
+
+def _sharding(x):
+    return jax.typeof(x).sharding
+
+
+def mean(
+    total: Callable[[Any, jax.Array | None], Any],
+    batch: Any,
+    weights: jax.Array | None,
+    on_cpu: int,
+    elsewhere: int,
+) -> Any:
+    """Divide ``total(batch, weights)``, computed in microbatches, by the sum of the weights.
+
+    Args:
+      total: the sum over some examples; those of weight 0 must not count.
+      batch: all examples.
+      weights: of shape ``(n,)``, or ``None`` for ones.
+      on_cpu: examples in a microbatch on a CPU.
+      elsewhere: and on other devices.
+    """
+    n = num_examples(batch)
+    if weights is not None:
+        weights = _checked(weights, n)
+        batch = _without_padding(batch, weights)
+
+    def in_microbatches(size, batch, weights):
+        return routes.summed(total, batch, weights, size)
+
+    result = routes.on_platform(in_microbatches, on_cpu, elsewhere, batch, weights)
+    count = jnp.float32(n) if weights is None else jnp.sum(weights, dtype=float)
+    return jax.tree.map(lambda r: r / count.astype(r.dtype), result)
+
+
+def _checked(weights, n):
+    if np.shape(weights) != (n,):
+        raise ValueError(
+            f"weights must have shape ({n},), one weight an example, got {np.shape(weights)}"
+        )
+    if not isinstance(weights, jax.core.Tracer):
+        wrong = [float(w) for w in np.asarray(weights) if not w >= 0]
+        if wrong:
+            raise ValueError(
+                f"weights must not be negative or NaN, got {wrong[0]}: they say how often an "
+                "example counts, and 0 is for padding"
+            )
+    return jnp.asarray(weights)
+
+
+def _without_padding(batch, weights):
+    """Put a real example in the place of every one of weight 0, whatever that one held."""
+    real = weights != 0
+    index = jnp.where(real, jnp.arange(weights.size), jnp.argmax(real))
+    return jax.tree.map(lambda x: jnp.take(x, index, axis=0), batch)
+
+
+def widen(x: jax.Array) -> jax.Array:
+    """In the dtype of squares and sums: float32, or the array's own where that is wider."""
+    return x.astype(wide_dtype(x))
+
+
+def num_examples(batch: chex.ArrayTree) -> int:
+    """How many examples a batch has, which every leaf must agree on."""
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    sizes = {shape[0] if shape else 0 for shape in shapes}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(
+            "every leaf of batch must have the same leading axis of one or more examples, "
+            f"got leaves of shapes {shapes}"
+        )
+    return sizes.pop()
+
+
+def checked_inputs(params: chex.ArrayTree, batch: chex.ArrayTree) -> tuple[Any, Any]:
+    """Parameters, which must be floating-point, and a batch, as arrays."""
+    batch = jax.tree.map(_as_array, batch)
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if callable(leaf):
+            raise TypeError(
+                f"params must be arrays, got a {type(leaf).__name__} at {path_name(path)}: close "
+                "over what is not trained (Equinox: params, static = eqx.partition(model, "
+                "eqx.is_inexact_array), and eqx.combine(params, static) inside)"
+            )
+    params = jax.tree.map(_as_array, params)
+    for path, array in jax.tree.leaves_with_path(params):
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(
+                f"params must be floating-point to have gradients, got {array.dtype} at "
+                f"{path_name(path)}: close over such arrays instead"
+            )
+    num_examples(batch)
+    return params, batch
+
+
+def check_output(name: str, ndim: int | None, out: Any) -> None:
+    """Raise an error if this is not the shape of what a function should make of one example."""
+    if not hasattr(out, "ndim"):
+        raise TypeError(
+            f"{name}(params, example) must return one array, got a {type(out).__name__}; leave "
+            f"auxiliary results out: lambda params, example: {name}(params, example)[0]"
+        )
+    if ndim is not None and out.ndim != ndim:
+        kind = "a scalar" if ndim == 0 else "one-dimensional, (classes,),"
+        raise ValueError(
+            f"{name}(params, example) must be {kind} for one example, got shape {out.shape}; "
+            "it is called without the batch axis"
+        )
+
+
+def _as_array(x):
+    return x if hasattr(x, "dtype") and hasattr(x, "shape") else jnp.asarray(x)
+
+
+def check_sizes(microbatch_size: int | None, max_bytes: int = MAX_BYTES) -> None:
+    """Refuse sizes of microbatches that cannot be."""
+    if microbatch_size is not None and microbatch_size < 1:
+        raise ValueError(f"microbatch_size must be at least 1, or None, got {microbatch_size}")
+    if max_bytes < 1:
+        raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")

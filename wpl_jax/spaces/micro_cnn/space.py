@@ -1,0 +1,197 @@
+"""The space: which architectures there are, and what is trained and measured of them."""
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from wpl_jax.spaces import images as of_images
+from wpl_jax.spaces import parameters
+from wpl_jax.spaces.images import Split, cross_entropy
+from wpl_jax.spaces.micro_cnn import architecture as cells
+from wpl_jax.spaces.micro_cnn.architecture import OPERATIONS, Architecture, Cell
+from wpl_jax.spaces.micro_cnn.network import SEPARABLE, STAGES, Network, Params
+
+if TYPE_CHECKING:
+    import networkx
+
+
+@dataclasses.dataclass(frozen=True)
+class MicroCNN(Network):
+    """The space and the network around the cells; a :class:`wpl_jax.spaces.Space`.
+
+    The defaults are those of ENAS's search on CIFAR-10. A data split is a pair of images, uint8
+    [batches, batch, height, width, channels], and labels, int32 [batches, batch], where -1 is for
+    padding, which no loss and no score counts (see :func:`wpl_jax.data.batches`); by the statistics
+    of the batch it would be normalised with the rest, so measure padded batches by running ones.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from wpl_jax.spaces.micro_cnn import MicroCNN
+      >>> space = MicroCNN(classes=3, image_shape=(8, 8, 1), nodes=2, channels=4, cells=1)
+      >>> params = space.init(jax.random.key(0))
+      >>> actions = jax.random.randint(jax.random.key(1), (16,), 0, jnp.array(space.decisions))
+      >>> space.apply(params, space.decode(actions), jnp.ones((5, 8, 8, 1))).logits.shape
+      (5, 3)
+    """
+
+    crop_padding: int = 4
+    """In training images are shifted by up to so many pixels, at random; 0 for not."""
+    flip: bool = True
+    """In training every other image is mirrored, at random."""
+    cutout: int = 0
+    """In training a square of so many pixels is blanked, at a random place; 0 for none."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        super().__post_init__()
+        for name in ("crop_padding", "cutout"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+
+    # --- Architectures ---------------------------------------------------------------------------
+
+    @property
+    def decisions(self) -> tuple[int, ...]:
+        """Choices of each node: earlier node and operation, twice; the normal cell's first."""
+        cell = [n for j in range(self.nodes) for n in 2 * (j + 2, len(OPERATIONS))]
+        return tuple(2 * cell)
+
+    def decode(self, actions: jax.Array) -> Architecture:
+        """The cells that ``actions``, int32 [decisions], stand for."""
+        choices = jnp.asarray(actions, jnp.int32).reshape(2, self.nodes, 2, 2)
+        return Architecture(*(Cell(cell[..., 0], cell[..., 1]) for cell in choices))
+
+    def mask(self, architecture: Architecture) -> Params:
+        """Which shared parameters it uses: of its cells, those of the edges and the loose ends."""
+        shapes = jax.eval_shape(self.init, jax.random.key(0))
+
+        def of_cell(cell):
+            edges = jnp.zeros(self.nodes * (self.nodes + 3), jnp.int32)
+            edges = edges.at[cells.edge_index(cell)].set(cell.operations.ravel())
+            used = {name: edges == OPERATIONS.index(name) for name in SEPARABLE}
+            return used | {"project": cells.loose_ends(cell)}
+
+        def of_stage(stage, params):
+            used = jax.vmap(of_cell)(self.layers(architecture, stage))
+            return {"norm": True} | {
+                name: jax.tree.map(functools.partial(_broadcastable, mask), params[name])
+                for name, mask in used.items()
+            }
+
+        stages = [of_stage(stage, params) for stage, params in enumerate(shapes["stages"])]
+        return {name: True for name in shapes} | {"stages": stages}
+
+    def rows(self, architecture: Architecture) -> Params:
+        """Where in each layer its own edges are among all; projections are few, and all taken."""
+
+        def of_stage(stage):
+            edges = jax.vmap(cells.edge_index)(self.layers(architecture, stage))
+            return {"norm": ..., "project": ..., **dict.fromkeys(SEPARABLE, edges)}
+
+        names = jax.eval_shape(self.init, jax.random.key(0))
+        return {name: ... for name in names} | {"stages": [*map(of_stage, range(STAGES))]}
+
+    def num_parameters(self, architecture: Architecture) -> int:
+        """How many of the shared parameters it uses."""
+        return parameters.num_parameters(self, architecture)
+
+    def to_json(self, architecture: Architecture) -> dict[str, Any]:
+        """The cells in a form to store as JSON and to read."""
+        return cells.to_json(architecture)
+
+    def from_json(self, stored: Any) -> Architecture:
+        """The architecture that :meth:`to_json` stored.
+
+        Raises:
+          ValueError: naming what is wrong with it.
+        """
+        return cells.from_json(stored, self.nodes)
+
+    def graphs(self, architecture: Architecture) -> "dict[str, networkx.DiGraph]":
+        """Both cells as graphs, for :mod:`wpl_jax.figures.cells`."""
+        return {f"{name} cell": cells.graph(cell) for name, cell in architecture._asdict().items()}
+
+    # --- Data ------------------------------------------------------------------------------------
+
+    def num_batches(self, split: Split) -> int:
+        """How many batches there are in a split."""
+        return len(split[0])
+
+    def batch(
+        self, split: Split, step: jax.typing.ArrayLike, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Batch ``step`` of a split, around and around.
+
+        With a key images are augmented, and every pass over the split has other batches; see
+        :func:`wpl_jax.spaces.images.batch_of`.
+
+        Args:
+          split: images, uint8 [batches, batch, height, width, channels], and labels.
+          step: any integer >= 0.
+          key: of the augmentation.
+
+        Returns:
+          Images, float [batch, height, width, channels], about -2 to 2, and labels, int32 [batch].
+        """
+        augment = functools.partial(
+            of_images.augmented,
+            crop_padding=self.crop_padding,
+            flip=self.flip,
+            cutout=self.cutout,
+        )
+        return of_images.batch_of(split, step, key, augment)
+
+    # --- Training and measuring ------------------------------------------------------------------
+
+    def start(self, batch: tuple[jax.Array, jax.Array]) -> tuple[()]:
+        """The carry, of which images need none."""
+        del batch
+        return ()
+
+    def loss(
+        self,
+        params: Params,
+        architecture: Architecture,
+        batch: tuple[jax.Array, jax.Array],
+        carry: tuple[()] = (),
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, tuple[()]]:
+        """Mean cross-entropy in nats an image; with a key, drop-path and the auxiliary head's."""
+        images, labels = batch
+        output = self.apply(params, architecture, images, key=key)
+        loss = cross_entropy(output.logits, labels)
+        if key is not None and output.auxiliary is not None:
+            loss += self.auxiliary * cross_entropy(output.auxiliary, labels)
+        return loss, carry
+
+    def score(
+        self,
+        params: Params,
+        architecture: Architecture,
+        batch: tuple[jax.Array, jax.Array],
+        carry: tuple[()] = (),
+        statistics: Params | None = None,
+    ) -> tuple[tuple[jax.Array, jax.Array], tuple[()]]:
+        """Evaluation: how many images are misclassified, and how many there are.
+
+        An image whose logits are not all finite makes the first NaN.
+        """
+        images, labels = batch
+        logits = self.apply(params, architecture, images, statistics).logits
+        return of_images.misclassified(logits, labels), carry
+
+    def error(self, mean_score: jax.Array) -> jax.Array:
+        """The error rate, from 0 to 1."""
+        return mean_score
+
+    def reward(self, error: jax.Array) -> jax.Array:
+        """The controller's reward: the accuracy; 0 for an error that is not finite."""
+        return jnp.where(jnp.isfinite(error), 1 - error, 0.0)
+
+
+def _broadcastable(mask, param):
+    """A mask over the first two axes of a parameter."""
+    return jnp.reshape(mask, (*mask.shape, *[1] * (param.ndim - 2)))

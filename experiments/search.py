@@ -179,6 +179,13 @@ def settings(config: SearchRun) -> dict[str, object]:
     }
 
 
+def described(config: SearchRun) -> dict[str, object]:
+    """Settings besides, that a summary tells: where data of one's own are, and the end."""
+    names = ("text_dir", "image_dir", "derive_samples", "derive_batches", "probes")
+    plain = records.plain(dataclasses.asdict(config))
+    return {name: plain[name] for name in names if name in plain}
+
+
 def run(job: Job, checkpoints: Checkpoints) -> int:
     """Search until --epochs are over, then derive the best architecture."""
     config, size = job.config, job.config.search.architectures
@@ -330,8 +337,7 @@ def write_results(job: Job, state: SearchState, memory: int) -> None:
         "memory_per_device": memory,
         "seconds": round(float(columns["seconds"].sum())),
         "epochs": len(metrics),
-        "configuration": settings(config)
-        | {n: getattr(config, n) for n in ("derive_samples", "derive_batches", "probes")},
+        "configuration": settings(config) | described(config),
     } | records.provenance()
     records.write_json(out / "summary.json", summary)
     if columns["forgetting_mean"][0] < 0:

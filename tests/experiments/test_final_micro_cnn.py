@@ -214,7 +214,10 @@ def test_a_file_decides_how_many_nodes_there_are(tmp_path):
         ("--train-images 0", "--train-images must be at least 1, got 0"),
         ("--momentum nan", "--momentum must be finite and not negative, got nan"),
         ("--batch-size 9999", "batch_size must be at most"),
-        ("--space cnn", "--space must be one of rnn, micro_cnn, got 'cnn'"),
+        (
+            "--space cnn",
+            "--space must be one of rnn, micro_cnn, or module:Class for a task of your own, got 'cnn'",
+        ),
         ("--cnn.drop-path 1", "drop_path must be >= 0 and < 1, got 1.0"),
     ],
 )

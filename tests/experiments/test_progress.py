@@ -52,7 +52,7 @@ def test_elsewhere_than_in_the_main_thread_signals_are_left_alone():
 
 RUN = """
 import sys, time
-from experiments.running import interruptible
+from experiments.running.progress import interruptible
 with interruptible() as stop:
     print("started", flush=True)
     for step in range(1000):

@@ -367,7 +367,7 @@ def test_where_a_run_is_another_one_is_refused(finished, flags, capsys):
         ([], f"{finished} holds a run: go on with it with --resume, or choose another --out"),
         (["--resume", "--learning-rate", "3"], "made with learning_rate=5.0, not 3.0"),
         (["--resume", "--search.batches", "4"], "made with search.batches=3, not 4"),
-        (["--resume", "--rnn.vocabulary", "9"], "made with rnn.vocabulary=12, not 9"),
+        (["--resume", "--rnn.vocabulary", "9"], "rnn.vocabulary=12, not 9"),
     ):
         assert search.main([*command, *more]) == 2
         assert_one_line(capsys, message)
@@ -410,7 +410,10 @@ def test_bad_input_about_images_gives_one_clear_line_and_exit_code_2(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("--space cnn", "--space must be one of rnn, micro_cnn, got 'cnn'"),
+        (
+            "--space cnn",
+            "--space must be one of rnn, micro_cnn, or module:Class for a task of your own, got 'cnn'",
+        ),
         ("--probes -1", "--probes must be finite and not negative, got -1"),
         ("--preset tiny", "--preset must be one of paper, cpu, smoke, got 'tiny'"),
         ("--data ptb --data-dir {tmp}", "--data-dir"),

@@ -265,14 +265,14 @@ def test_checkpoints_of_another_run_are_refused(interrupted, text, monkeypatch, 
     other = text._replace(test=text.test[:-1])
     monkeypatch.setattr(LanguageModelling, "read", lambda self, config: other)
     assert train_final.main([*command, "--resume"]) == 2
-    assert "data=" in capsys.readouterr().err
+    assert "content=" in capsys.readouterr().err
 
 
 def test_a_run_that_only_skips_stops_and_says_so(tmp_path, monkeypatch, capsys):
     init = Training.init
 
-    def broken(self, key):
-        state = init(self, key)
+    def broken(self, key, batches):
+        state = init(self, key, batches)
         return state._replace(params=jax.tree.map(lambda x: x * jnp.nan, state.params))
 
     monkeypatch.setattr(Training, "init", broken)

@@ -1,6 +1,8 @@
 """Whether a search space keeps what the search relies on: what is wrong, and in which method."""
 
+import functools
 import json
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +18,9 @@ from wpl_jax.trees import path_name
 __all__ = ["check"]
 
 _ARCHITECTURES = 4
-_DRAWS = 3  # of parameters, in which a gradient that is always zero counts as one
+_DRAWS = 3  # of parameters, at least, in which no other weight than the mask's may have a gradient
+_MORE_DRAWS = 30  # at most, in one of which each weight of the mask must have one
+_METHODS = [name for name in vars(Space) if not name.startswith("_")]
 
 
 class _Fault(Exception):
@@ -34,14 +38,16 @@ def check(space: Space, split: chex.ArrayTree | None = None) -> None:
       the rows;
     - with ``split``: the loss depends on the weights of the mask and on no others; an architecture
       on its own rows has the loss, score and gradient that it has on all parameters; ``batch``
-      goes around and around; the carry keeps its shapes;
-    - a reward is finite, whatever the error;
+      goes around in ``num_batches`` steps; the carry keeps its shapes, in training too;
+    - rewards are finite, whatever the errors;
     - where the space has ``to_json``, ``from_json``, ``graphs`` or ``num_parameters`` (see
       :class:`wpl_jax.spaces.StoredSpace`), they agree with the rest.
 
     Args:
       space: the space.
       split: some of its data, as its ``batch`` takes them. Without, the loss is not looked at.
+        All of its first batch should matter: no loss depends on the weights of a pixel that is
+        always zero.
 
     Raises:
       ValueError: a line for each fault, which begins with the name of the method.
@@ -61,6 +67,8 @@ def check(space: Space, split: chex.ArrayTree | None = None) -> None:
       ...
       ValueError: mask: the loss depends on weights of params['edges'] that are not in the mask
     """
+    if missing := [name for name in _METHODS if not hasattr(type(space), name)]:
+        raise ValueError("\n".join(f"{name}: is not defined" for name in missing))
     faults: list[str] = []
 
     def passes(examine: Callable[..., Any], *arguments: Any) -> Any:
@@ -100,7 +108,7 @@ def _decisions(space):
 
 
 def _params(space):
-    """The shared parameters, moved off what they start at, which may be zero."""
+    """The shared parameters."""
     params = _call(jax.jit(space.init), "init", jax.random.key(0))
     for path, leaf in _leaves(params):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -179,26 +187,30 @@ def _fit_rows(path, leaf, mask, rows):
 def _learning(space, architectures, params, split):
     """Whether the loss and the score use what mask and rows say, and batches are what they are."""
     batch = _batches(space, split)
-    start = _call(space.start, "start", batch)
+    key = jax.random.key(0)
+    training_batch = _call(jax.eval_shape, "batch", space.batch, split, jnp.int32(0), key)
+    start = _call(jax.jit(space.start), "start", batch)
 
-    def loss(params, architecture):
-        return space.loss(params, architecture, batch, start, None)
+    def loss(params, architecture, batch=batch, key=None):
+        return space.loss(params, architecture, batch, start, key)
 
-    shape = _call(lambda: jax.eval_shape(loss, params, architectures[0])[0].shape, "loss")
-    if shape != ():
-        raise _Fault(f"loss: must be one number, got shape {shape}")
+    for data in ((), (training_batch, key)):
+        value, carry = _call(jax.eval_shape, "loss", loss, params, architectures[0], *data)
+        if value.shape != ():
+            raise _Fault(f"loss: must be one number, got shape {value.shape}")
+        _same_forms("loss", "the carry", start, carry)
+
     gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
     score = jax.jit(lambda params, a: space.score(params, a, batch, start))
+    draw = functools.cache(jax.jit(functools.partial(_drawn_params, space)))
     for architecture in architectures:
-        draws = [_moved(params, jax.random.key(n)) for n in range(_DRAWS)]
-        found = [_call(gradient, "loss", draw, architecture) for draw in draws]
-        (value, carry), grads = found[0]
+        (value, _), grads = _call(gradient, "loss", draw(0), architecture)
         if not np.isfinite(value):
             raise _Fault(f"loss: is {value} for parameters near those of init")
-        _same_forms("loss", "the carry", start, carry)
-        _support(space, architecture, params, [g for _, g in found])
+        gradients = (_call(gradient, "loss", draw(n), architecture)[1] for n in range(_MORE_DRAWS))
+        _support(jax.tree.broadcast(space.mask(architecture), params), gradients)
 
-        measured = _call(score, "score", draws[0], architecture)
+        measured = _call(score, "score", draw(0), architecture)
         (total, count), carry = measured
         if np.shape(total) != () or np.shape(count) != ():
             raise _Fault(
@@ -206,10 +218,10 @@ def _learning(space, architectures, params, split):
                 f"{np.shape(total)} and {np.shape(count)}"
             )
         _same_forms("score", "the carry", start, carry)
-        _call(space.error, "error", total / count)
+        _call(jax.jit(space.error), "error", total / count)
 
         rows = jax.tree.broadcast(space.rows(architecture), params)
-        own = own_rows.take(draws[0], rows)
+        own = own_rows.take(draw(0), rows)
         expected = (value, own_rows.take(grads, rows))
         (own_value, _), own_grads = _call(gradient, "loss", own, architecture)
         if not _close((own_value, own_grads), expected):
@@ -222,34 +234,59 @@ def _learning(space, architectures, params, split):
 
 def _batches(space, split):
     """The first batch of a split, once batches are known to go around."""
-    count = _call(lambda: int(space.num_batches(split)), "num_batches")
-    if count < 1:
-        raise _Fault(f"num_batches: must be at least 1, got {count}")
-    batch = jax.jit(lambda step: space.batch(split, step, None))
-    first, again = (_call(batch, "batch", step) for step in (0, count))
-    if not _close(first, again):
+    counted: list[int] = []
+    jax.eval_shape(lambda split: counted.append(_number_of_batches(space, split)), split)
+    (count,) = counted
+    batch_of = jax.jit(lambda split, step: space.batch(split, step, None))
+
+    def batch(step):
+        return _call(batch_of, "batch", split, step)
+
+    first = batch(0)
+    if not _close(first, batch(count)):
         raise _Fault(f"batch: number {count} is not number 0 again, though there are {count}")
-    key = jax.random.key(0)
-    training = _call(lambda: jax.eval_shape(lambda k: space.batch(split, 0, k), key), "batch")
-    _same_forms("batch", "a batch to train on", first, training)
+    if count > 1 and not _close(first, batch(1)):  # otherwise all may be alike
+        for fewer in range(2, count):
+            if (
+                count % fewer == 0
+                and _close(first, batch(fewer))
+                and _close(batch(1), batch(fewer + 1))
+            ):
+                raise _Fault(f"num_batches: is {count}, but batches come again after {fewer}")
+        if count > 2 and _close(batch(count - 2), batch(count - 1)):
+            raise _Fault(f"num_batches: is {count}, but the last batch is the one before it")
+
     return first
 
 
-def _support(space, architecture, params, gradients):
+def _number_of_batches(space, split):
+    """Of a split that is traced: its shapes decide."""
+    count = _call(lambda: operator.index(space.num_batches(split)), "num_batches")
+    if count < 1:
+        raise _Fault(f"num_batches: must be at least 1, got {count}")
+    return count
+
+
+def _support(masks, gradients):
     """Whether the loss depends on what is in the mask, and on nothing else."""
-    masks = jax.tree.leaves(jax.tree.broadcast(space.mask(architecture), params))
-    depends = jax.tree.map(lambda *gs: np.any([np.asarray(g) != 0 for g in gs], 0), *gradients)
-    for (path, used), mask in zip(_leaves(depends), masks, strict=True):
-        mask = np.asarray(mask).reshape((1,) * (used.ndim - np.ndim(mask)) + np.shape(mask))
-        if (used & ~mask).any():
-            raise _Fault(
-                f"mask: the loss depends on weights of params{path} that are not in the mask"
-            )
-        shared = tuple(i for i in range(used.ndim) if mask.shape[i] == 1)
-        if (mask & ~used.any(shared, keepdims=True)).any():
-            raise _Fault(
-                f"mask: params{path} has weights in the mask that the loss does not depend on"
-            )
+    depends: Any = False
+    for n, gradient in enumerate(gradients, start=1):
+        depends = jax.tree.map(
+            lambda g, d: d | (np.asarray(g) != 0), gradient, jax.tree.broadcast(depends, gradient)
+        )
+        idle = None
+        for (path, used), mask in zip(_leaves(depends), jax.tree.leaves(masks), strict=True):
+            mask = np.asarray(mask).reshape((1,) * (used.ndim - np.ndim(mask)) + np.shape(mask))
+            if (used & ~mask).any():
+                raise _Fault(
+                    f"mask: the loss depends on weights of params{path} that are not in the mask"
+                )
+            shared = tuple(i for i in range(used.ndim) if mask.shape[i] == 1)
+            if (mask & ~used.any(shared, keepdims=True)).any():
+                idle = path
+        if idle is None and n >= _DRAWS:
+            return
+    raise _Fault(f"mask: params{idle} has weights in the mask that the loss does not depend on")
 
 
 def _stored(space, architectures):
@@ -259,7 +296,10 @@ def _stored(space, architectures):
     for architecture in architectures:
         stored = _call(space.to_json, "to_json", architecture)
         text = _call(json.dumps, "to_json", stored)
-        read = _call(space.from_json, "from_json", json.loads(text) | {"beside": 0.5})
+        if not isinstance(stored, dict):
+            raise _Fault(f"to_json: must give a dict, got {text}")
+        given = json.loads(text) | {"beside": 0.5}
+        read = _call(lambda given: space.from_json(given), "from_json", given)
         if _forms(read) != _forms(architecture) or not _close(read, architecture):
             raise _Fault(f"from_json: does not give the architecture that to_json stored as {text}")
 
@@ -268,7 +308,8 @@ def _drawn(space, architectures):
     """Whether the graphs can be drawn."""
     if not hasattr(space, "graphs"):
         return
-    for name, graph in _call(space.graphs, "graphs", architectures[-1]).items():
+    graphs = _call(space.graphs, "graphs", architectures[-1])
+    for name, graph in _call(lambda: list(graphs.items()), "graphs"):
         for node, attributes in graph.nodes(data=True):
             if missing := {"label", "kind"} - set(attributes):
                 raise _Fault(f"graphs: node {node!r} of {name!r} has no {' and no '.join(missing)}")
@@ -290,8 +331,15 @@ def _counted(space, architectures, params):
 
 
 def _reward(space):
-    for error in (jnp.inf, jnp.nan, 1e30, 1.0):
-        reward = _call(space.reward, "reward", jnp.float32(error))
+    errors = np.array([np.inf, np.nan, 1e30, 1.0], np.float32)
+    with jax.debug_nans(False):
+        rewards = _call(jax.jit(space.reward), "reward", errors)
+    if np.shape(rewards) != errors.shape:
+        raise _Fault(
+            f"reward: must be a number for each error, of shape {errors.shape}, got "
+            f"{np.shape(rewards)}"
+        )
+    for error, reward in zip(errors, rewards, strict=True):
         if not np.isfinite(reward):
             raise _Fault(f"reward: must be finite, whatever the error; for {error} it is {reward}")
 
@@ -303,8 +351,8 @@ def _call(method, name, *arguments):
     except jax.errors.JAXTypeError as error:
         line = str(error).splitlines()[0]
         raise _Fault(
-            f"{name}: cannot be compiled for all architectures at once, it reads a value while it "
-            f"is traced: {line}"
+            f"{name}: cannot be compiled, it must not read, or keep, the value of an array while "
+            f"it is traced: {line}"
         ) from error
     except Exception as error:
         line = (str(error).splitlines() or [""])[0]
@@ -342,12 +390,14 @@ def _prefix(name, tree, params):
         raise _Fault(f"{name}: is no prefix of the tree of parameters: {line}") from error
 
 
-def _moved(params, key):
-    """The parameters and a little noise, so that what starts at zero is not zero."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
+def _drawn_params(space, n):
+    """Parameters as ``init`` draws them, with noise, so that what starts at zero is not zero."""
+    init_key, key = jax.random.split(jax.random.key(n))
+    leaves, structure = jax.tree.flatten(space.init(init_key))
+    keys, size = jax.random.split(key, len(leaves)), 0.05 * 2.0 ** (n % 4)
     noisy = [
-        x + 0.05 * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys, strict=True)
+        (x + size * jax.random.normal(k, x.shape)).astype(x.dtype)
+        for x, k in zip(leaves, keys, strict=True)
     ]
     return jax.tree.unflatten(structure, noisy)
 
@@ -359,14 +409,26 @@ def _same_forms(name, what, expected, found):
 
 def _forms(tree):
     """Names, shapes and types of the leaves."""
-    named = [(path, x if hasattr(x, "dtype") else jnp.asarray(x)) for path, x in _leaves(tree)]
-    return [(path, leaf.shape, leaf.dtype.name) for path, leaf in named]
+    return [
+        (path, np.shape(leaf), jax.dtypes.canonicalize_dtype(jnp.result_type(leaf)).name)
+        for path, leaf in _leaves(tree)
+    ]
 
 
 def _close(a, b):
-    """Whether two trees agree up to rounding."""
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(np.allclose(x, y, rtol=1e-3, atol=1e-5) for x, y in pairs)
+    """Whether two trees agree, numbers with a point up to rounding."""
+    pairs = [
+        tuple(map(np.asarray, pair)) for pair in zip(*map(jax.tree.leaves, (a, b)), strict=True)
+    ]
+    exact = [pair for pair in pairs if not jnp.issubdtype(pair[0].dtype, jnp.inexact)]
+    rounded = [pair for pair in pairs if jnp.issubdtype(pair[0].dtype, jnp.inexact)]
+    coarsest = max((float(jnp.finfo(x.dtype).eps) for x, _ in rounded), default=0)
+    largest = max((float(np.abs(y).max(initial=0)) for _, y in rounded), default=0)
+    tolerance = 3 * coarsest**0.5  # 1e-3 in float32
+    return all(np.array_equal(x, y) for x, y in exact) and all(
+        np.allclose(x.astype(float), y.astype(float), tolerance, tolerance * largest / 100)
+        for x, y in rounded
+    )
 
 
 def _leaves(tree):

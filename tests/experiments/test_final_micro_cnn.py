@@ -216,7 +216,7 @@ def test_a_file_decides_how_many_nodes_there_are(tmp_path):
         ("--batch-size 9999", "batch_size must be at most"),
         (
             "--space cnn",
-            "--space must be one of rnn, micro_cnn, or module:Class for a task of your own, got 'cnn'",
+            "--space must be one of rnn, micro_cnn, or module:Class for a task",
         ),
         ("--cnn.drop-path 1", "drop_path must be >= 0 and < 1, got 1.0"),
     ],

@@ -412,7 +412,7 @@ def test_bad_input_about_images_gives_one_clear_line_and_exit_code_2(
     [
         (
             "--space cnn",
-            "--space must be one of rnn, micro_cnn, or module:Class for a task of your own, got 'cnn'",
+            "--space must be one of rnn, micro_cnn, or module:Class for a task",
         ),
         ("--probes -1", "--probes must be finite and not negative, got -1"),
         ("--preset tiny", "--preset must be one of paper, cpu, smoke, got 'tiny'"),

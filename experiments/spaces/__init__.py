@@ -7,10 +7,13 @@ is not in the table is named by the module that it is in: ``--space my_module:My
 
 import dataclasses
 import importlib
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from experiments.running import command_line
+from experiments.spaces.sgd import SGDTraining
 from experiments.spaces.task import Task
 
 __all__ = ["TASKS", "Task", "find", "next_preset", "settings"]
@@ -35,8 +38,10 @@ def find(name: str) -> Task:
         )
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise ValueError(f"--space {name}: {module_name} cannot be imported: {error}") from error
+    except Exception as error:  # whatever the module does when it is imported
+        raise ValueError(
+            f"--space {name}: {module_name} cannot be imported: {_in_a_line(error)}"
+        ) from error
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, Task)):
         there = [
@@ -50,9 +55,28 @@ def find(name: str) -> Task:
             f"--space {name}: {module_name} has no class {class_name} that is an "
             f"experiments.spaces.Task; it has {', '.join(there) or 'none'}"
         )
-    if missing := sorted(found.__abstractmethods__):
+    if missing := _missing(found):
         raise ValueError(f"--space {name}: {class_name} must define {', '.join(missing)}")
     return found()
+
+
+def _in_a_line(error):
+    """An error of a module; where it was raised, unless the module, or one of its own, is not there."""
+    if isinstance(error, ImportError):
+        return str(error)
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    place = f"{Path(frame.f_code.co_filename).name}, line {line}"
+    place = "" if isinstance(error, SyntaxError) else f" ({place})"  # which says it itself
+    return f"{type(error).__name__}: {error}{place}"
+
+
+def _missing(task):
+    """What a class of tasks has yet to define."""
+    missing = {name for name in ("name", "searches", "finals") if not hasattr(task, name)}
+    held_out = getattr(task.training, "held_out", None)
+    if held_out is SGDTraining.held_out and task.test is Task.test:
+        missing.add("test")
+    return sorted(missing | task.__abstractmethods__)
 
 
 def settings(kind: str, argv: Sequence[str] | None, *, prog: str, description: str | None) -> Any:

@@ -31,11 +31,21 @@ class InSpace:
     resume: bool = False
     """Go on with the run whose checkpoints are in --out, if there are any."""
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, as every class of settings does for its own fields."""
+        check(self, not_negative=("seed",))
+
     @property
     def space_field(self) -> str:
         """The name of the field that holds the space, which is that of its group of flags."""
         names = [field.name for field in dataclasses.fields(self)]
-        return next(name for name in names if hasattr(getattr(self, name), "decode"))
+        found = [name for name in names if hasattr(getattr(self, name), "decode")]
+        if len(found) != 1:
+            raise ValueError(
+                f"{type(self).__name__} must have one field that holds the space, with its "
+                f"decode, has {len(found)}"
+            )
+        return found[0]
 
     @property
     def search_space(self) -> Any:
@@ -115,11 +125,12 @@ class SearchRun(InSpace):
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
+        super().__post_init__()
         check(
             self,
             at_least_1=("epochs", "batch_size", "max_skipped", "derive_samples", "derive_batches"),
             above_0=("strength",),
-            not_negative=("strength_decay", "decay_from", "seed", "probes"),
+            not_negative=("strength_decay", "decay_from", "probes"),
         )
         if self.seed >= 2**32:  # a key has the same numbers as that of the remainder
             raise ValueError(f"--seed must be below 2**32, got {self.seed}")
@@ -177,8 +188,9 @@ class FinalRun(InSpace):
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
+        super().__post_init__()
         check(
             self,
             at_least_1=("epochs", "batch_size", "max_skipped"),
-            not_negative=("seed", "seed_architecture"),
+            not_negative=("seed_architecture",),
         )

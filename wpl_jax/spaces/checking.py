@@ -207,6 +207,8 @@ def _learning(space, architectures, params, split):
         (value, _), grads = _call(gradient, "loss", draw(0), architecture)
         if not np.isfinite(value):
             raise _Fault(f"loss: is {value} for parameters near those of init")
+        if not all(np.isfinite(g).all() for g in jax.tree.leaves(grads)):
+            raise _Fault("loss: its gradient is not finite for parameters near those of init")
         gradients = (_call(gradient, "loss", draw(n), architecture)[1] for n in range(_MORE_DRAWS))
         _support(jax.tree.broadcast(space.mask(architecture), params), gradients)
 
@@ -272,7 +274,9 @@ def _support(masks, gradients):
     depends: Any = False
     for n, gradient in enumerate(gradients, start=1):
         depends = jax.tree.map(
-            lambda g, d: d | (np.asarray(g) != 0), gradient, jax.tree.broadcast(depends, gradient)
+            lambda g, d: d | (np.isfinite(g) & (g != 0)),
+            jax.device_get(gradient),
+            jax.tree.broadcast(depends, gradient),
         )
         idle = None
         for (path, used), mask in zip(_leaves(depends), jax.tree.leaves(masks), strict=True):

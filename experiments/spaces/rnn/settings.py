@@ -9,14 +9,14 @@ import optax
 
 from experiments.compare.settings import Compare
 from experiments.running.command_line import check
-from experiments.spaces.settings import FinalRun, SearchRun
+from experiments.spaces.settings import FinalRun, InSpace, SearchRun
 from wpl_jax.search import SearchConfig
 from wpl_jax.spaces.rnn import RNN
 
 
 @dataclasses.dataclass(frozen=True)
-class RNNSearch(SearchRun):
-    """Settings; the defaults are those of the preset that --preset names."""
+class OfText(InSpace):
+    """Which text is to be predicted, and in what pieces."""
 
     data: Literal["ptb", "topics"] = "ptb"
     """ptb: Penn Treebank. topics: Python's own help texts, which need no download."""
@@ -27,6 +27,17 @@ class RNNSearch(SearchRun):
 
     length: int = 35
     """Time steps of truncated backpropagation."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        super().__post_init__()
+        check(self, at_least_1=("length",))
+
+
+@dataclasses.dataclass(frozen=True)
+class RNNSearch(OfText, SearchRun):
+    """Settings; the defaults are those of the preset that --preset names."""
+
     learning_rate: float = 20.0
     """Of SGD for the shared parameters."""
     learning_rate_decay: float = 0.96
@@ -47,7 +58,6 @@ class RNNSearch(SearchRun):
         super().__post_init__()
         check(
             self,
-            at_least_1=("length",),
             above_0=("learning_rate", "learning_rate_decay", "clip"),
             not_negative=("weight_decay",),
         )
@@ -66,18 +76,9 @@ class RNNSearch(SearchRun):
 
 
 @dataclasses.dataclass(frozen=True)
-class RNNFinal(FinalRun):
+class RNNFinal(OfText, FinalRun):
     """Settings; the defaults are those of the preset that --preset names."""
 
-    data: Literal["ptb", "topics"] = "ptb"
-    """ptb: Penn Treebank. topics: Python's own help texts, which need no download."""
-    data_dir: Path | None = None
-    """Folder with the files of ptb; a cache that they are downloaded into if not given."""
-    text_dir: Path | None = None
-    """Folder with train.txt, valid.txt and test.txt, to be read instead of --data."""
-
-    length: int = 35
-    """Time steps of truncated backpropagation."""
     learning_rate: float = 20.0
     """Of SGD, throughout."""
     clip: float = 0.25
@@ -105,7 +106,7 @@ class RNNFinal(FinalRun):
         check(
             self,
             at_least_1=(
-                *("length", "patience", "average_after", "windows_per_call"),
+                *("patience", "average_after", "windows_per_call"),
                 *("validation_batch_size", "test_batch_size"),
             ),
             above_0=("learning_rate", "clip"),

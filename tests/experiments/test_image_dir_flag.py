@@ -80,7 +80,7 @@ def test_a_final_training_goes_on_with_the_same_images_anywhere(root, tmp_path, 
     shutil.copy(moved / "train" / "ant" / "0.png", moved / "train" / "ant" / "1.png")
     capsys.readouterr()
     assert train_final.main(command(moved)) == 2
-    assert " data=" in capsys.readouterr().err
+    assert " content=" in capsys.readouterr().err
 
 
 def test_a_comparison_reads_them(root):

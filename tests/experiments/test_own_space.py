@@ -59,7 +59,7 @@ def test_a_comparison_is_planned_with_its_presets():
         ("no_such_module:Task", "no_such_module cannot be imported: No module named"),
         ("examples.layers_space:Digit", "has no class Digit"),
         ("examples.layers_space:Layers", "it has Digits"),
-        ("experiments.spaces.task:Task", "Task must define cut, read"),
+        ("experiments.spaces.task:Task", "Task must define cut, finals, name, read"),
         (":x", "--space :x:"),
     ],
 )

@@ -61,7 +61,7 @@ def find(name: str) -> Task:
 
 
 def _in_a_line(error):
-    """An error of a module; where it was raised, unless the module, or one of its own, is not there."""
+    """What a module raised, and where; a module that is not there says so itself."""
     if isinstance(error, ImportError):
         return str(error)
     *_, (frame, line) = traceback.walk_tb(error.__traceback__)

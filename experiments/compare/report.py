@@ -80,8 +80,9 @@ right after its own training, and err2 that at the end of the epoch. Its forgett
 err1. The tables have the mean over the architectures of an epoch, the mean over the 5 with the \
 lowest err1, and the maximum, all averaged over the {base.epochs - search.warmup_epochs} epochs \
 after a warm-up of {search.warmup_epochs}, in which WPL does not act yet, so that searches with \
-and without it are alike. Its strength is {comparison.strength:,.12g}. In the figure, \
-{in_the_figure(config.seeds)}.
+and without it are alike. The 5 are chosen for a low err1, which some of them have by chance, so \
+that part of their rise is a return to the mean, in every kind of search. WPL's strength is \
+{comparison.strength:,.12g}. In the figure, {in_the_figure(config.seeds)}.
 
 {tables.of_reduction(comparison)}
 

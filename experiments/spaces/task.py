@@ -51,8 +51,10 @@ class Task(abc.ABC):
 
     @property
     def comparisons(self) -> Mapping[str, Compare]:
-        """By the name of a preset, the settings of a comparison of searches."""
-        return dict.fromkeys(self.searches, Compare())
+        """By the name of a preset, the settings of a comparison of searches, of their strength."""
+        return {
+            name: Compare(strengths=(search.strength,)) for name, search in self.searches.items()
+        }
 
     @abc.abstractmethod
     def read(self, config: Any) -> Any:

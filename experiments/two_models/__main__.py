@@ -189,7 +189,10 @@ def experiment(config: TwoModels, data: Splits, folder: Path) -> Run:
 
         def parts(name, *rest):
             """Of all seeds, chunk by chunk."""
-            found = [part(f"{name}seeds {i}", keys, *rest) for i, keys in enumerate(chunks)]
+            found = [
+                part(f"{name}seeds from {chunk * i + 1}", keys, *rest)
+                for i, keys in enumerate(chunks)
+            ]
             return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
 
         map_seeds = jax.random.split(map_key, config.map_seeds)

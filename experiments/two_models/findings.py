@@ -25,7 +25,9 @@ def with_interval(number: Mapping[str, float]) -> str:
 
 
 def signed(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "−")
+    """In points; with a digit more where one would leave only a sign."""
+    digits = 1 if abs(100 * value) >= 0.1 else 2
+    return f"{100 * value:+.{digits}f}".replace("-", "−")
 
 
 def difference(number: Mapping[str, float]) -> str:
@@ -263,8 +265,10 @@ def wpl_too(summary: Mapping) -> str:
         f"plain training, and at {min(ends):.1f} to {max(ends):.1f} % with WPL, by its strength. "
     )
     if bad:
-        return f"{text}At {listed(bad)} that is more than {100 * FAR:.0f} points below plain."
-    return f"{text}At no strength is that more than {100 * FAR:.0f} points below plain."
+        return (
+            f"{text}At {listed(bad)} B ends more than {100 * FAR:.0f} points below plain training."
+        )
+    return f"{text}At no strength does B end more than {100 * FAR:.0f} points below plain training."
 
 
 def trained_otherwise(summary: Mapping, method: str) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table
 from experiments.running import command_line, records
 from experiments.two_models import drawing, findings, results
 from experiments.two_models.findings import accuracy, as_power, difference, with_interval
-from experiments.two_models.results import METHODS, RIVALS, Run, summarise
+from experiments.two_models.results import METHODS, RIVALS, Run, choose, summarise
 
 STRENGTHS = ("L2 anchor", "WPL")  # the methods that have one
 
@@ -51,7 +51,8 @@ def write(run: Run, out: Path) -> None:
     for name, figure in drawn.items():
         for suffix in ("png", "pdf"):
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, dpi=200, bbox_inches="tight")
+            about = {"CreationDate": None} if suffix == "pdf" else None  # the same, whenever drawn
+            figure.savefig(buffer, format=suffix, dpi=200, bbox_inches="tight", metadata=about)
             records.write_atomically(out / f"{name}.{suffix}", buffer.getvalue())
     records.write_atomically(out / "report.md", page(summarise(run), drawn))
 
@@ -61,7 +62,7 @@ def show(run: Run, out: Path) -> None:
     summary = summarise(run)
     conditions = summary["conditions"]
     console = Console()
-    console.print(table(conditions) if len(conditions) > 1 else before_and_after(conditions[0]))
+    console.print(table(conditions) if len(conditions) > 1 else before_and_after(run))
     console.print(f"Figure: {out / 'first_look.png'}", soft_wrap=True)
     console.print(f"Report: {out / 'report.md'}", soft_wrap=True)
 
@@ -78,17 +79,22 @@ def table(conditions: Sequence[Mapping]) -> Table:
     return view
 
 
-def before_and_after(condition: Mapping) -> Table:
-    """One condition, a line for each state."""
-    title = f"Test accuracy in percent, means over {condition['seeds']} seeds"
-    view = Table(title=title, box=box.SIMPLE)
+def before_and_after(run: Run) -> Table:
+    """The only condition, a line for each state: means, and in brackets every seed."""
+    (result,) = run.results.values()
+    view = Table(title="Test accuracy in percent: mean (each seed)", box=box.SIMPLE)
     view.add_column("")
     for name in ("model A", "model B"):
         view.add_column(name, justify="right")
-    view.add_row("before B trains", accuracy(condition["before_a"]), "untrained")
+
+    def of_seeds(values):
+        return f"{100 * values.mean():.1f} ({', '.join(f'{100 * v:.0f}' for v in values)})"
+
+    view.add_row("before B trains", of_seeds(result.before.test), "untrained")
+    chosen = choose(run.config, result.outcome)
     for method, said in (("plain", "after B, plainly trained"), ("WPL", "after B, with WPL")):
-        numbers = condition[method]
-        view.add_row(said, accuracy(numbers["final_a"]), accuracy(numbers["final_b"]))
+        finals = (result.outcome.final_a, result.outcome.final_b)
+        view.add_row(said, *(of_seeds(final.test[:, chosen[method]]) for final in finals))
     return view
 
 
@@ -108,13 +114,15 @@ def page(summary: Mapping, drawn: Sequence[str] | Mapping) -> str:
 {summary["machine"]} ({", ".join(summary["devices"])}), jax {summary["versions"]["jax"]}.
 
 Model A learns to read digits ({settings["a_steps"]:,} steps of SGD, or stopped early at a given
-validation accuracy). Then model B trains ({settings["b_steps"]:,} steps of SGD, learning rate \
-{regime["learning_rate"]:g}, momentum
-{regime["momentum"]:g}): it starts from A's hidden layers, all four if not said otherwise, and
-changes them. *Plain*: nothing holds them. *WPL*: each shared weight is pulled back to where A left
-it, in proportion to its Fisher information. *L2 anchor*: all are pulled back alike. *Frozen*: they
-do not move at all. Numbers are test accuracies in percent, means over seeds ± half of their 95 %
-interval. **Bold**: the best of the row, and what cannot be distinguished from it.""",
+validation accuracy). It has four hidden layers of {settings["width"]} ReLUs and a classifier. Then
+model B, which has two hidden layers more and a classifier of its own, trains \
+({settings["b_steps"]:,} steps of SGD, learning rate {regime["learning_rate"]:g}, momentum
+{regime["momentum"]:g}; a step has {settings["batch_size"]} images): it starts from A's hidden
+layers, all four if not said otherwise, and changes them. *Plain*: nothing holds them. *WPL*: each
+shared weight is pulled back to where A left it, in proportion to its Fisher information. *L2
+anchor*: all are pulled back alike. *Frozen*: they do not move at all. Numbers are test accuracies
+in percent, means over seeds ± half of their 95 % interval. **Bold**: the best of the row,
+and what cannot be distinguished from it.""",
         section("What holds, and what does not", findings.claims(summary)),
         section("Model A, after B has trained", accuracies(conditions, "a")),
         section("Model B", accuracies(conditions, "b")),
@@ -221,8 +229,8 @@ def chosen_strengths(conditions: Sequence[Mapping]) -> str:
         else ""
     )
     return f"""By the highest sum of A's and B's mean validation accuracies, by the same rule and
-among as many candidates for both. Beside each choice are all strengths whose sums are not
-distinguishable from it, seed by seed.
+among as many candidates for WPL and for the L2 anchor. Beside each choice are all strengths whose
+sums are not distinguishable from it, seed by seed.
 
 {markdown_table(["condition", "method", "chosen", "as good"], rows, left=2)}{note}"""
 

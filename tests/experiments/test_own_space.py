@@ -1,12 +1,16 @@
 """A space that is not ours, by the name of its class, through all scripts."""
 
+import dataclasses
 import json
 
 import haste
 import pytest
 
+from examples.layers_space import Digits, Layers
 from experiments import search, spaces, train_final
 from experiments.compare import __main__ as compare
+from experiments.spaces import cells
+from experiments.spaces.sgd import SGDSearch
 
 SPACE = ["--space", "examples.layers_space:Digits"]
 SMALL = ["--epochs", "3", "--derive-samples", "4", "--search.architectures", "2"]
@@ -17,6 +21,22 @@ SMALL += ["--search.chunk", "2", "--search.batches", "3", "--layers.width", "8",
 def compiled_in_haste(tmp_path_factory):
     with haste.compiled_once(tmp_path_factory.mktemp("compiled")) as variables:
         yield variables
+
+
+class Bare(spaces.Task):
+    """A task that does not say enough."""
+
+    read = Digits.read
+    cut = Digits.cut
+
+
+@dataclasses.dataclass(frozen=True)
+class Spaceless(SGDSearch):
+    """Settings without a space."""
+
+
+class NoSpace(Digits):
+    searches = {"smoke": Spaceless()}
 
 
 def read(path):
@@ -48,6 +68,7 @@ def test_a_comparison_is_planned_with_its_presets():
     plan = compare.plan_of(config)
     assert (plan.config.preset, plan.search.search.warmup_epochs) == ("smoke", 2)
     assert plan.task.cells() == {}
+    assert config.strengths == (plan.search.strength,) == (300.0,)
     run = compare.final_run(plan, "final/random_0", "random", 0)
     assert "nodes" not in " ".join(run.flags)
 
@@ -61,6 +82,7 @@ def test_a_comparison_is_planned_with_its_presets():
         ("examples.layers_space:Layers", "it has Digits"),
         ("experiments.spaces.task:Task", "Task must define cut, finals, name, read"),
         (":x", "--space :x:"),
+        ("test_own_space:Bare", "Bare must define finals, name, searches, test"),
     ],
 )
 def test_a_space_that_is_not_there_is_one_line(name, says, tmp_path, capsys):
@@ -71,3 +93,38 @@ def test_a_space_that_is_not_there_is_one_line(name, says, tmp_path, capsys):
         said = capsys.readouterr()
         assert said.out == "" and said.err.count("\n") == 1
         assert says in said.err
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("def f(:", "SyntaxError: invalid syntax (broken.py, line 1)"),
+        ("\nx = {}['y']", "KeyError: 'y' (broken.py, line 2)"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_one_line(code, says, tmp_path, monkeypatch, capsys):
+    (tmp_path / "broken.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert search.main(["--space", "broken:Task", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        f"search: --space broken:Task: broken cannot be imported: {says}\n"
+    )
+
+
+def test_settings_without_a_space_are_one_line(tmp_path, capsys):
+    assert search.main(["--space", "test_own_space:NoSpace", "--out", str(tmp_path)]) == 2
+    assert "Spaceless must have one field that holds the space" in capsys.readouterr().err
+
+
+def test_a_file_of_something_else_is_refused_in_a_line(tmp_path):
+    class Trusting(Layers):
+        def from_json(self, stored):
+            return stored["kernels"]
+
+    file = tmp_path / "other.json"
+    file.write_text('{"edges": [1]}')
+    config = dataclasses.replace(Digits.finals["smoke"], layers=Trusting())
+    with pytest.raises(
+        ValueError, match=r"other.json is not an architecture .*KeyError: 'kernels'"
+    ):
+        cells.read(config, file)

@@ -28,11 +28,57 @@ def faults(split=SPLIT, **methods):
 def test_a_space_that_is_right_passes():
     check(SPACE, SPLIT)
     check(SPACE)
+    check(SPACE, jax.tree.map(np.asarray, SPLIT))  # as wpl_jax.data gives them
+
+
+class Single(Layers):
+    """Each weight has a place of its own in the mask; a ReLU that is off keeps it from the loss."""
+
+    def init(self, key):
+        return Layers.init(self, key) | {"last": jnp.zeros((self.width, 10))}
+
+    def mask(self, architecture):
+        shapes = jax.eval_shape(self.init, jax.random.key(0))
+        mask = Layers.mask(self, architecture)
+        return jax.tree.map(lambda m, p: jnp.broadcast_to(m, p.shape), mask, shapes)
+
+    def rows(self, architecture):
+        return ...
+
+
+class Noisy(Layers):
+    """In training, images are of another type, some are left out, and the loss is large."""
+
+    def batch(self, split, step, key):
+        batch = Layers.batch(self, split, step, None)
+        return batch if key is None else batch._replace(images=batch.images.astype(jnp.float32))
+
+    def loss(self, params, architecture, batch, carry, key):
+        if key is not None:
+            kept = jax.random.bernoulli(key, shape=batch.images.shape)
+            batch = batch._replace(images=batch.images * kept)
+        loss, carry = Layers.loss(self, params, architecture, batch, carry, None)
+        return 1e4 * loss, carry
+
+
+@pytest.mark.parametrize("space", [Single, Noisy])
+def test_no_false_alarm(space):
+    check(space(layers=2, kernels=3, width=4), SPLIT)
+
+
+def test_methods_that_are_missing_are_named():
+    methods = {k: v for k, v in vars(Layers).items() if k not in ("rows", "score", "__dict__")}
+    with pytest.raises(ValueError, match=r"^rows: is not defined\nscore: is not defined$"):
+        check(type("Less", (), methods)())
 
 
 def changed(name, change):
     """A method that changes what the right one returns for an architecture."""
     return lambda self, architecture: change(getattr(Layers, name)(self, architecture))
+
+
+def fail():
+    raise ValueError("in training")
 
 
 BROKEN = {
@@ -86,7 +132,37 @@ BROKEN = {
         )
     },
     "num_batches: must be at least 1": {"num_batches": lambda self, split: 0},
+    "num_batches: TypeError: 'float'": {"num_batches": lambda self, split: 3.0},
+    "num_batches: cannot be compiled": {"num_batches": lambda self, s: int(s.labels[0, 0] >= 0)},
+    "num_batches: is 6, but batches come again after 3": {"num_batches": lambda self, split: 6},
+    "num_batches: is 4, but the last batch is the one before it": {
+        "num_batches": lambda self, split: 4,
+        "batch": lambda self, split, step, key: jax.tree.map(lambda x: x[step % 4], split),
+    },
+    "start: cannot be compiled": {"start": lambda self, batch: np.asarray(batch.labels)},
+    "loss: its gradient is not finite": {
+        "loss": lambda self, p, a, batch, carry, key: (
+            jnp.where(p["last"] == 9, jnp.sqrt(p["last"] * 0), p["last"]).sum(),
+            carry,
+        )
+    },
+    "loss: the carry must have the form [], got": {
+        "loss": lambda self, *args: (
+            Layers.loss(self, *args)[0],
+            () if args[-1] is None else jnp.zeros(3),
+        )
+    },
+    "loss: ValueError: in training": {
+        "loss": lambda self, *args: Layers.loss(self, *args) if args[-1] is None else fail()
+    },
+    "error: cannot be compiled": {"error": lambda self, mean: float(mean)},
     "reward: must be finite": {"reward": lambda self, error: 1 - error},
+    "reward: ValueError: The truth value": {
+        "reward": lambda self, error: 1 - error if error < 1 else 0.0
+    },
+    "reward: must be a number for each error": {"reward": lambda self, error: 0.5},
+    "to_json: must give a dict, got []": {"to_json": lambda self, a: []},
+    "graphs: AttributeError: 'list'": {"graphs": lambda self, a: []},
     "to_json: TypeError": {"to_json": lambda self, a: {"kernels": a.kernels}},
     "from_json: does not give the architecture": {
         "from_json": lambda self, stored: Architecture(*jnp.zeros((2, 2), jnp.int32))

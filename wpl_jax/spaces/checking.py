@@ -398,7 +398,7 @@ def _drawn_params(space, n):
     """Parameters as ``init`` draws them, with noise, so that what starts at zero is not zero."""
     init_key, key = jax.random.split(jax.random.key(n))
     leaves, structure = jax.tree.flatten(space.init(init_key))
-    keys, size = jax.random.split(key, len(leaves)), 0.05 * 2.0 ** (n % 4)
+    keys, size = jax.random.split(key, len(leaves)), 0.05 * 2.0 ** (n % 7)
     noisy = [
         (x + size * jax.random.normal(k, x.shape)).astype(x.dtype)
         for x, k in zip(leaves, keys, strict=True)

@@ -124,7 +124,5 @@ def test_a_file_of_something_else_is_refused_in_a_line(tmp_path):
     file = tmp_path / "other.json"
     file.write_text('{"edges": [1]}')
     config = dataclasses.replace(Digits.finals["smoke"], layers=Trusting())
-    with pytest.raises(
-        ValueError, match=r"other.json is not an architecture .*KeyError: 'kernels'"
-    ):
+    with pytest.raises(ValueError, match=r"other.json is not an architecture .*KeyError"):
         cells.read(config, file)

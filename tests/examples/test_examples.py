@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAMS = sorted(
     path.stem
     for path in (ROOT / "examples").glob("*.py")
-    if path.stem not in ("__init__", "digits")
+    if path.stem not in ("__init__", "digits", "layers_space")  # the last is for the scripts
 )
 
 
@@ -123,7 +123,10 @@ CHECKS = {
 }
 
 
-SLOW = ("data_parallel", "equinox_model", "finetune_backbone", "merge_models", "save_and_restore")
+SLOW = (
+    *("data_parallel", "equinox_model", "finetune_backbone", "lora_weight_space"),
+    *("merge_models", "save_and_restore", "shared_trunk_ensemble"),
+)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ SMALL = {
         text,
     ),
 }
-both_loops = pytest.mark.parametrize("name", SMALL)
+both_loops = pytest.mark.parametrize("name", ["mnist", pytest.param("lm", marks=pytest.mark.slow)])
 
 
 def patched(name):

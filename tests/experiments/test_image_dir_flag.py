@@ -63,6 +63,7 @@ def test_images_are_resized(root):
         assert task.sizes(task.read(config)) == {"classes": 4, "image_shape": (6, 6, 3)}
 
 
+@pytest.mark.slow
 def test_a_final_training_goes_on_with_the_same_images_anywhere(root, tmp_path, capsys):
     def command(images):
         return [*FINAL, "--image-dir", str(images), "--out", str(tmp_path / "out"), "--resume"]

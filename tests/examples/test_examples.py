@@ -124,8 +124,9 @@ CHECKS = {
 
 
 SLOW = (
-    *("data_parallel", "equinox_model", "finetune_backbone", "lora_weight_space"),
-    *("merge_models", "save_and_restore", "shared_trunk_ensemble"),
+    *("data_parallel", "equinox_model", "ewc_split_digits", "finetune_backbone"),
+    *("lora_weight_space", "merge_models", "nnx_optimizer", "save_and_restore"),
+    "shared_trunk_ensemble",
 )
 
 

@@ -50,6 +50,7 @@ def smoke(embedded, tmp_path_factory):
     return folder, command.run_all(runs.SMOKE, embedded, folder)
 
 
+@pytest.mark.slow
 def test_every_setting_of_every_way_has_a_result(smoke):
     folder, results = smoke
     assert json.loads((folder / "results.json").read_text()) == results
@@ -66,6 +67,7 @@ def test_every_setting_of_every_way_has_a_result(smoke):
     assert all(arm in table for arms in report.ARMS.values() for arm in arms)
 
 
+@pytest.mark.slow
 def test_goes_on_where_it_was_killed(smoke, embedded, tmp_path):
     """In pretraining after a checkpoint, and in a run: the results are bit for bit the same."""
     for where, name, call in (runs.Checkpoints, "save", 2), (runs.Bench, "run", 3):
@@ -85,6 +87,7 @@ def test_goes_on_where_it_was_killed(smoke, embedded, tmp_path):
     assert {path: path.read_text() for path in finished} == finished  # were not done again
 
 
+@pytest.mark.slow
 def test_a_folder_holds_one_setting(smoke, embedded):
     folder, _ = smoke
     other = runs.dataclasses.replace(runs.SMOKE, steps=5)

@@ -457,7 +457,11 @@ def test_bad_input_gives_one_clear_line_and_exit_code_2(
 
 @pytest.mark.parametrize(
     ("space", "preset"),
-    [(space, preset) for space in spaces.TASKS for preset in spaces.find(space).searches],
+    [
+        pytest.param(space, preset, marks=[pytest.mark.slow] * (space == "micro_cnn"))
+        for space in spaces.TASKS
+        for preset in spaces.find(space).searches
+    ],
 )
 def test_every_preset_can_train(space, preset):
     config = search.parse(["--space", space, "--preset", preset])

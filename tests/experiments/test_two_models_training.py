@@ -92,6 +92,7 @@ def test_a_stops_at_the_first_step_at_which_its_accuracy_reaches_the_bound(data)
     chex.assert_trees_all_close(to_the_end, trained(CONFIG.a_steps)[0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_seeds_are_vmapped_without_changing_their_results(data, program):
     keys = jax.random.split(jax.random.key(4), 2)
     methods = [method(10.0)]

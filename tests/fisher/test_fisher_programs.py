@@ -25,7 +25,7 @@ import wpl_jax
 SEED = int(os.environ.get("FISHER_SEED", 0))
 PROGRAMS = int(os.environ.get("FISHER_PROGRAMS", 10_000))
 SHARDS, AT_A_TIME = 6, 250
-QUICK = 100  # programs by default
+QUICK = 75  # programs by default
 
 # Of each profile: the error allowed; below which share of the largest entry of all parameters, and
 # below which value, a parameter's entries are taken to be 0 but for rounding.

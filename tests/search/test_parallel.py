@@ -69,6 +69,7 @@ def run(name, count=None):
 
 
 @searches
+@pytest.mark.slow
 def test_eight_devices_report_what_one_does(name):
     *_, one = run(name, 1)
     *_, eight = run(name, 8)

@@ -125,8 +125,8 @@ CHECKS = {
 
 SLOW = (
     *("data_parallel", "equinox_model", "ewc_split_digits", "finetune_backbone"),
-    *("lora_weight_space", "merge_models", "nnx_optimizer", "save_and_restore"),
-    "shared_trunk_ensemble",
+    *("lora_weight_space", "merge_models", "nnx_optimizer"),
+    *("save_and_restore", "shared_trunk_ensemble"),
 )
 
 

@@ -40,8 +40,7 @@ METRICS = {
 }
 NO_CURVES = ("epoch", "seconds", "best_epoch", "averaged")
 CHOOSERS = {"reinforce": "by a controller", "random": "at random"}
-# Of two models, and what they were in summaries before.
-METHODS = {"plain": "plain", "WPL": "wpl", "L2 anchor": "l2_anchor", "frozen": "frozen"}
+METHODS = ("plain", "WPL", "L2 anchor", "frozen")  # of two models
 
 
 class Row(NamedTuple):
@@ -162,15 +161,12 @@ def two_models(run: Run) -> Headline | None:
     accuracies, differences = [], []
     for condition in conditions:
         name = str(condition.get("name", ""))
-        before = condition.get("before_a", condition.get("baseline_a"))
         after = {
-            f"{model.upper()}, {method}": percent(
-                at(of_method(condition, method), f"final_{model}")
-            )
+            f"{model.upper()}, {method}": percent(at(condition, method, f"final_{model}"))
             for model in "ab"
             for method in METHODS
         }
-        accuracies.append(Row(name, {"A before": percent(before)} | after))
+        accuracies.append(Row(name, {"A before": percent(condition.get("before_a"))} | after))
         paired = {
             f"{model.upper()}, {between}": difference(of_model[model])
             for model in "ab"
@@ -194,17 +190,12 @@ def two_models(run: Run) -> Headline | None:
     return Headline("Two models", note, tables, curves, "training step of B")
 
 
-def of_method(condition: Mapping[str, Any], method: str) -> Any:
-    return condition.get(method, condition.get(METHODS[method]))
-
-
 def accuracy_curve(run: Run, condition: Mapping[str, Any], method: str, model: str) -> Curve | None:
     """Of a model while B trains, at the strength that was chosen for the method."""
-    strength = at(of_method(condition, method), "strength") or 0
+    strength = at(condition, method, "strength") or 0
     tried = (run.arrays.get(name, np.empty(0)).ravel() for name in ("methods", "strengths"))
     candidates = list(zip(*(values.tolist() for values in tried), strict=False))
-    wanted = [(name, strength) for name in (method, METHODS[method])]
-    places = [place for place, candidate in enumerate(candidates) if candidate in wanted]
+    places = [i for i, candidate in enumerate(candidates) if candidate == (method, strength)]
     values = run.arrays.get(f"{condition.get('name')}/curve_{model}", np.empty(0))
     every = run.settings.get("eval_every")
     if not places or not is_number(every) or values.ndim != 3 or values.shape[1] != len(candidates):

@@ -112,9 +112,7 @@ def save(run: Run, folder: Path) -> None:
     for stop, values in run.regime.forgetting.items():
         arrays[f"regime map/{trained_until(stop)}"] = values
     records.write_atomically(folder / "curves.npz", records.npz(arrays))
-    records.write_atomically(
-        folder / "summary.json", json.dumps(summarise(run), indent=1, allow_nan=False) + "\n"
-    )
+    records.write_json(folder / "summary.json", summarise(run))
 
 
 def load(folder: Path) -> Run:

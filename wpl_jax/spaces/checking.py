@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wpl_jax.spaces import rows as own_rows
+from wpl_jax.spaces.parameters import num_parameters
 from wpl_jax.spaces.protocol import Space
 from wpl_jax.trees import path_name
 
@@ -87,7 +88,7 @@ def check(space: Space, split: chex.ArrayTree | None = None) -> None:
             if split is not None and fits:
                 passes(_learning, architectures, params, split)
             if fits:
-                passes(_counted, architectures, params)
+                passes(_counted, architectures)
             passes(_stored, architectures)
             passes(_drawn, architectures)
     passes(_reward)
@@ -319,19 +320,15 @@ def _drawn(space, architectures):
                 raise _Fault(f"graphs: node {node!r} of {name!r} has no {' and no '.join(missing)}")
 
 
-def _counted(space, architectures, params):
+def _counted(space, architectures):
     """Whether the number of parameters is that of the mask."""
     if not hasattr(space, "num_parameters"):
         return
     for architecture in architectures:
-        masks = jax.tree.leaves(jax.tree.broadcast(space.mask(architecture), params))
-        sizes = [
-            int(np.broadcast_to(mask, leaf.shape).sum())
-            for mask, leaf in zip(masks, jax.tree.leaves(params), strict=True)
-        ]
         found = _call(space.num_parameters, "num_parameters", architecture)
-        if found != sum(sizes):
-            raise _Fault(f"num_parameters: is {found}, but the mask has {sum(sizes)} weights")
+        used = num_parameters(space, architecture)
+        if found != used:
+            raise _Fault(f"num_parameters: is {found}, but the mask has {used} weights")
 
 
 def _reward(space):

@@ -20,6 +20,7 @@ import numpy as np
 
 from experiments import spaces
 from experiments.running import processes, records
+from experiments.running.intervals import finite
 from experiments.running.progress import Display, Diverged, MetricsLog, interruptible
 from experiments.spaces import Task, cells
 from experiments.spaces.settings import PLACES, SearchRun
@@ -271,7 +272,7 @@ def summarise(
     lost = forgetting(result.err1, result.err2)
     step = (epoch - 1) * search.config.architectures * search.config.batches
     strength = search.strength(step) if callable(search.strength) else search.strength
-    finite = np.isfinite(result.err1) & np.isfinite(result.err2)
+    measured = np.isfinite(result.err1) & np.isfinite(result.err2)
 
     def mean(values):
         return float(np.mean(values)) if len(values) else math.nan
@@ -279,8 +280,8 @@ def summarise(
     return {
         "epoch": epoch,
         "train_loss": mean(result.loss),
-        "err1_mean": mean(result.err1[finite]),
-        "err2_mean": mean(result.err2[finite]),
+        "err1_mean": mean(result.err1[measured]),
+        "err2_mean": mean(result.err2[measured]),
         "err2_best": float(np.min(result.err2, initial=np.inf, where=np.isfinite(result.err2))),
         "forgetting_mean": lost.mean,
         "forgetting_best5": lost.best,
@@ -383,11 +384,6 @@ def probe(job: Job, state: SearchState) -> list[dict]:
         {"seed": seed, job.error_key: finite(error)}
         for seed, error in zip(seeds, errors, strict=True)
     ]
-
-
-def finite(error: float) -> float | None:
-    """JSON knows no infinity and no NaN."""
-    return float(error) if np.isfinite(error) else None
 
 
 if __name__ == "__main__":

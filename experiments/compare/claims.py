@@ -1,17 +1,11 @@
 """What the numbers show and what they do not, in sentences."""
 
-from experiments.compare.intervals import difference, differs_from_0, is_above_0
 from experiments.compare.plan import ARMS
 from experiments.compare.saved import FORGETTING, Saved
 from experiments.compare.tables import of_kind
-from experiments.compare.wording import (
-    NOT_DISTINGUISHABLE,
-    amount,
-    change,
-    label,
-    listed,
-    percent,
-)
+from experiments.compare.wording import NOT_DISTINGUISHABLE, amount, change, label, percent
+from experiments.running.intervals import difference, differs_from_0, is_above_0
+from experiments.running.wording import listed
 
 WHERE = {"reinforce": "with the controller", "random": "at random"}
 KINDS = {

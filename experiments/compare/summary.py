@@ -8,7 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.compare.intervals import (
+from experiments.compare.plan import ARMS, CHOOSERS, Arm, Plan, Results, Searched
+from experiments.compare.saved import ERRORS, FORGETTING, METRICS, Saved, error_key
+from experiments.running import records
+from experiments.running.intervals import (
     differs_from_0,
     finite,
     interval,
@@ -17,9 +20,6 @@ from experiments.compare.intervals import (
     of_seeds,
     reduction,
 )
-from experiments.compare.plan import ARMS, CHOOSERS, Arm, Plan, Results, Searched
-from experiments.compare.saved import ERRORS, FORGETTING, METRICS, Saved, error_key
-from experiments.running import records
 
 
 def gathered(plan: Plan, results: Results) -> Saved:

@@ -7,7 +7,6 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from experiments.compare.intervals import Number, best, interval
 from experiments.compare.plan import CHOOSERS
 from experiments.compare.saved import ERRORS, FORGETTING, METRICS, Saved
 from experiments.compare.wording import (
@@ -18,12 +17,13 @@ from experiments.compare.wording import (
     count,
     heading,
     label,
-    markdown,
     percent,
     show,
     show_mean,
 )
+from experiments.running.intervals import Number, best, interval
 from experiments.running.pool import flat
+from experiments.running.wording import markdown
 from experiments.spaces.settings import PLACES, InSpace
 
 HIGH_IS_GOOD = ("reward", "tau_within_epoch", "tau_training_alone")

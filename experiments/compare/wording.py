@@ -1,10 +1,8 @@
 """How numbers, tables and names are written."""
 
-from collections.abc import Sequence
-
-from experiments.compare.intervals import Number, differs_from_0
 from experiments.compare.plan import ARMS
 from experiments.compare.saved import FORGETTING, METRICS, Saved
+from experiments.running.intervals import Number, differs_from_0
 
 OTHERS = {"random": "random cells", "enas": "ENAS's cell", "darts_style": "DARTS-style cell"}
 NOT_DISTINGUISHABLE = "not distinguishable from 0"
@@ -64,14 +62,3 @@ def signed(number: float, digits: int) -> str:
 
 def count(number: int | None) -> str:
     return "–" if number is None else f"{number:,}"
-
-
-def listed(words: Sequence[str]) -> str:
-    """Words with commas and a last "and"."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is text and whose others are numbers."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.compare.wording import markdown
 from experiments.running import records
+from experiments.running.wording import markdown
 from wpl_jax.forgetting import mean_interval
 
 ROOT = Path(__file__).parents[2]

@@ -117,18 +117,12 @@ class SGDTraining(Training):
     def init(self, key: jax.Array, batches: chex.ArrayTree) -> State:
         init_key, key = jax.random.split(key)
         params = self.own(self.space.init(init_key))
-        zero = jnp.zeros([], jnp.int32)
         return State(
             params=params,
             opt_state=self._tx().init(params),
             carry=self.first_carry(batches),
             architecture=self.architecture,
-            key=key,
-            trained=zero,
-            loss=jnp.zeros([]),
-            steps=zero,
-            skipped=zero,
-            streak=zero,
+            **self.counters(key),
         )
 
     def first_carry(self, batches: chex.ArrayTree) -> chex.ArrayTree:

@@ -48,6 +48,13 @@ class Training(abc.ABC):
     def init(self, key: jax.Array, batches: chex.ArrayTree) -> Any:
         """The state at the start of a training on these batches."""
 
+    @staticmethod
+    def counters(key: jax.Array) -> dict[str, jax.Array]:
+        """What every state has besides, at the start."""
+        zero = jnp.zeros([], jnp.int32)
+        counts = dict.fromkeys(("trained", "steps", "skipped", "streak"), zero)
+        return {"key": key, "loss": jnp.zeros([]), **counts}
+
     def begin(self, state: Any, batches: chex.ArrayTree) -> Any:
         """The state at the start of an epoch."""
         del batches

@@ -3,7 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from experiments.two_models.results import CHECKS, RIVALS, differs
+from experiments.running.intervals import differs_from_0
+from experiments.running.wording import listed
+from experiments.two_models.results import CHECKS, RIVALS
 
 FAR = 0.2  # B ends so far below plain training where its training has failed
 NOTHING = 0.05  # accuracy that A hardly misses
@@ -33,7 +35,7 @@ def signed(value: float) -> str:
 def difference(number: Mapping[str, float]) -> str:
     """In points, with its interval, or that it cannot be told from none."""
     between = f"({signed(number['low'])} to {signed(number['high'])})"
-    if differs(number):
+    if differs_from_0(number):
         return f"{signed(number['mean'])} {between}"
     return f"not distinguishable {between}"
 
@@ -44,10 +46,6 @@ def as_power(strength: float) -> str:
     if abs(exponent) > 2 and math.isclose(strength, 10.0**exponent):
         return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"{strength:g}"
-
-
-def listed(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 # --- What holds, and what does not ----------------------------------------------------------------
@@ -73,7 +71,7 @@ def of_condition(condition: Mapping) -> str:
     first = (
         f"Plain training of B costs A {100 * lost['mean']:.1f} points "
         f"({signed(lost['low'])} to {signed(lost['high'])})."
-        if differs(lost) and lost["mean"] > 0
+        if differs_from_0(lost) and lost["mean"] > 0
         else "What plain training of B costs A is not distinguishable from nothing "
         f"({signed(lost['low'])} to {signed(lost['high'])} points), so that nothing can be said "
         "about preventing it."
@@ -88,7 +86,7 @@ def of_condition(condition: Mapping) -> str:
 
 def gained(number: Mapping[str, float]) -> str:
     between = f"({signed(number['low'])} to {signed(number['high'])})"
-    if not differs(number):
+    if not differs_from_0(number):
         return f"not distinguishably different {between}"
     way = "better" if number["mean"] > 0 else "worse"
     return f"{abs(100 * number['mean']):.1f} points {way} {between}"

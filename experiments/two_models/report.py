@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.running import command_line, records
+from experiments.running.wording import markdown
 from experiments.two_models import drawing, findings, results
 from experiments.two_models.findings import accuracy, as_power, difference, with_interval
 from experiments.two_models.results import METHODS, RIVALS, Run, choose, summarise
@@ -166,12 +167,6 @@ def section(heading: str, text: str) -> str:
     return f"## {heading}\n\n{text}"
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A table whose first ``left`` columns are text."""
-    marks = ["---" if i < left else "---:" for i in range(len(header))]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, marks, *rows])
-
-
 def accuracies(conditions: Sequence[Mapping], model: str) -> str:
     methods = [m for m in METHODS if m in conditions[0]]
     rows = []
@@ -181,7 +176,7 @@ def accuracies(conditions: Sequence[Mapping], model: str) -> str:
         before = [with_interval(c["before_a"])] if model == "a" else []
         rows.append([c["name"], *before, *cells.values()])
     before = ["before B"] if model == "a" else []
-    return markdown_table(["condition", *before, *methods], rows)
+    return markdown(["condition", *before, *methods], rows)
 
 
 def differences(conditions: Sequence[Mapping]) -> str:
@@ -208,13 +203,13 @@ def differences(conditions: Sequence[Mapping]) -> str:
 differences are taken within a seed. In points of test accuracy, with their 95 % intervals; where an
 interval includes 0, the two are *not distinguishable*. Of so many intervals, one in twenty misses.
 
-{markdown_table(["condition", "difference", "A", "B"], rows, left=2)}
+{markdown(["condition", "difference", "A", "B"], rows, left=2)}
 
 *Prevents* is the share of A's loss that does not happen, (d − d_method) / d of the mean losses; it
 is given only where plain training's loss is distinguishable from 0. Over 100 %, A ends better than
 it began.
 
-{markdown_table(["condition", "A loses, plain", *prevent], shares)}"""
+{markdown(["condition", "A loses, plain", *prevent], shares)}"""
 
 
 def chosen_strengths(conditions: Sequence[Mapping]) -> str:
@@ -232,7 +227,7 @@ def chosen_strengths(conditions: Sequence[Mapping]) -> str:
 among as many candidates for WPL and for the L2 anchor. Beside each choice are all strengths whose
 sums are not distinguishable from it, seed by seed.
 
-{markdown_table(["condition", "method", "chosen", "as good"], rows, left=2)}{note}"""
+{markdown(["condition", "method", "chosen", "as good"], rows, left=2)}{note}"""
 
 
 def edge(method: Mapping) -> str:
@@ -269,7 +264,7 @@ def along_strengths(conditions: Sequence[Mapping]) -> str:
         for found in c[method]["at_each_strength"]
         if c["shared_layers"] == 4
     ]
-    return markdown_table(["condition", "method", "strength", "A", "B"], rows, left=2)
+    return markdown(["condition", "method", "strength", "A", "B"], rows, left=2)
 
 
 if __name__ == "__main__":

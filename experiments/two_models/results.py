@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.running import records
+from experiments.running.intervals import differs_from_0, finite
 from experiments.two_models.settings import TwoModels
 from experiments.two_models.training import NEVER, Accuracies, Outcome, compared
 from wpl_jax.forgetting import mean_interval
@@ -249,7 +250,7 @@ def condition_summary(config: TwoModels, result: Result) -> dict:
 
 def prevented(lost: dict, before: np.ndarray, plain: np.ndarray, kept: np.ndarray) -> float | None:
     """The share of A's loss that does not happen (section 4.1); None where no loss is certain."""
-    if not (differs(lost) and lost["mean"] > 0):
+    if not (differs_from_0(lost) and lost["mean"] > 0):
         return None
     return float((kept.mean() - plain.mean()) / (before.mean() - plain.mean()))
 
@@ -260,7 +261,7 @@ def best(of_method: Mapping[str, np.ndarray]) -> list[str]:
     return [
         name
         for name, values in of_method.items()
-        if name == first or not differs(interval(of_method[first] - values))
+        if name == first or not differs_from_0(interval(of_method[first] - values))
     ]
 
 
@@ -270,7 +271,8 @@ def as_good(config: TwoModels, outcome: Outcome, method: str, place: int) -> lis
     return [
         strength
         for i, (name, strength) in enumerate(compared(config))
-        if name == method and (i == place or not differs(interval(total[:, place] - total[:, i])))
+        if name == method
+        and (i == place or not differs_from_0(interval(total[:, place] - total[:, i])))
     ]
 
 
@@ -290,14 +292,3 @@ def of_strength(outcome: Outcome, place: int) -> dict:
 def interval(values: np.ndarray) -> dict[str, float | None]:
     numbers = mean_interval(values)
     return {k: finite(v) for k, v in zip(("mean", "low", "high"), numbers, strict=True)}
-
-
-def differs(difference: Mapping[str, float | None]) -> bool:
-    """Whether a difference's interval excludes 0."""
-    low, high = difference["low"], difference["high"]
-    return low is not None and high is not None and (low > 0 or high < 0)
-
-
-def finite(number: float) -> float | None:
-    """JSON knows no infinity and no NaN."""
-    return float(number) if np.isfinite(number) else None

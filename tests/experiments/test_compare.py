@@ -15,8 +15,7 @@ import pytest
 
 from experiments import search, spaces, train_final
 from experiments.compare import __main__ as compare
-from experiments.compare import intervals, plan, report, saved, wording
-from experiments.running import pool, records
+from experiments.running import intervals, plan, pool, records, report, saved, wording
 from experiments.spaces import Task
 from experiments.spaces.rnn.task import LanguageModelling
 

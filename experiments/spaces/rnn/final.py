@@ -73,12 +73,7 @@ class RNNTraining(Training):
             best_perplexity=jnp.array(jnp.inf, jnp.float32),  # not weakly typed: compiled once
             best_epoch=zero,
             hidden=jnp.zeros((self.config.batch_size, self.space.units)),
-            key=key,
-            trained=zero,
-            loss=jnp.zeros([]),
-            steps=zero,
-            skipped=zero,
-            streak=zero,
+            **self.counters(key),
         )
 
     def begin(self, state: State, batches: jax.Array) -> State:

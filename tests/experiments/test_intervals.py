@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.compare import intervals
+from experiments.running import intervals
 
 A, B = np.array([1.0, 2.0, 4.0]), np.array([2.0, 3.5, 4.5, 9.0])
 

@@ -15,7 +15,8 @@ import pytest
 
 from experiments import search, spaces, train_final
 from experiments.compare import __main__ as compare
-from experiments.running import intervals, plan, pool, records, report, saved, wording
+from experiments.compare import plan, report, saved, wording
+from experiments.running import intervals, pool, records
 from experiments.spaces import Task
 from experiments.spaces.rnn.task import LanguageModelling
 

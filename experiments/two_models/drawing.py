@@ -55,7 +55,7 @@ def first_look(config: TwoModels, result: Result) -> Figure:
     size = style.FONT_SIZE + 2
     for name, curve in curves.items():
         figures.band(ax, steps(config), 100 * curve, color=METHOD_COLORS[name], linewidth=2.5)
-    ax.set(xlim=(0, config.b_steps), ylim=(0, 100), ylabel="accuracy of A (%)")
+    ax.set(xlim=(0, config.b_steps), ylim=(0, 100), ylabel="validation accuracy of A (%)")
     ax.set_title("B trains layers that it shares with A", size=size)
     colors = {text: METHOD_COLORS[name] for name, text in said.items()}
     style.label_ends(ax, [(ends[name], text) for name, text in said.items()], colors, size)

@@ -136,8 +136,8 @@ def trade_off(
         len(panels),
         columns=1,
         height=3.9,
-        xlabel="final accuracy of A (%)",
-        ylabel="final accuracy of B (%)",
+        xlabel="validation accuracy of A (%)",
+        ylabel="validation accuracy of B (%)",
     )
     for ax, (title, curves) in zip(axes, panels.items(), strict=True):
         ax.axvline(

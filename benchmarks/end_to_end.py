@@ -21,7 +21,7 @@ from benchmarks.timing import Steps, compare
 from experiments import spaces
 from experiments.search import search_of
 from experiments.spaces.rnn.settings import RNNSearch
-from wpl_jax.search import Data, Search, SearchConfig
+from wpl_jax.search import WPL, Data, Search, SearchConfig, Uniform
 from wpl_jax.spaces.rnn import RNN
 
 
@@ -37,14 +37,12 @@ def main():
 
 def small():
     space = RNN(vocabulary=2_000, nodes=8, units=64, **dict.fromkeys(RATES, 0.0))
-    config = SearchConfig(
-        **{"strategy": "random", "architectures": 20, "chunk": 20, "batches": 7},
-        warmup_epochs=0,
-    )
+    config = SearchConfig(architectures=20, chunk=20, batches=7)
+    plastic = WPL(strength=10.0, learning_rate=1.0, warmup_epochs=0)
     optimizer = optax.chain(optax.clip_by_global_norm(0.25), optax.sgd(1.0))
     searches = {
-        "without plasticity": Search(space, config, optimizer),
-        "with it, proximal": Search(space, config, optimizer, 10.0, 1.0),
+        "without plasticity": Search(space, config, optimizer, Uniform()),
+        "with it, proximal": Search(space, config, optimizer, Uniform(), plastic),
     }
     title = "An epoch of random search, 20 cells of 8 nodes of 64 units, 2,000 words, 7 batches"
     return timed(f"{title} of 32 × 20, err1 and err2 on 8", searches, words(space, 32, 20))
@@ -53,9 +51,7 @@ def small():
 def preset(space, name):
     config = spaces.find(space).searches[name]
     # Plastic from the start, as after the warm-up.
-    config = dataclasses.replace(
-        config, search=dataclasses.replace(config.search, warmup_epochs=0), devices=1
-    )
+    config = dataclasses.replace(config, warmup_epochs=0)
     if isinstance(config, RNNSearch):
         data = words(config.rnn, config.batch_size, config.length)
     else:
@@ -63,8 +59,8 @@ def preset(space, name):
             config = config.with_space(image_shape=(28, 28, 1))
         data = pictures(config.cnn, config.batch_size)
     searches = {
-        label: search_of(dataclasses.replace(config, plasticity=plasticity))
-        for label, plasticity in (("without plasticity", "none"), ("with it, proximal", "wpl"))
+        label: search_of(dataclasses.replace(config, method=method))
+        for label, method in (("without plasticity", "none"), ("with it, proximal", "wpl"))
     }
     search = config.search
     title = f"Preset {name} of {space}: {search.chunk} architecture{'s' * (search.chunk > 1)}"

@@ -17,7 +17,7 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
-from wpl_jax.search import Data, Search, SearchConfig
+from wpl_jax.search import WPL, Data, Reinforced, Search, SearchConfig
 from wpl_jax.spaces.micro_cnn import MicroCNN, network
 from wpl_jax.spaces.operations import depthwise, max_pool, run_one
 
@@ -162,10 +162,10 @@ def random_images(key):
 def compiling():
     search = Search(
         SPACE,
-        SearchConfig(architectures=10, batches=40, chunk=2, controller_steps=60),
+        SearchConfig(architectures=10, batches=40, chunk=2),
         optax.sgd(0.1, momentum=0.9, nesterov=True),
-        strength=1.0,
-        learning_rate=0.1,
+        sampler=Reinforced(steps=60),
+        method=WPL(strength=1.0, learning_rate=0.1),
     )
     data = Data(random_images(0), random_images(1))
     state = jax.jit(search.init)(jax.random.key(0))

@@ -25,7 +25,7 @@ from benchmarks.page import RESULTS
 from benchmarks.report import report
 from benchmarks.timing import Peer, Steps, compare
 from experiments import spaces
-from wpl_jax.search import Data, Search, SearchConfig
+from wpl_jax.search import WPL, Data, Reinforced, Search, SearchConfig, Uniform, evaluation
 from wpl_jax.spaces.rnn import RNN
 
 VOCABULARY, UNITS, NODES, BATCH, TIME, BATCHES = 10_000, 100, 12, 64, 35, 7
@@ -50,14 +50,18 @@ def main():
     )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Training(Search):
-    """A search that samples one architecture and measures none."""
+@dataclasses.dataclass(frozen=True)
+class One(Uniform):
+    """A sampler of one architecture."""
 
     actions: tuple[int, ...] = ()
 
-    def _sample(self, state, key, n):
+    def sample(self, space, state, key, n, trained):
         return jnp.tile(jnp.array(self.actions), (n, 1))
+
+
+class Training(Search):
+    """A search that measures no architecture."""
 
     def evaluate(self, params, actions, split, batches):
         return jnp.zeros([])
@@ -65,8 +69,8 @@ class Training(Search):
 
 def searching(space, split, tx, batches, strength=0.0, rate=None):
     """A search's step, for one architecture."""
-    config = SearchConfig(strategy="random", batches=batches, warmup_epochs=0)
-    search = Training(space, config, tx, strength, rate, actions=sampled(space))
+    method = WPL(strength, rate, warmup_epochs=0)
+    search = Training(space, SearchConfig(batches=batches), tx, One(sampled(space)), method)
     state = jax.jit(search.init)(jax.random.key(0))
     return Steps(search._next, state, Data(split, split), steps=batches)
 
@@ -163,15 +167,18 @@ def controller(samples):
     steps = 2
 
     def form(at_once):
-        config = SearchConfig(controller_samples=samples, at_once=at_once, controller_steps=steps)
-        search = Search(space, config, optimizer(1.0, 0.25))
+        sampler = Reinforced(steps=steps, samples=samples)
+        search = Search(space, SearchConfig(at_once=at_once), optimizer(1.0, 0.25), sampler)
         state = jax.jit(search.init)(jax.random.key(0))
 
         def run(state, words):
-            data, keys = Data(words, words), jax.random.split(state.key, steps)
-            return jax.lax.scan(
-                lambda state, key: search._reinforce(state, data.validation, key), state, keys
-            )[0]
+            def rewards(actions, key):
+                step = evaluation.random_step(space, words, key)[None]
+                errors = evaluation.errors(space, state.params, words, step, actions, at_once)
+                return space.reward(errors)
+
+            learned, _, _ = sampler.learn(space, state.sampler, state.key, rewards)
+            return state._replace(sampler=learned)
 
         return functools.partial(Steps, run, state, words, steps=steps)
 

@@ -12,15 +12,15 @@ from wpl_jax.spaces.cross_entropy import linear_cross_entropy
 from wpl_jax.spaces.images import cross_entropy
 from wpl_jax.spaces.micro_cnn import OPERATIONS
 from wpl_jax.spaces.micro_cnn.architecture import edge_index, loose_ends
-from wpl_jax.spaces.micro_cnn.network import BRANCHES, convolve, halve
+from wpl_jax.spaces.micro_cnn.network import BRANCHES, halve
 from wpl_jax.spaces.operations import (
     HEIGHT,
     WIDTH,
     batch_norm,
     classify,
+    convolution_3x3,
     inward,
     pointwise,
-    windows,
 )
 from wpl_jax.spaces.rnn import ACTIVATIONS
 from wpl_jax.spaces.rnn.recurrence import clip_norm
@@ -122,8 +122,8 @@ def cnn_loss(space, architecture):
 
     def loss(params, batch):
         images, labels = batch
-        x = windows(inward(images), 3)[:, :: space.stem_stride, :, :: space.stem_stride]
-        x, _ = convolve(x, params["stem"], None)
+        x = convolution_3x3(inward(images), params["stem"]["kernel"], space.stem_stride)
+        x, _ = batch_norm(x, params["stem"])
         states = x, x
         for stage, layers in enumerate(params["stages"]):
             if stage:

@@ -17,7 +17,7 @@ import optax
 from experiments.spaces import Task
 from experiments.spaces.sgd import SGDFinal, SGDSearch
 from wpl_jax.data import Images, Splits, batches, load_images
-from wpl_jax.search import Data, SearchConfig
+from wpl_jax.search import Data, Reinforced, SearchConfig
 from wpl_jax.spaces.parameters import num_parameters
 
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "sin": jnp.sin}
@@ -177,16 +177,10 @@ class Digits(Task):
             proximal=True,
             derive_samples=30,
             derive_batches=10,
-            search=SearchConfig(
-                architectures=10,
-                batches=10,
-                chunk=10,
-                eval_batches=10,
-                controller_steps=50,
-                controller_learning_rate=5e-3,
-                warmup_epochs=2,
-                protect="all",
-            ),
+            warmup_epochs=2,
+            protect="all",
+            search=SearchConfig(architectures=10, batches=10, chunk=10, eval_batches=10),
+            controller=Reinforced(steps=50, learning_rate=5e-3),
         ),
     }
     finals = {"smoke": LayersFinal(epochs=3, batch_size=50)}

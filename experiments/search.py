@@ -1,8 +1,9 @@
-"""Architecture search with shared weights, with and without plasticity (figures 3 to 5).
+"""Architecture search with shared weights, by any sampler and method (figures 3 to 5).
 
-Writes metrics.jsonl, TensorBoard's scalars, checkpoints and, at the end, best.json, ranking.json,
-probes.json if --probes, summary.json and figures to --out. A run that was interrupted goes on with
---resume. Each batch is shared by all devices, with --distributed by those of several processes.
+Writes metrics.jsonl, TensorBoard's scalars, checkpoints, probes.npz if --probe-every and, at the
+end, best.json, ranking.json, probes.json if --probes, summary.json and figures to --out. A run that
+was interrupted goes on with --resume. Each batch is shared by all devices, with --distributed by
+those of several processes.
 """
 
 import dataclasses
@@ -19,15 +20,36 @@ import jax
 import numpy as np
 
 from experiments import spaces
+from experiments.ranking.probes import Probes
 from experiments.running import processes, records
 from experiments.running.intervals import finite
-from experiments.running.progress import Display, Diverged, MetricsLog, interruptible
-from experiments.spaces import Task, cells
+from experiments.running.progress import (
+    Display,
+    Diverged,
+    MetricsLog,
+    interruptible,
+    read_metrics,
+)
+from experiments.spaces import Task
 from experiments.spaces.settings import PLACES, SearchRun
 from wpl_jax import figures
 from wpl_jax.checkpoint import Checkpoints
 from wpl_jax.forgetting import forgetting
-from wpl_jax.search import Data, Search, SearchState, everywhere, split_batches
+from wpl_jax.search import (
+    WPL,
+    Balanced,
+    Data,
+    Distinct,
+    Fair,
+    L2Anchor,
+    Method,
+    Sampler,
+    Search,
+    SearchState,
+    Uniform,
+    everywhere,
+    split_batches,
+)
 
 
 class Job(NamedTuple):
@@ -140,13 +162,43 @@ def search_of(config: SearchRun, devices: int = 1) -> Search:
         space=config.space_over(devices),
         config=config.search,
         optimizer=config.optimizer(),
-        strength=config.strength_at if config.plasticity == "wpl" else 0.0,
-        learning_rate=config.learning_rate_at if config.proximal else None,
+        sampler=sampler_of(config),
+        method=method_of(config),
     )
 
 
+def sampler_of(config: SearchRun) -> Sampler:
+    samplers: dict[str, Sampler] = {
+        "controller": config.controller,
+        "uniform": Uniform(),
+        "fair": Fair(),
+        "balanced": Balanced(),
+        "distinct": Distinct(),
+    }
+    return samplers[config.sampler]
+
+
+def method_of(config: SearchRun) -> Method:
+    held: dict[str, Any] = {
+        "strength": config.strength_at,
+        "learning_rate": config.learning_rate_at if config.proximal else None,
+        "warmup_epochs": config.warmup_epochs,
+        "protect": config.protect,
+    }
+    methods: dict[str, Method] = {
+        # Plain(), by the program that WPL is compared with: others are rounded differently.
+        "none": WPL(**held | {"strength": 0.0}),
+        "wpl": WPL(**held, **dataclasses.asdict(config.wpl)),
+        "l2": L2Anchor(**held),
+        "replay": config.replay,
+        "momentum": config.momentum_groups,
+        "distillation": config.distillation,
+    }
+    return methods[config.method]
+
+
 def folder_of(config: SearchRun, task: Task) -> Path:
-    name = f"{config.preset}_{config.plasticity}_{config.search.strategy}_{config.seed}"
+    name = f"{config.preset}_{config.method}_{config.sampler}_{config.seed}"
     return config.out or Path("results/search", task.name, name)
 
 
@@ -182,7 +234,7 @@ def settings(config: SearchRun) -> dict[str, object]:
 
 def described(config: SearchRun) -> dict[str, object]:
     """Settings besides, that a summary tells: where data of one's own are, and the end."""
-    names = ("text_dir", "image_dir", "derive_samples", "derive_batches", "probes")
+    names = ("text_dir", "image_dir", "derive_samples", "derive_batches", "probes", "probe_every")
     plain = records.plain(dataclasses.asdict(config))
     return {name: plain[name] for name in names if name in plain}
 
@@ -201,6 +253,9 @@ def run(job: Job, checkpoints: Checkpoints) -> int:
         f"compiled in {time.monotonic() - start:.0f} s; at most {memory / 2**20:,.0f} MiB a device"
     )
     done = int(state.trained) // size
+    probes = probes_of(job)
+    if config.probe_every:
+        probes.resume(job.out, done)
     with (
         interruptible() as stop,
         MetricsLog(job.out, done) as log,
@@ -224,6 +279,10 @@ def run(job: Job, checkpoints: Checkpoints) -> int:
                 record = summarise(job.search, trained // size, progress.epoch, state)
                 record["seconds"] = round(time.monotonic() - start, 3)
                 log.append(record)
+                if config.probe_every and record["epoch"] % config.probe_every == 0:
+                    measured = probes.measure(state.params, job.data.validation)
+                    if processes.is_first():
+                        probes.keep(job.out, record["epoch"], measured)
                 display.end_epoch(
                     err1=record["err1_mean"],
                     err2=record["err2_mean"],
@@ -240,8 +299,18 @@ def run(job: Job, checkpoints: Checkpoints) -> int:
     if stop.agreed():
         processes.say("search: interrupted and saved; --resume goes on from here")
         return stop.exit_code
-    write_results(job, state, memory)
+    write_results(job, state, memory, probes)
     return 0
+
+
+def probes_of(job: Job) -> Probes | None:
+    """The random architectures that are measured as well, if there are any."""
+    config = job.config
+    if not config.probes:
+        return None
+    return Probes(
+        job.search.space, config.probes, config.derive_batches, config.search.at_once, job.whole
+    )
 
 
 def memory_per_device(compiled: jax.stages.Compiled) -> int:
@@ -271,7 +340,7 @@ def summarise(
     """The record of an epoch, counted from 1."""
     lost = forgetting(result.err1, result.err2)
     step = (epoch - 1) * search.config.architectures * search.config.batches
-    strength = search.strength(step) if callable(search.strength) else search.strength
+    strength = getattr(search.method, "strength", 0.0)
     measured = np.isfinite(result.err1) & np.isfinite(result.err2)
 
     def mean(values):
@@ -292,30 +361,28 @@ def summarise(
         "reward": mean(search.space.reward(result.err2)),
         "controller_reward": mean(result.reward),
         "entropy": mean(result.entropy),
-        "baseline": float(state.baseline),
+        "baseline": float(getattr(state.sampler, "baseline", math.nan)),
         "skipped": int(state.skipped),
-        "strength": float(strength),
+        "strength": float(strength(step) if callable(strength) else strength),
     }
 
 
-def write_results(job: Job, state: SearchState, memory: int) -> None:
+def write_results(job: Job, state: SearchState, memory: int, probes: Probes | None) -> None:
     """Derive the best architecture and write every output, the summary last."""
     config, space, out = job.config, job.search.space, job.out
     ranking = rank(job, state)
-    probes = probe(job, state)
+    errors = probes.measure(state.params, job.data.validation).error if probes else ()
     if not processes.is_first():
         return
     best = space.from_json(ranking[0])
-    metrics = records.read_json_lines(out / "metrics.jsonl")
-    columns = {
-        name: np.array([math.nan if r[name] is None else r[name] for r in metrics])
-        for name in metrics[0]
-    }
+    columns = read_metrics(out)
     graphs = space.graphs(best)
     records.write_json(out / "ranking.json", ranking)
     records.write_json(out / "best.json", ranking[0])
     if probes:
-        records.write_json(out / "probes.json", probes)
+        probed = zip(probes.seeds.tolist(), errors, strict=True)
+        found = [{"seed": seed, job.error_key: finite(error)} for seed, error in probed]
+        records.write_json(out / "probes.json", found)
     for name, graph in graphs.items():
         records.write_atomically(out / f"{records.key(name)}.dot", figures.dot(graph, name))
     for name, figure in {
@@ -325,7 +392,7 @@ def write_results(job: Job, state: SearchState, memory: int) -> None:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=150)
         records.write_atomically(out / f"{name}.png", buffer.getvalue())
-    after = columns["epoch"] > config.search.warmup_epochs
+    after = columns["epoch"] > config.warmup_epochs
     summary = {
         f"best_{job.error_key}": ranking[0][job.error_key],
         "after_warmup": {
@@ -337,7 +404,7 @@ def write_results(job: Job, state: SearchState, memory: int) -> None:
         **job.facts,
         "memory_per_device": memory,
         "seconds": round(float(columns["seconds"].sum())),
-        "epochs": len(metrics),
+        "epochs": len(columns["epoch"]),
         "configuration": settings(config) | described(config),
     } | records.provenance()
     records.write_json(out / "summary.json", summary)
@@ -370,19 +437,6 @@ def rank(job: Job, state: SearchState) -> list[dict]:
     return [
         {job.error_key: finite(error)} | space.to_json(space.decode(a))
         for a, error in zip(actions, errors, strict=True)
-    ]
-
-
-def probe(job: Job, state: SearchState) -> list[dict]:
-    """Errors of the random architectures of the seeds 0, 1, …, on the shared weights."""
-    evaluate = jax.jit(job.search.evaluate, static_argnums=3, out_shardings=job.whole)
-    validation, batches = job.data.validation, job.config.derive_batches
-    seeds = range(job.config.probes)
-    actions = (cells.random_actions(job.search.space, seed) for seed in seeds)
-    errors = [float(evaluate(state.params, a, validation, batches)) for a in actions]
-    return [
-        {"seed": seed, job.error_key: finite(error)}
-        for seed, error in zip(seeds, errors, strict=True)
     ]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from wpl_jax.checkpoint import Checkpoints
+from wpl_jax.checkpoint import Checkpoints, fingerprint_in
 
 
 class Part(NamedTuple):
@@ -137,6 +137,17 @@ def test_one_checkpoint_is_not_enough_to_be_safe(tmp_path):
         Checkpoints(tmp_path, {}, keep=1)
 
 
+def test_the_fingerprint_in_a_folder(tmp_path):
+    assert fingerprint_in(tmp_path / "none") is None
+    with Checkpoints(tmp_path, {"sizes": (1, 2)}) as checkpoints:
+        assert fingerprint_in(tmp_path) is None
+        for step in (9, 10):
+            checkpoints.save(step, jnp.ones(1))
+    assert fingerprint_in(tmp_path) == {"sizes": [1, 2]}
+    (tmp_path / "10" / "seal.json").write_text("{")
+    assert fingerprint_in(str(tmp_path)) == {"sizes": [1, 2]}  # of the one before
+
+
 def test_another_configuration_is_refused_by_name(tmp_path):
     made = {"search": {"architectures": 10, "rates": (0.5, 1e-3)}, "seed": 0, "old": "x"}
     with Checkpoints(tmp_path, made) as checkpoints:
@@ -235,7 +246,7 @@ def test_if_all_are_damaged_resuming_fails_in_one_line(two_checkpoints, tmp_path
 SAVE_FOREVER = """
 import itertools, sys
 import jax.numpy as jnp
-from wpl_jax.checkpoint import Checkpoints
+from wpl_jax.checkpoint import Checkpoints, fingerprint_in
 with Checkpoints(sys.argv[1], {"seed": 0}) as checkpoints:
     state = {"w": jnp.zeros(10_000, jnp.int32), "step": jnp.int32(0)}
     if checkpoints.latest() is not None:

@@ -22,7 +22,7 @@ except ImportError as error:
         "checkpoints need orbax-checkpoint: pip install '.[experiments]' in the checkout"
     ) from error
 
-__all__ = ["Checkpoints"]
+__all__ = ["Checkpoints", "fingerprint_in"]
 
 State = TypeVar("State")
 
@@ -66,9 +66,8 @@ class Checkpoints:
             raise ValueError(f"keep must be at least 2, the last one and one to spare, got {keep}")
         self._folder = Path(folder)
         self._fingerprint = json.loads(json.dumps(fingerprint))
-        seals = (self._seal(step) for step in self._steps())
-        saved = next((seal["fingerprint"] for seal in seals if seal), self._fingerprint)
-        if differences := _differences(saved, self._fingerprint):
+        saved = fingerprint_in(folder)
+        if saved is not None and (differences := _differences(saved, self._fingerprint)):
             raise ValueError(
                 f"checkpoints in {self._folder} were made with {differences}; choose another "
                 "folder or give the same settings"
@@ -133,7 +132,7 @@ class Checkpoints:
         Raises:
           ValueError: if there are checkpoints, but all of them are damaged.
         """
-        steps = self._steps()
+        steps = _steps(self._folder)
         for step in steps:
             if self._is_whole(step):
                 return step
@@ -160,7 +159,7 @@ class Checkpoints:
         """
         if step is None:
             step = self.latest()
-        if step not in self._steps():
+        if step not in _steps(self._folder):
             wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
             raise FileNotFoundError(f"there is no {wanted} in {self._folder}")
         if not self._is_whole(step):
@@ -184,27 +183,42 @@ class Checkpoints:
             [_placed_like(like, arrays[name]) for name, like in leaves_like.items()],
         )
 
-    def _steps(self) -> list[int]:
-        """Steps whose checkpoints were finished, the last one first."""
-        names = [path.parent.name for path in self._folder.glob("*/seal.json")]
-        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
-
-    def _seal(self, step: int) -> dict[str, Any]:
-        """What was written into the checkpoint last; empty if it cannot be read."""
-        try:
-            seal = json.loads((self._folder / str(step) / "seal.json").read_text())
-            return {"fingerprint": seal["fingerprint"], "sha256": seal["sha256"]}
-        except (OSError, ValueError, KeyError):
-            return {}
-
     def _is_whole(self, step):
-        folder, seal = self._folder / str(step), self._seal(step)
+        folder, seal = self._folder / str(step), _seal(self._folder, step)
         try:
             return bool(seal) and all(
                 _sha256(folder / name) == digest for name, digest in seal["sha256"].items()
             )
         except OSError:
             return False
+
+
+def fingerprint_in(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The settings that the checkpoints in a folder depend on, as :class:`Checkpoints` was given.
+
+    Args:
+      folder: where the checkpoints are.
+
+    Returns:
+      The fingerprint of the last checkpoint that has one, or None if there is none.
+    """
+    seals = (_seal(Path(folder), step) for step in _steps(Path(folder)))
+    return next((seal["fingerprint"] for seal in seals if seal), None)
+
+
+def _steps(folder: Path) -> list[int]:
+    """Steps whose checkpoints were finished, the last one first."""
+    names = [path.parent.name for path in folder.glob("*/seal.json")]
+    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def _seal(folder: Path, step: int) -> dict[str, Any]:
+    """What was written into a checkpoint last; empty if it cannot be read."""
+    try:
+        seal = json.loads((folder / str(step) / "seal.json").read_text())
+        return {"fingerprint": seal["fingerprint"], "sha256": seal["sha256"]}
+    except (OSError, ValueError, KeyError):
+        return {}
 
 
 def _differences(saved: dict[str, Any], given: dict[str, Any]) -> str:

@@ -26,10 +26,10 @@ from experiments.compare.plan import ARMS, Arm, Plan, Results, Searched
 from experiments.compare.settings import Compare
 from experiments.running import records
 from experiments.running.pool import Interrupted, Pool, Run
-from experiments.running.progress import interruptible
+from experiments.running.progress import interruptible, read_metrics
 from experiments.spaces.settings import PLACES
 
-TRIAL = Arm("wpl", "reinforce")  # what the strength is chosen by
+TRIAL = Arm("wpl", "controller")  # what the strength is chosen by
 
 
 class NoResult(Exception):
@@ -94,9 +94,9 @@ def plan_of(config: Compare) -> Plan:
     """The plan; refuses what every run would refuse: bad settings, data that are not there."""
     searches = search.parse(common_flags(config, config.search_flags))
     finals = train_final.parse(common_flags(config, config.final_flags))
-    if searches.epochs <= searches.search.warmup_epochs:
+    if searches.epochs <= searches.warmup_epochs:
         raise ValueError(
-            f"searches must have more epochs than the {searches.search.warmup_epochs} of the "
+            f"searches must have more epochs than the {searches.warmup_epochs} of the "
             f"warm-up, got --epochs {searches.epochs}"
         )
     task = spaces.find(config.space)
@@ -123,8 +123,8 @@ def common_flags(config: Compare, more: str) -> list[str]:
 
 def search_run(plan: Plan, name: str, arm: Arm, seed: int, strength: float) -> Run:
     flags = common_flags(plan.config, plan.config.search_flags)
-    flags += ["--plasticity", arm.plasticity, "--search.strategy", arm.strategy]
-    flags += ["--strength", f"{strength:.12g}"] if arm.plasticity == "wpl" else []
+    flags += ["--method", arm.method, "--sampler", arm.sampler]
+    flags += ["--strength", f"{strength:.12g}"] if arm.method == "wpl" else []
     flags += ["--seed", f"{seed}", "--probes", f"{plan.config.random_cells}"]
     settings = search.parse(flags).with_space(**plan.sizes["search"])
     expected = {
@@ -211,9 +211,8 @@ def searched(plan: Plan, pool: Pool, run: Run) -> Searched | None:
     if not (left := pool.summary(run)):
         return None
     folder = plan.runs / run.name
-    metrics = records.read_json_lines(folder / "metrics.jsonl")
     return Searched(
-        {name: np.array([r[name] for r in metrics], np.float64) for name in metrics[0]},
+        read_metrics(folder),
         left,
         json.loads((folder / "best.json").read_bytes()),
         json.loads((folder / "probes.json").read_bytes()),

@@ -1,13 +1,14 @@
 """What the numbers show and what they do not, in sentences."""
 
 from experiments.compare.plan import ARMS
-from experiments.compare.saved import FORGETTING, Saved
+from experiments.compare.saved import Saved
 from experiments.compare.tables import of_kind
-from experiments.compare.wording import NOT_DISTINGUISHABLE, amount, change, label, percent
+from experiments.compare.wording import label
 from experiments.running.intervals import difference, differs_from_0, is_above_0
-from experiments.running.wording import listed
+from experiments.running.measures import FORGETTING, amount, change
+from experiments.running.wording import NOT_DISTINGUISHABLE, listed, percent
 
-WHERE = {"reinforce": "with the controller", "random": "at random"}
+WHERE = {"controller": "with the controller", "uniform": "at random"}
 KINDS = {
     "forgetting_mean": "the mean of all",
     "forgetting_best5": "the best 5",
@@ -31,28 +32,28 @@ def in_short(saved: Saved) -> str:
 
 def forgetting(saved: Saved) -> str:
     pairs = saved.summary["wpl_against_plain"]
-    lower = [p["strategy"] for p in pairs if any((r or 0) > 0 for r in p["reduction"].values())]
+    lower = [p["sampler"] for p in pairs if any((r or 0) > 0 for r in p["reduction"].values())]
     if not lower:
         lead = "Whether WPL lowers forgetting cannot be told."
     else:
-        others = [WHERE[p["strategy"]] for p in pairs if p["strategy"] not in lower]
+        others = [WHERE[p["sampler"]] for p in pairs if p["sampler"] not in lower]
         only = f" {WHERE[lower[0]]}; {others[0]} it cannot be told" if others else ""
         lead = f"Plain search forgets, and WPL forgets less{only}."
-    return " ".join([f"**{lead}**", *(of_strategy(saved, pair) for pair in pairs)])
+    return " ".join([f"**{lead}**", *(of_sampler(saved, pair) for pair in pairs)])
 
 
-def of_strategy(saved: Saved, pair: dict) -> str:
-    """What a strategy forgets plainly, and what WPL takes off."""
-    plain, wpl = (of_kind(saved, method, pair["strategy"]) for method in ("none", "wpl"))
+def of_sampler(saved: Saved, pair: dict) -> str:
+    """What a sampler makes plain search forget, and what WPL takes off."""
+    plain, wpl = (of_kind(saved, method, pair["sampler"]) for method in ("none", "wpl"))
     shares = {name: share for name, share in pair["reduction"].items() if share is not None}
     above = [name for name in FORGETTING if is_above_0(plain[name])]
     unclear = [name for name in above if name not in shares]
     rest = [name for name in FORGETTING if name not in above]
-    where, rise = WHERE[pair["strategy"]].capitalize(), f"the {saved.task.error} rises by"
+    where, rise = WHERE[pair["sampler"]].capitalize(), f"the {saved.task.error} rises by"
 
     def amounts(names):
         unit = " points" if saved.unit == "%" else ""
-        return listed([f"{amount(saved, n, plain[n])}{unit} ({KINDS[n]})" for n in names])
+        return listed([f"{amount(saved.task, n, plain[n])}{unit} ({KINDS[n]})" for n in names])
 
     said = []
     if above:
@@ -79,12 +80,13 @@ def compared(saved: Saved, name: str, claim: str) -> str:
     written = change if name.startswith("tau") else amount  # of a tau, 0 has a meaning
     said = [verdict(saved, name, claim)]
     for pair in saved.summary["wpl_against_plain"]:
-        plain, wpl = (of_kind(saved, method, pair["strategy"]) for method in ("none", "wpl"))
-        said.append(
-            f"{WHERE[pair['strategy']].capitalize()}: plain {written(saved, name, plain[name])}; "
-            f"WPL {written(saved, name, wpl[name])}; "
-            f"WPL − plain {change(saved, name, pair['difference'][name])}."
+        plain, wpl = (
+            written(saved.task, name, of_kind(saved, method, pair["sampler"])[name])
+            for method in ("none", "wpl")
         )
+        between = change(saved.task, name, pair["difference"][name])
+        where = WHERE[pair["sampler"]].capitalize()
+        said.append(f"{where}: plain {plain}; WPL {wpl}; WPL − plain {between}.")
     return " ".join(said)
 
 
@@ -97,7 +99,7 @@ def verdict(saved: Saved, name: str, claim: str) -> str:
             better = ""
         elif (number["mean"] > 0) != name.startswith("tau"):
             better = "worse"
-        effects[WHERE[pair["strategy"]]] = better
+        effects[WHERE[pair["sampler"]]] = better
     told = {where: effect for where, effect in effects.items() if effect}
     if not told:
         return f"**Whether {claim.format('better')} with WPL cannot be told.**"
@@ -126,7 +128,7 @@ def against_random(saved: Saved, key: str) -> list[str]:
     runs = random["runs"]
     if not told:
         return [f"None of the kinds of cells can be told from {runs} random ones."]
-    names = listed([f"{label(name)} ({amount(saved, key, n)})" for name, n in told.items()])
+    names = listed([f"{label(name)} ({amount(saved.task, key, n)})" for name, n in told.items()])
     return [f"These can be told from {runs} random cells, by their difference: {names}."]
 
 

@@ -2,13 +2,14 @@
 
 from matplotlib.figure import Figure
 
-from experiments.compare.plan import ARMS, CHOOSERS, Arm
-from experiments.compare.saved import FORGETTING, Saved
+from experiments.compare.plan import ARMS, SAMPLERS, Arm
+from experiments.compare.saved import Saved
 from experiments.compare.wording import label
+from experiments.running.measures import FORGETTING, scale
 from wpl_jax import figures
 from wpl_jax.figures.style import METHOD_COLORS
 
-STRATEGIES = {"reinforce": "chosen by a controller", "random": "chosen at random"}
+CHOSEN = {"controller": "chosen by a controller", "uniform": "chosen at random"}
 WIDTH = 4.8  # inches: a cell of usual size, one below the other
 
 
@@ -20,10 +21,8 @@ def drawn(saved: Saved) -> dict[str, Figure]:
 def over_epochs(saved: Saved) -> Figure:
     """What each kind of search forgets, and its reward."""
     runs = {
-        STRATEGIES[strategy]: {
-            arm.method: curves(saved, arm) for arm in ARMS if arm.strategy == strategy
-        }
-        for strategy in CHOOSERS
+        CHOSEN[sampler]: {arm.title: curves(saved, arm) for arm in ARMS if arm.sampler == sampler}
+        for sampler in SAMPLERS
     }
     unit = ", in points" if saved.unit == "%" else saved.task.unit
     return figures.search_curves(
@@ -38,7 +37,7 @@ def over_epochs(saved: Saved) -> Figure:
 
 def curves(saved: Saved, arm: Arm) -> dict:
     names = (*FORGETTING, "reward")
-    return {name: saved.scale(name) * saved.curve(arm, name) for name in names}
+    return {name: scale(saved.task, name) * saved.curve(arm, name) for name in names}
 
 
 def of_cells(saved: Saved) -> Figure:

@@ -12,29 +12,30 @@ from experiments.running.pool import Run
 from experiments.spaces import Task
 from experiments.spaces.settings import FinalRun, SearchRun
 
-CHOOSERS = {"reinforce": "controller", "random": "random"}
+SAMPLERS = ("controller", "uniform")
 
 
 class Arm(NamedTuple):
     """A kind of search."""
 
-    plasticity: str
-    strategy: str
+    method: str
+    sampler: str
 
     @property
     def name(self) -> str:
-        return f"{self.plasticity}_{self.strategy}"
+        return f"{self.method}_{self.sampler}"
 
     @property
-    def method(self) -> str:
-        return "WPL" if self.plasticity == "wpl" else "plain"
+    def title(self) -> str:
+        """Of the method."""
+        return "WPL" if self.method == "wpl" else "plain"
 
     @property
     def label(self) -> str:
-        return f"{self.method}, {CHOOSERS[self.strategy]}"
+        return f"{self.title}, {self.sampler}"
 
 
-ARMS = tuple(Arm(plasticity, strategy) for strategy in CHOOSERS for plasticity in ("none", "wpl"))
+ARMS = tuple(Arm(method, sampler) for sampler in SAMPLERS for method in ("none", "wpl"))
 
 
 class Plan(NamedTuple):
@@ -63,7 +64,7 @@ class Searched(NamedTuple):
 
     def after_warmup(self, name: str) -> np.ndarray:
         """A metric of the epochs that plasticity, if any, has acted in."""
-        return self.metrics[name][self.summary["configuration"]["search"]["warmup_epochs"] :]
+        return self.metrics[name][self.summary["configuration"]["warmup_epochs"] :]
 
 
 class Results(NamedTuple):

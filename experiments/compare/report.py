@@ -5,7 +5,6 @@ anew: nothing is trained.
 """
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +13,9 @@ import jax
 
 from experiments.compare import claims, pictures, saved, tables
 from experiments.compare.saved import Saved
-from experiments.compare.wording import signed
 from experiments.running import records
 from experiments.running.pool import clock
+from experiments.running.wording import signed
 from wpl_jax.figures.curves import FEW_SEEDS
 
 
@@ -37,15 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def write(comparison: Saved, folder: Path) -> list[str]:
     """Write report and figures; returns the names of the files."""
-    written = []
-    for name, figure in pictures.drawn(comparison).items():
-        for suffix in ("png", "pdf"):
-            buffer = io.BytesIO()
-            # A date in the file would make every drawing another file.
-            about = {"CreationDate": None} if suffix == "pdf" else None
-            figure.savefig(buffer, format=suffix, dpi=150, metadata=about)
-            written.append(f"{name}.{suffix}")
-            records.write_atomically(folder / written[-1], buffer.getvalue())
+    written = records.write_figures(folder, pictures.drawn(comparison), dpi=150)
     records.write_atomically(folder / "report.md", page(comparison))
     return [*written, "report.md"]
 
@@ -78,8 +69,8 @@ Each search has {base.epochs} epochs of {search.architectures} architectures, ea
 trained on {search.batches} batches. Of every architecture, err1 is its validation {task.error} \
 right after its own training, and err2 that at the end of the epoch. Its forgetting is err2 − \
 err1. The tables have the mean over the architectures of an epoch, the mean over the 5 with the \
-lowest err1, and the maximum, all averaged over the {base.epochs - search.warmup_epochs} epochs \
-after a warm-up of {search.warmup_epochs}, in which WPL does not act yet, so that searches with \
+lowest err1, and the maximum, all averaged over the {base.epochs - base.warmup_epochs} epochs \
+after a warm-up of {base.warmup_epochs}, in which WPL does not act yet, so that searches with \
 and without it are alike. The 5 are chosen for a low err1, which some of them have by chance, so \
 that part of their rise is a return to the mean, in every kind of search. WPL's strength is \
 {comparison.strength:,.12g}. In the figure, {in_the_figure(config.seeds)}.
@@ -133,7 +124,7 @@ Of the settings that `--preset paper` has, as far as they are known:
 {tables.of_differences(comparison)}
 
 With `--proximal`, plasticity is a step after the optimiser's instead of a part of the gradient.
-`--search.protect` is what it protects: edges, which only some architectures use, or all weights.
+`--protect` is what it protects: edges, which only some architectures use, or all weights.
 `--search.batches` is what an architecture trains for in an epoch. `--help` describes the others.
 
 {task.remarks({"search": base, "final": comparison.final}, summary["data"])}

@@ -12,25 +12,14 @@ from experiments import spaces
 from experiments.compare.plan import Arm
 from experiments.compare.settings import Compare
 from experiments.running import records
+from experiments.running.measures import FORGETTING
 from experiments.spaces import Task
 from experiments.spaces.settings import FinalRun, SearchRun
 
 Settings = TypeVar("Settings")
 
-# Differences of errors, by name in metrics.jsonl: heading.
-FORGETTING = {
-    "forgetting_mean": "mean",
-    "forgetting_best5": "best 5",
-    "forgetting_max": "max",
-}
-# What is measured in every epoch, by name in metrics.jsonl: heading.
-METRICS = {
-    **FORGETTING,
-    "forgetting_share": "share that got worse",
-    "tau_within_epoch": "τ within the epoch",
-    "err2_mean": "err2",
-    "reward": "reward",
-}
+# What is measured in every epoch, by name in metrics.jsonl.
+METRICS = (*FORGETTING, "forgetting_share", "tau_within_epoch", "err2_mean", "reward")
 # Where the error of a cell is measured: heading.
 ERRORS = {"derived": "in the search", "validation": "validation", "test": "test"}
 
@@ -97,7 +86,7 @@ class Saved:
 
     @property
     def warmup(self) -> int:
-        return self.search.search.warmup_epochs
+        return self.search.warmup_epochs
 
     @property
     def strength(self) -> float:
@@ -114,13 +103,6 @@ class Saved:
 
     def curve(self, arm: Arm, metric: str) -> np.ndarray:
         return self.curves[f"{arm.name}/{metric}"]
-
-    def scale(self, name: str) -> float:
-        """What a number is multiplied by to be shown."""
-        if name == "forgetting_share":
-            return 100
-        errors = (*FORGETTING, "err2_mean", *map(self.key, ERRORS))
-        return self.task.scale if name in errors else 1
 
     @property
     def best(self) -> dict[str, dict]:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.compare.plan import ARMS, CHOOSERS, Arm, Plan, Results, Searched
-from experiments.compare.saved import ERRORS, FORGETTING, METRICS, Saved, error_key
+from experiments.compare.plan import ARMS, SAMPLERS, Arm, Plan, Results, Searched
+from experiments.compare.saved import ERRORS, METRICS, Saved, error_key
 from experiments.running import records
 from experiments.running.intervals import (
     differs_from_0,
@@ -20,6 +20,7 @@ from experiments.running.intervals import (
     of_seeds,
     reduction,
 )
+from experiments.running.measures import FORGETTING
 
 
 def gathered(plan: Plan, results: Results) -> Saved:
@@ -58,8 +59,8 @@ def summarise(plan: Plan, results: Results) -> dict:
             for arm in ARMS
         ],
         "wpl_against_plain": [
-            against(strategy, values[Arm("none", strategy)], values[Arm("wpl", strategy)])
-            for strategy in CHOOSERS
+            against(sampler, values[Arm("none", sampler)], values[Arm("wpl", sampler)])
+            for sampler in SAMPLERS
         ],
         "published_reduction": plan.task.published,
         "cells": cells,
@@ -128,14 +129,14 @@ def tau_training_alone(plan: Plan, results: Results, search: Searched) -> float:
     return math.nan if tau is None else tau
 
 
-def against(strategy: str, plain: dict[str, np.ndarray], wpl: dict[str, np.ndarray]) -> dict:
+def against(sampler: str, plain: dict[str, np.ndarray], wpl: dict[str, np.ndarray]) -> dict:
     """What WPL changes: differences paired by seed, and shares of what plain search forgets.
 
     A share, (d - d_wpl) / d, is None unless both d and the difference are told from 0.
     """
     differences = {name: interval(wpl[name] - plain[name]) for name in plain}
     return {
-        "strategy": strategy,
+        "sampler": sampler,
         "difference": differences,
         "reduction": {
             name: reduction(interval(plain[name]), interval(wpl[name]))

@@ -7,31 +7,28 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from experiments.compare.plan import CHOOSERS
-from experiments.compare.saved import ERRORS, FORGETTING, METRICS, Saved
-from experiments.compare.wording import (
-    DIGITS,
+from experiments.compare.saved import ERRORS, METRICS, Saved
+from experiments.compare.wording import label
+from experiments.running.intervals import Number, best, interval
+from experiments.running.measures import DIGITS, FORGETTING, amount, change, heading, scale
+from experiments.running.pool import flat
+from experiments.running.wording import (
     NOT_DISTINGUISHABLE,
-    amount,
-    change,
     count,
-    heading,
-    label,
+    markdown,
     percent,
     show,
     show_mean,
 )
-from experiments.running.intervals import Number, best, interval
-from experiments.running.pool import flat
-from experiments.running.wording import markdown
 from experiments.spaces.settings import PLACES, InSpace
 
 HIGH_IS_GOOD = ("reward", "tau_within_epoch", "tau_training_alone")
 # Settings that say how a run is named, kept or computed, but not what it computes.
 ASIDE = (
     *(*PLACES, "preset", "seed", "max_skipped"),
-    *("plasticity", "search.strategy", "search.chunk", "search.at_once"),
-    *("architecture", "seed_architecture", "windows_per_call", "steps_per_call", "probes"),
+    *("method", "sampler", "search.chunk", "search.at_once"),
+    *("architecture", "seed_architecture", "windows_per_call", "steps_per_call"),
+    *("probes", "probe_every"),
 )
 
 
@@ -48,7 +45,7 @@ def terminal(saved: Saved) -> Table:
         view.add_column(column, justify="right" if column else "left")
     for arm in saved.summary["arms"]:
         numbers = [
-            show_mean(arm[name], DIGITS.get(name, 2), saved.scale(name))
+            show_mean(arm[name], DIGITS.get(name, 2), scale(saved.task, name))
             for name in (*FORGETTING, "reward")
         ]
         numbers += [show_mean(arm[saved.key(part)], 1, task.scale) for part in ERRORS]
@@ -65,23 +62,23 @@ def of_forgetting(saved: Saved) -> str:
     arms = saved.summary["arms"]
     columns = [column(saved, name, [arm[name] for arm in arms]) for name in METRICS]
     rows = zip((label(arm["name"]) for arm in arms), *columns, strict=True)
-    return markdown(["search", *(heading(saved, name) for name in METRICS)], list(rows))
+    return markdown(["search", *(heading(saved.task, name) for name in METRICS)], list(rows))
 
 
 def of_reduction(saved: Saved) -> str:
-    """A row a strategy and kind of forgetting: what it is, and what WPL takes off."""
+    """A row a sampler and kind of forgetting: what it is, and what WPL takes off."""
     published = saved.summary["published_reduction"]
     rows = []
     for pair in saved.summary["wpl_against_plain"]:
-        plain, wpl = (of_kind(saved, method, pair["strategy"]) for method in ("none", "wpl"))
+        plain, wpl = (of_kind(saved, method, pair["sampler"]) for method in ("none", "wpl"))
         for name in FORGETTING:
             share = pair["reduction"][name]
             rows.append(
                 [
-                    f"{CHOOSERS[pair['strategy']]}: {heading(saved, name)}",
-                    amount(saved, name, plain[name]),
-                    amount(saved, name, wpl[name]),
-                    amount(saved, name, pair["difference"][name]),
+                    f"{pair['sampler']}: {heading(saved.task, name)}",
+                    amount(saved.task, name, plain[name]),
+                    amount(saved.task, name, wpl[name]),
+                    amount(saved.task, name, pair["difference"][name]),
                     NOT_DISTINGUISHABLE if share is None else percent(share),
                     *([percent(published[name])] if published else []),
                 ]
@@ -91,17 +88,17 @@ def of_reduction(saved: Saved) -> str:
 
 
 def of_changes(saved: Saved) -> str:
-    """A row a measure, a column a strategy: WPL's less that of plain search."""
+    """A row a measure, a column a sampler: WPL's less that of plain search."""
     pairs = saved.summary["wpl_against_plain"]
     names = [name for name in METRICS if name not in FORGETTING]
-    headings = {name: heading(saved, name) for name in names}
+    headings = {name: heading(saved.task, name) for name in names}
     for part, where in ERRORS.items():
         headings[saved.key(part)] = f"{saved.task.error} of the found cells, {where}"
     rows = [
-        [text, *(change(saved, name, pair["difference"].get(name)) for pair in pairs)]
+        [text, *(change(saved.task, name, pair["difference"].get(name)) for pair in pairs)]
         for name, text in headings.items()
     ]
-    return markdown(["WPL − plain", *(CHOOSERS[pair["strategy"]] for pair in pairs)], rows)
+    return markdown(["WPL − plain", *(pair["sampler"] for pair in pairs)], rows)
 
 
 def of_cells(saved: Saved) -> str:
@@ -134,8 +131,8 @@ def of_ranking(saved: Saved) -> str:
     rows = [[label(arm["name"]), n] for arm, n in zip(arms, numbers, strict=True)]
     rows += [
         [
-            f"WPL − plain, {CHOOSERS[pair['strategy']]}",
-            change(saved, name, pair["difference"].get(name)),
+            f"WPL − plain, {pair['sampler']}",
+            change(saved.task, name, pair["difference"].get(name)),
         ]
         for pair in saved.summary["wpl_against_plain"]
     ]
@@ -149,13 +146,13 @@ def of_strengths(saved: Saved) -> str:
         [
             f"{row['strength']:,.12g}{' (chosen)' * (row['strength'] == saved.strength)}",
             *(
-                show(interval(np.array(row[name], np.float64)), 2, saved.scale(name))
+                show(interval(np.array(row[name], np.float64)), 2, scale(saved.task, name))
                 for name in names
             ),
         ]
         for row in saved.summary["strength"]["candidates"]
     ]
-    return markdown(["strength", *(heading(saved, name) for name in names)], rows)
+    return markdown(["strength", *(heading(saved.task, name) for name in names)], rows)
 
 
 def of_differences(saved: Saved) -> str:
@@ -188,13 +185,13 @@ def differences(script: str, settings: InSpace, paper: InSpace, stored: dict) ->
 def column(saved: Saved, name: str, numbers: Sequence[Number | None]) -> list[str]:
     """Numbers of one name, the best in bold, and what cannot be told from it."""
     bold = best(numbers, name not in HIGH_IS_GOOD)
-    written = [amount(saved, name, n) if n else "" for n in numbers]
+    written = [amount(saved.task, name, n) if n else "" for n in numbers]
     return [f"**{text}**" if i in bold else text for i, text in enumerate(written)]
 
 
-def of_kind(saved: Saved, plasticity: str, strategy: str) -> dict:
-    kind = (plasticity, strategy)
-    return next(a for a in saved.summary["arms"] if (a["plasticity"], a["strategy"]) == kind)
+def of_kind(saved: Saved, method: str, sampler: str) -> dict:
+    kind = (method, sampler)
+    return next(a for a in saved.summary["arms"] if (a["method"], a["sampler"]) == kind)
 
 
 def mean_size(saved: Saved, row: dict) -> str:

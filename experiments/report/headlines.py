@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.compare.saved import ERRORS, FORGETTING
+from experiments.compare.saved import ERRORS
 from experiments.compare.wording import label
 from experiments.report.numbers import (
     Cell,
@@ -24,6 +24,7 @@ from experiments.report.numbers import (
     words,
 )
 from experiments.report.runs import ORIGIN, Run, flat
+from experiments.running.measures import FORGETTING
 from experiments.running.pool import clock
 
 TAU = "τ within the epoch"
@@ -39,7 +40,7 @@ METRICS = {
     "train_loss": "training loss",
 }
 NO_CURVES = ("epoch", "seconds", "best_epoch", "averaged")
-CHOOSERS = {"reinforce": "by a controller", "random": "at random"}
+CHOOSERS = {"controller": "by a controller", "uniform": "at random"}
 METHODS = ("plain", "WPL", "L2 anchor", "frozen")  # of two models
 
 
@@ -123,7 +124,7 @@ def comparison(run: Run) -> Headline | None:
     ]
     changed = [
         Row(
-            CHOOSERS.get(str(change.get("strategy")), "others"),
+            CHOOSERS.get(str(change.get("sampler")), "others"),
             {
                 heading: difference(at(change, "difference", name), error.of)
                 for heading, name in names.items()

@@ -65,6 +65,20 @@ def differs_from_0(number: Number) -> bool:
     return is_above_0(number) or (number["high"] is not None and number["high"] < 0)
 
 
+def detectable(number: Number) -> float | None:
+    """The difference that would have been told from 0 with a probability of 80 %.
+
+    That is with as many seeds, and a standard error like that of this interval: t has then a
+    noncentral distribution. None where there is no interval.
+    """
+    if number["high"] is None:
+        return None
+    freedom = number["n"] - 1
+    quantile = special.stdtrit(freedom, 0.975)
+    error = (number["high"] - number["mean"]) / quantile
+    return float(error * special.nctdtrinc(freedom, 0.2, quantile))
+
+
 def best(numbers: Sequence[dict | None], low_is_good: bool) -> set[int]:
     """The places of the best number and of those that cannot be told from it.
 

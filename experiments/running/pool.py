@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from experiments.running.progress import Stop
 
@@ -22,11 +22,21 @@ class Run(NamedTuple):
     name: str  # of its folder in the pool's
     script: str
     flags: tuple[str, ...]
-    expected: Mapping[str, object]  # what its summary says of its settings; ``epochs`` among it
+    expected: Mapping[str, object]  # what its result says of its settings; ``epochs`` among it
+
+    result = "summary.json"
 
     @property
     def command(self) -> list[str]:
         return ["-m", f"experiments.{self.script}", *self.flags]
+
+    def place(self, folder: Path) -> list[str]:
+        """The flags that make it begin, or go on, in a folder."""
+        return ["--out", str(folder), "--resume"]
+
+    def goes_on(self, found: Mapping[str, Any]) -> bool:
+        """Whether it would go on where it has left a result."""
+        return found["epochs"] < self.expected["epochs"]
 
 
 class Interrupted(Exception):
@@ -54,7 +64,7 @@ class Pool:
         self._lock.close()
 
     def summary(self, run: Run) -> dict | None:
-        """What a run has left, if it has finished."""
+        """The result of a run, if it has finished."""
         found = self._read(run)
         return found if found and not differences(run.expected, found) else None
 
@@ -104,7 +114,7 @@ class Pool:
     def _is_done(self, run):
         """Whether there is nothing to do: it has finished, or cannot begin."""
         found = self._read(run)
-        if not found or found["epochs"] < run.expected["epochs"]:
+        if not found or run.goes_on(found):
             return False
         if why := self._problem(run, 0):
             self._fail(run, why)
@@ -127,13 +137,13 @@ class Pool:
 
     def _read(self, run):
         with contextlib.suppress(FileNotFoundError):
-            return json.loads((self._folder / run.name / "summary.json").read_bytes())
+            return json.loads((self._folder / run.name / run.result).read_bytes())
         return None
 
     def _start(self, run, place):
         folder = self._folder / run.name
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, *run.command, "--out", str(folder), "--resume"]
+        command = [sys.executable, *run.command, *run.place(folder)]
         with (folder / "log.txt").open("a") as log, cores(place, self._jobs):
             return launch(command, log, self._lock.fileno(), self._folder / "compiled")
 
@@ -169,7 +179,7 @@ def cores(place: int, jobs: int) -> Iterator[None]:
 
 
 def differences(expected: Mapping[str, object], found: Mapping[str, object]) -> str:
-    """Where a summary is not as expected, in words."""
+    """Where a result is not as expected, in words."""
     wanted, there = flat(expected), flat(found)
     different = [
         f"{name.removeprefix('configuration.')}={there.get(name)}, not {value}"

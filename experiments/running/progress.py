@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
@@ -150,6 +151,12 @@ class Shown(Progress):
             left = self.tasks[0].time_remaining
             eta = "" if left is None else f"  ETA {datetime.timedelta(seconds=round(left))}"
             self.console.print(line + eta, soft_wrap=True, highlight=False, markup=False)
+
+
+def read_metrics(folder: Path) -> dict[str, np.ndarray]:
+    """What the log in a folder says, by name, float [epochs]; NaN where nothing was measured."""
+    lines = records.read_json_lines(folder / "metrics.jsonl")
+    return {name: np.array([line[name] for line in lines], np.float64) for name in lines[0]}
 
 
 class Display(Shown):

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
 
 Tree = TypeVar("Tree")
 
@@ -81,6 +82,26 @@ def kept(path: Path, fingerprint: str, compute: Callable[[], Tree]) -> tuple[Tre
     arrays |= {"fingerprint": np.array(fingerprint), "seconds": np.array(seconds)}
     write_atomically(path, npz(arrays))
     return tree, seconds
+
+
+def write_figures(folder: Path, drawn: Mapping[str, Figure], **how: object) -> list[str]:
+    """Write figures, by name, as PNG and PDF; returns the names of the files.
+
+    Args:
+      folder: where to.
+      drawn: the figures.
+      how: what ``Figure.savefig`` is told besides.
+    """
+    written = []
+    for name, figure in drawn.items():
+        for suffix in ("png", "pdf"):
+            buffer = io.BytesIO()
+            # A date in the file would make every drawing another file.
+            about = {"CreationDate": None} if suffix == "pdf" else None
+            figure.savefig(buffer, format=suffix, metadata=about, **how)
+            written.append(f"{name}.{suffix}")
+            write_atomically(folder / written[-1], buffer.getvalue())
+    return written
 
 
 def read_json_lines(path: Path) -> list[dict]:

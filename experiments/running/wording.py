@@ -1,6 +1,10 @@
-"""How reports write lists and tables."""
+"""How reports write numbers, lists and tables."""
 
 from collections.abc import Sequence
+
+from experiments.running.intervals import Number
+
+NOT_DISTINGUISHABLE = "not distinguishable from 0"
 
 
 def listed(words: Sequence[str]) -> str:
@@ -12,3 +16,30 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
     """A table in Markdown whose first ``left`` columns are text and whose others are numbers."""
     marks = ["---" if i < left else "---:" for i in range(len(header))]
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, marks, *rows])
+
+
+def show(number: Number | None, digits: int, scale: float = 1) -> str:
+    """A mean and half of its interval."""
+    if number is None or number["mean"] is None:
+        return "–"
+    text = signed(scale * number["mean"], digits)
+    if number["high"] is not None:
+        text += f" ± {scale * (number['high'] - number['mean']):.{digits}f}"
+    return text
+
+
+def show_mean(number: Number | None, digits: int, scale: float = 1) -> str:
+    return show(number and number | {"high": None}, digits, scale)
+
+
+def percent(share: float) -> str:
+    return f"{signed(100 * share, 0)} %"
+
+
+def signed(number: float, digits: int) -> str:
+    text = f"{number:.{digits}f}"
+    return (text[1:] if not float(text) else text).replace("-", "−") if text[0] == "-" else text
+
+
+def count(number: int | None) -> str:
+    return "–" if number is None else f"{number:,}"

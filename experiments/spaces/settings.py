@@ -10,7 +10,14 @@ import optax
 import tyro
 
 from experiments.running.command_line import check
-from wpl_jax.search import SearchConfig
+from wpl_jax.search import (
+    WPL,
+    Distillation,
+    MomentumGroups,
+    Reinforced,
+    Replay,
+    SearchConfig,
+)
 
 PLACES = ("out", "resume", "data_dir", "text_dir", "image_dir")
 """Settings that say where things are. What is read there has a fingerprint of its own."""
@@ -84,19 +91,45 @@ class Sharing:
 
 
 @dataclasses.dataclass(frozen=True)
+class Fisher:
+    """The Fisher of WPL; the same fields as those of :class:`wpl_jax.search.WPL`."""
+
+    fisher_decay: float = 0.1
+    """What is left of the Fisher after each architecture, the paper's 1 - eta."""
+    fisher_max_norm: float | None = 10.0
+    """What the norm of each parameter's Fisher is clipped at."""
+    flush_every: int = 3
+    """Epochs after which the Fisher is set to zero; 0 for never."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        WPL(strength=0.0, **dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
 class SearchRun(InSpace):
     """Settings of a search."""
 
-    plasticity: Literal["none", "wpl"] = "wpl"
-    """Whether what earlier architectures have learned is protected."""
+    sampler: Literal["controller", "uniform", "fair", "balanced", "distinct"] = "controller"
+    """Who is trained next. controller: what a controller picks, which learns from rewards. \
+uniform: any architecture. fair: every choice equally often. balanced: every number of \
+operations with weights equally often. distinct: any class of those that compute the same."""
+    method: Literal["none", "wpl", "l2", "replay", "momentum", "distillation"] = "wpl"
+    """What protects earlier architectures. none: nothing. wpl: weights are held by their Fisher. \
+l2: all weights are held alike. replay: earlier ones are trained again. momentum: groups of \
+architectures have momentum of their own. distillation: they learn from the average weights."""
     strength: float = 60.0
-    """The plasticity strength, eps, once the warm-up is over."""
+    """How strongly wpl and l2 hold weights, eps, once the warm-up is over."""
     strength_decay: float = 1.0
     """What it decreases by in an epoch, from --decay-from on, down to 0."""
     decay_from: int = 15
     """The epoch from which on the strength decays, and a learning rate that does so by epochs."""
     proximal: bool = False
-    """Apply plasticity as a proximal step, stable for every strength, instead of a gradient."""
+    """Hold weights by a proximal step, stable for every strength, instead of by a gradient."""
+    warmup_epochs: int = 5
+    """Epochs at the start in which wpl and l2 do not act yet."""
+    protect: Literal["edges", "all"] = "edges"
+    """What wpl and l2 hold: the weights that only some architectures use, or all."""
 
     epochs: int = 150
     """Epochs of the search."""
@@ -111,15 +144,27 @@ class SearchRun(InSpace):
     """Validation batches that they are ranked by."""
     probes: int = 0
     """Random architectures, those of the seeds 0, 1, …, that are measured at the end as well."""
+    probe_every: int = 0
+    """Measure them also whenever so many epochs have passed; 0 for only at the end."""
 
     sharing: Annotated[Sharing, tyro.conf.OmitArgPrefixes] = Sharing()
     """Many devices, many processes."""
     search: SearchConfig = SearchConfig()
     """The search itself."""
+    controller: Reinforced = Reinforced()
+    """For --sampler controller."""
+    wpl: Fisher = Fisher()
+    """For --method wpl, as are --strength and the flags after it, up to --protect."""
+    replay: Replay = Replay()
+    """For --method replay."""
+    momentum_groups: MomentumGroups = MomentumGroups()
+    """For --method momentum."""
+    distillation: Distillation = Distillation()
+    """For --method distillation."""
 
     inessential: ClassVar[tuple[str, ...]] = (
         *PLACES,
-        *("max_skipped", "sharing", "derive_samples", "derive_batches", "probes"),
+        *("max_skipped", "sharing", "derive_samples", "derive_batches", "probes", "probe_every"),
     )
     """Settings that the states of a run do not depend on."""
 
@@ -130,8 +175,13 @@ class SearchRun(InSpace):
             self,
             at_least_1=("epochs", "batch_size", "max_skipped", "derive_samples", "derive_batches"),
             above_0=("strength",),
-            not_negative=("strength_decay", "decay_from", "probes"),
+            not_negative=("strength_decay", "decay_from", "warmup_epochs", "probes", "probe_every"),
         )
+        if self.probe_every and not self.probes:
+            raise ValueError(
+                f"--probe-every is for the architectures of --probes, got {self.probe_every} "
+                "without any"
+            )
         if self.seed >= 2**32:  # a key has the same numbers as that of the remainder
             raise ValueError(f"--seed must be below 2**32, got {self.seed}")
 
@@ -150,9 +200,9 @@ class SearchRun(InSpace):
         return jnp.maximum(step // self.steps_per_epoch - self.decay_from, 0)
 
     def strength_at(self, step: jax.typing.ArrayLike) -> jax.Array:
-        """The plasticity strength in a training step: none in the warm-up."""
+        """How strongly weights are held in a training step: not at all in the warm-up."""
         decayed = self.strength - self.strength_decay * self.epochs_of_decay(step)
-        warming_up = step // self.steps_per_epoch < self.search.warmup_epochs
+        warming_up = step // self.steps_per_epoch < self.warmup_epochs
         return jnp.where(warming_up, 0.0, jnp.maximum(decayed, 0.0))
 
     def learning_rate_at(self, step: jax.typing.ArrayLike) -> jax.Array:

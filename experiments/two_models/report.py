@@ -1,7 +1,6 @@
 """The report and the figures of a finished run, drawn anew from its summary.json and curves.npz."""
 
 import dataclasses
-import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,12 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def write(run: Run, out: Path) -> None:
     """Write the report and the figures to ``out``."""
     drawn = drawing.draw(run)
-    for name, figure in drawn.items():
-        for suffix in ("png", "pdf"):
-            buffer = io.BytesIO()
-            about = {"CreationDate": None} if suffix == "pdf" else None  # the same, whenever drawn
-            figure.savefig(buffer, format=suffix, dpi=200, bbox_inches="tight", metadata=about)
-            records.write_atomically(out / f"{name}.{suffix}", buffer.getvalue())
+    records.write_figures(out, drawn, dpi=200, bbox_inches="tight")
     records.write_atomically(out / "report.md", page(summarise(run), drawn))
 
 

@@ -6,7 +6,7 @@ def around(mean, half=1.0):
 
 
 FORGOTTEN = {"forgetting_mean": 1.5, "forgetting_best5": 2.5, "forgetting_max": 9.0}
-ARM = {"name": "none_random", "plasticity": "none", "strategy": "random", "runs": 3}
+ARM = {"name": "none_uniform", "method": "none", "sampler": "uniform", "runs": 3}
 SUMMARIES = {
     "search": {
         "best_perplexity": 42.125,
@@ -28,12 +28,12 @@ SUMMARIES = {
     "comparison": {
         "arms": [
             ARM | {k: around(v) for k, v in FORGOTTEN.items()} | {"test_perplexity": around(50.0)},
-            ARM | {"name": "wpl_random", "plasticity": "wpl", "test_perplexity": around(49.0)},
+            ARM | {"name": "wpl_uniform", "method": "wpl", "test_perplexity": around(49.0)},
         ],
         "others": [{"name": "enas", "runs": 3, "test_perplexity": around(51.0)}],
         "wpl_against_plain": [
             {
-                "strategy": "random",
+                "sampler": "uniform",
                 "reduction": {"forgetting_mean": 0.85, "forgetting_best5": None},
                 "difference": {
                     "forgetting_mean": around(-1.25),

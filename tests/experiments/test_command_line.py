@@ -37,17 +37,20 @@ def test_help_is_grouped_and_is_that_of_the_space(space, capsys):
     own = {"rnn": "rnn", "micro_cnn": "cnn"}[space]
     lines = [line.strip(" ╭╮─") for line in output.splitlines()]
     titles = [line for line in lines if line.endswith("options")]
-    assert titles == ["options", "sharing options", "search options", f"{own} options"]
+    samplers = ["controller options"]
+    methods = ["wpl options", "replay options", "momentum-groups options", "distillation options"]
+    common = ["options", "sharing options", "search options", *samplers, *methods]
+    assert titles == [*common, f"{own} options"]
 
 
 @pytest.mark.parametrize("columns", ["40", "120"])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_an_unknown_flag_is_one_line(script, columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)
-    assert call(script, "--ou", "x") == 2
+    assert call(script, "--outt", "x") == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err == f"{script}: Unrecognized options: --ou, x; did you mean --out?\n"
+    assert said.err == f"{script}: Unrecognized options: --outt, x; did you mean --out?\n"
 
 
 @pytest.mark.parametrize(
@@ -57,7 +60,7 @@ def test_an_unknown_flag_is_one_line(script, columns, capsys, monkeypatch):
         (["--seed"], "Missing value for argument '--seed'"),
         (["--preset"], "argument --preset: expected one argument"),
         (["--preset", "big"], "--preset must be one of paper, cpu, smoke, got 'big'"),
-        (["--plasticity", "some"], "invalid choice 'some' for argument '--plasticity'"),
+        (["--method", "some"], "invalid choice 'some' for argument '--method'"),
         (["--search.architectures", "0"], "architectures must be"),
         (["--devices", "0"], "--devices must be at least 1, got 0"),
         (["somewhere"], "Unrecognized options: somewhere"),
@@ -74,8 +77,10 @@ def test_what_cannot_be_read_is_one_line(flags, says, capsys):
 
 COMPLETIONS = {
     "-m experiments.t": ["experiments.train_final", "experiments.two_models"],
-    "-m experiments.search --plas": ["--plasticity"],
-    "-m experiments.search --plasticity ": ["none", "wpl"],
+    "-m experiments.search --meth": ["--method"],
+    "-m experiments.search --sampler ": [
+        *("controller", "uniform", "fair", "balanced", "distinct"),
+    ],
     "-m experiments.search --space ": ["rnn", "micro_cnn"],
     "-m experiments.search --preset c": ["cpu"],
     "-m experiments.train_final --architecture e": ["enas", "examples", "experiments"],

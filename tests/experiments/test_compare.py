@@ -15,15 +15,15 @@ import pytest
 
 from experiments import search, spaces, train_final
 from experiments.compare import __main__ as compare
-from experiments.compare import plan, report, saved, wording
-from experiments.running import intervals, pool, records
+from experiments.compare import plan, report, saved
+from experiments.running import intervals, pool, records, wording
 from experiments.spaces import Task
 from experiments.spaces.rnn.task import LanguageModelling
 
 EPOCHS, WARMUP, VOCABULARY, FINAL_VOCABULARY = 6, 2, 500, 1000
 FLAGS = shlex.split(
     "--preset smoke --strengths 10 1000 --strength-seeds 7 8 --seeds 2 --random-cells 2 "
-    f"--search-flags='--epochs {EPOCHS} --search.warmup-epochs {WARMUP} "
+    f"--search-flags='--epochs {EPOCHS} --warmup-epochs {WARMUP} "
     f"--rnn.vocabulary {VOCABULARY}' --final-flags='--rnn.vocabulary {FINAL_VOCABULARY}'"
 )
 ORIGIN = {"versions": {"jax": "0"}, "devices": ["toy"], "machine": "toy", "seconds": 60}
@@ -60,7 +60,7 @@ class Runs:
 def number(config, epoch, name):
     """Synthetic metrics: after the warm-up, plain searches forget 10 and WPL ones 1 or 2."""
     seed = config.seed % 7
-    plain, random = config.plasticity == "none", config.search.strategy == "random"
+    plain, random = config.method == "none", config.sampler == "uniform"
     if epoch < WARMUP:
         return 100.0
     if name == "err2_mean":  # seeds 7 and 8 are 0 and 1 here; the best strength is 10
@@ -91,12 +91,12 @@ def searched(flags):
     ]
     lines = "".join(json.dumps(record) + "\n" for record in metrics)
     (config.out / "metrics.jsonl").write_text(lines)
-    rng = np.random.default_rng([config.seed, config.plasticity == "wpl"])
+    rng = np.random.default_rng([config.seed, config.method == "wpl"])
     space, error = config.search_space, key(config)
     cell = space.to_json(space.decode(rng.integers(0, space.decisions)))
-    derived = 60.0 + config.seed - 2 * (config.plasticity == "wpl")
+    derived = 60.0 + config.seed - 2 * (config.method == "wpl")
     (config.out / "best.json").write_text(json.dumps({error: derived} | cell))
-    order = 1 if config.plasticity == "wpl" else -1  # of random cells, against that of their seeds
+    order = 1 if config.method == "wpl" else -1  # of random cells, against that of their seeds
     probes = [{"seed": seed, error: 9.0 + order * seed} for seed in range(config.probes)]
     (config.out / "probes.json").write_text(json.dumps(probes))
     summary = ORIGIN | {
@@ -141,7 +141,7 @@ def summary_in(folder):
     return json.loads((folder / "report" / "summary.json").read_text())
 
 
-ARMS = [f"{p}_{s}" for s in ("reinforce", "random") for p in ("none", "wpl")]
+ARMS = [f"{p}_{s}" for s in ("controller", "uniform") for p in ("none", "wpl")]
 SEARCHES = [f"{arm}_{seed}" for arm in ARMS for seed in "01"]
 
 
@@ -170,14 +170,14 @@ def test_the_numbers_are_those_computed_by_hand(finished):
     folder, _ = finished
     summary = summary_in(folder)
     arms = {arm["name"]: arm for arm in summary["arms"]}
-    assert arms["none_reinforce"]["forgetting_best5"]["mean"] == 20
+    assert arms["none_controller"]["forgetting_best5"]["mean"] == 20
     half = 1 / 2 * 12.7062047  # the deviations cancel over epochs in mean err2 but for the seed's
-    err2 = arms["none_reinforce"]["err2_mean"]
+    err2 = arms["none_controller"]["err2_mean"]
     assert (err2["n"], err2["seeds"]) == (2, [80, 81])
     np.testing.assert_allclose(
         [err2[end] for end in ("mean", "low", "high")], [80.5, 80.5 - half, 80.5 + half]
     )
-    assert arms["wpl_random"]["tau_within_epoch"]["seeds"] == [0.5, 0.5]
+    assert arms["wpl_uniform"]["tau_within_epoch"]["seeds"] == [0.5, 0.5]
     controller, random = summary["wpl_against_plain"]
     assert controller["reduction"] == pytest.approx(dict.fromkeys(LanguageModelling.published, 0.9))
     assert controller["difference"]["err2_mean"] == pytest.approx(
@@ -187,8 +187,8 @@ def test_the_numbers_are_those_computed_by_hand(finished):
         {"forgetting_mean": 0.8, "forgetting_best5": None, "forgetting_max": 0.8}
     )
     assert random["difference"]["derived_perplexity"]["high"] == -2
-    assert arms["wpl_random"]["test_perplexity"]["mean"] == pytest.approx(
-        49 + len(str(folder / "runs/search/wpl_random_0/best.json")) / 100
+    assert arms["wpl_uniform"]["test_perplexity"]["mean"] == pytest.approx(
+        49 + len(str(folder / "runs/search/wpl_uniform_0/best.json")) / 100
     )
     assert summary["seconds"] == 60 * 26
     assert summary["found_tau_training_alone"]["cells"] == 8
@@ -200,7 +200,7 @@ def test_the_report_says_what_holds_and_what_cannot_be_told(finished):
     assert (
         "WPL takes off 90 % (the mean of all), 90 % (the best 5) and 90 % (the maximum)" in report
     )
-    assert "| random: best 5 | −1.00 ± 0.00 | 4.00 ± 0.00 | 5.00 ± 0.00 | not dist" in report
+    assert "| uniform: best 5 | −1.00 ± 0.00 | 4.00 ± 0.00 | 5.00 ± 0.00 | not dist" in report
     assert "**With WPL the shared weights are better (mean perplexity, err2).**" in report
     assert "with WPL cannot be told" in report  # of the cells that are found
 
@@ -273,7 +273,7 @@ def test_the_strength_with_the_lowest_err2_is_taken(finished):
     strength = summary_in(folder)["strength"]
     assert strength["chosen"] == 10
     assert strength["candidates"][0]["err2_mean"] == [71, 72]
-    stored = json.loads((folder / "runs/search/wpl_random_1/summary.json").read_text())
+    stored = json.loads((folder / "runs/search/wpl_uniform_1/summary.json").read_text())
     assert stored["configuration"]["strength"] == 10
 
 
@@ -281,36 +281,36 @@ def test_curves_are_by_arm_and_metric(finished):
     folder, _ = finished
     with np.load(folder / "report" / "curves.npz") as curves:
         assert {name.partition("/")[0] for name in curves} == {"epochs", *ARMS}
-        assert curves["wpl_random/forgetting_mean"].shape == (2, EPOCHS)
+        assert curves["wpl_uniform/forgetting_mean"].shape == (2, EPOCHS)
         np.testing.assert_array_equal(
-            curves["none_random/forgetting_mean"][1], [100, 100, 11, 9, 11, 9]
+            curves["none_uniform/forgetting_mean"][1], [100, 100, 11, 9, 11, 9]
         )
-        assert np.isnan(curves["none_random/tau_within_epoch"][:, WARMUP]).all()
+        assert np.isnan(curves["none_uniform/tau_within_epoch"][:, WARMUP]).all()
 
 
 def test_what_has_finished_is_not_run_again_and_what_fails_is_left_out(
     finished, tmp_path, monkeypatch, capsys
 ):
     shutil.copytree(finished[0] / "runs", tmp_path / "runs")
-    for name in ("search/none_random_1", "search/wpl_random_0", "final/enas_1"):
+    for name in ("search/none_uniform_1", "search/wpl_uniform_0", "final/enas_1"):
         (tmp_path / "runs" / name / "summary.json").unlink()
-    runs = Runs(breaking=("search/none_random_1", "final/enas_1"))
+    runs = Runs(breaking=("search/none_uniform_1", "final/enas_1"))
     assert run(tmp_path, monkeypatch, runs) == 1
-    assert runs.launched == ["search/none_random_1", "search/wpl_random_0", "final/enas_1"]
+    assert runs.launched == ["search/none_uniform_1", "search/wpl_uniform_0", "final/enas_1"]
     errors = capsys.readouterr().err.splitlines()
     assert len([line for line in errors if line.startswith("failed: ")]) == 2
     log = tmp_path / "runs/final/enas_1/log.txt"
     assert f"failed: final/enas_1: exit code 1, search: diverged ({log})" in errors
     summary = summary_in(tmp_path)
     assert len(summary["failed"]) == 2
-    arm = next(arm for arm in summary["arms"] if arm["name"] == "none_random")
+    arm = next(arm for arm in summary["arms"] if arm["name"] == "none_uniform")
     assert arm["runs"] == 1
     assert arm["forgetting_mean"] == {
         **{"mean": 10, "low": None, "high": None},
         **{"n": 1, "seeds": [10, None]},
     }
     report = (tmp_path / "report" / "report.md").read_text()
-    assert "- search/none_random_1: exit code 1" in report
+    assert "- search/none_uniform_1: exit code 1" in report
     assert "nan" not in report
 
 
@@ -320,7 +320,7 @@ def of_images(tmp_path_factory):
     folder, runs = tmp_path_factory.mktemp("compare"), Runs()
     flags = shlex.split(
         "--space micro_cnn --preset smoke --seeds 2 --random-cells 3 "
-        f"--search-flags='--epochs {EPOCHS} --search.warmup-epochs {WARMUP}'"
+        f"--search-flags='--epochs {EPOCHS} --warmup-epochs {WARMUP}'"
     )
     with pytest.MonkeyPatch.context() as monkeypatch:
         assert run(folder, monkeypatch, runs, flags=flags) == 0
@@ -344,19 +344,19 @@ def test_cells_for_images_are_compared_in_percent(of_images):
     assert "| test (%) |" in report
     assert "3,500 (train), 500 (validation), 1,000 (test)" in report
     arms = {arm["name"]: arm for arm in summary_in(folder)["arms"]}
-    assert arms["none_reinforce"]["derived_error_rate"]["mean"] == 60.5
+    assert arms["none_controller"]["derived_error_rate"]["mean"] == 60.5
 
 
 def test_random_cells_say_whether_shared_weights_rank_as_training_alone_does(of_images, finished):
     summary = summary_in(of_images[0])
     arms = {arm["name"]: arm["tau_training_alone"] for arm in summary["arms"]}
-    assert arms["wpl_random"]["seeds"] == pytest.approx([1, 1])
-    assert arms["none_reinforce"]["seeds"] == pytest.approx([-1, -1])
+    assert arms["wpl_uniform"]["seeds"] == pytest.approx([1, 1])
+    assert arms["none_controller"]["seeds"] == pytest.approx([-1, -1])
     for pair in summary["wpl_against_plain"]:
         assert pair["difference"]["tau_training_alone"]["mean"] == pytest.approx(2)
     report = (of_images[0] / "report" / "report.md").read_text()
     assert "Of the same 3 random cells" in report
-    assert "| WPL − plain, random | 2.00 ± 0.00 |" in report
+    assert "| WPL − plain, uniform | 2.00 ± 0.00 |" in report
     # Of two cells there is nothing to say.
     assert all(arm["tau_training_alone"]["mean"] is None for arm in summary_in(finished[0])["arms"])
     assert (
@@ -381,7 +381,7 @@ def test_without_a_search_there_is_no_report(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_a_strength_that_fails_or_diverges_is_not_chosen(errors, chosen):
-    configuration = {"configuration": {"search": {"warmup_epochs": 1}}}
+    configuration = {"configuration": {"warmup_epochs": 1}}
 
     def found(error):
         metrics = {"err2_mean": np.array([0, error, error], np.float64)}

@@ -14,8 +14,8 @@ from experiments.spaces.micro_cnn.task import ImageClassification
 
 COMMON = "--space micro_cnn --preset smoke --epochs 1 --batch-size 8 --cnn.nodes 1 --cnn.channels 2"
 SEARCH = shlex.split(
-    f"{COMMON} --plasticity none --search.strategy random --search.architectures 1 "
-    "--search.batches 2 --search.eval-batches 1 --search.warmup-epochs 1 --derive-samples 2 "
+    f"{COMMON} --method none --sampler uniform --search.architectures 1 "
+    "--search.batches 2 --search.eval-batches 1 --warmup-epochs 1 --derive-samples 2 "
     "--derive-batches 1 --devices 1"
 )
 FINAL = shlex.split(f"{COMMON} --architecture random --steps-per-call 1 --test-batch-size 8")

@@ -66,7 +66,7 @@ def test_search_and_final_training(tmp_path):
 def test_a_comparison_is_planned_with_its_presets():
     config = compare.parse([*SPACE, "--seeds", "2"])
     plan = compare.plan_of(config)
-    assert (plan.config.preset, plan.search.search.warmup_epochs) == ("smoke", 2)
+    assert (plan.config.preset, plan.search.warmup_epochs) == ("smoke", 2)
     assert plan.task.cells() == {}
     assert config.strengths == (plan.search.strength,) == (300.0,)
     run = compare.final_run(plan, "final/random_0", "random", 0)

@@ -49,14 +49,14 @@ def test_headline_of_a_final_training_is_in_percent_where_errors_are_shares():
 def test_headline_of_a_comparison_is_what_was_measured():
     measured, changed = tables_of(SUMMARIES["comparison"]).values()
     assert measured == {
-        "plain, random": {
+        "plain, uniform": {
             "runs": "3",
             "forgetting, mean": "1.50 ± 1.00",
             "forgetting, best 5": "2.50 ± 1.00",
             "forgetting, max": "9.00 ± 1.00",
             "test": "50.00 ± 1.00",
         },
-        "WPL, random": {"runs": "3", "test": "49.00 ± 1.00"},
+        "WPL, uniform": {"runs": "3", "test": "49.00 ± 1.00"},
         "ENAS's cell": {"runs": "3", "test": "51.00 ± 1.00"},
     }
     assert changed == {
@@ -137,6 +137,6 @@ def test_curves_of_two_models_are_at_the_chosen_strength():
 
 def test_curves_of_a_comparison_are_means_of_what_was_measured():
     values = np.array([[1.0, 2.0, np.nan], [3.0, np.nan, np.nan]])
-    arrays = {"epochs": np.arange(1, 4), "none_random/reward": values}
+    arrays = {"epochs": np.arange(1, 4), "none_uniform/reward": values}
     found = headline(Run("a", SUMMARIES["comparison"], arrays=arrays)).curves
-    np.testing.assert_array_equal(found["reward"]["plain, random"].y, [2.0, 2.0, np.nan])
+    np.testing.assert_array_equal(found["reward"]["plain, uniform"].y, [2.0, 2.0, np.nan])

@@ -17,23 +17,26 @@ import numpy as np
 import pytest
 
 from experiments import search, spaces, train_final
+from experiments.ranking import probes
 from experiments.running import progress as running
+from experiments.spaces import cells
 from experiments.spaces.micro_cnn.task import ImageClassification
 from experiments.spaces.rnn.settings import RNNFinal
 from wpl_jax.data import Images, Splits
 from wpl_jax.data.text import Text
+from wpl_jax.search import Distillation, L2Anchor, MomentumGroups, Replay
 from wpl_jax.spaces.rnn import RNN
 
 TINY = shlex.split(
     "--preset smoke --epochs 3 --batch-size 4 --length 4 --rnn.units 4 --rnn.nodes 3 "
     "--rnn.vocabulary 12 --search.architectures 2 --search.batches 3 --search.chunk 1 "
-    "--search.eval-batches 2 --search.controller-steps 3 --search.warmup-epochs 1 "
-    "--derive-samples 5 --derive-batches 3 --probes 2 --devices 1"
+    "--search.eval-batches 2 --controller.steps 3 --warmup-epochs 1 "
+    "--derive-samples 5 --derive-batches 3 --probes 2 --probe-every 1 --devices 1"
 )
 IMAGES = shlex.split(
     "--space micro_cnn --preset smoke --epochs 2 --batch-size 8 --cnn.nodes 1 --cnn.channels 2 "
-    "--plasticity none --search.strategy random --search.architectures 2 --search.batches 2 "
-    "--search.eval-batches 1 --search.warmup-epochs 1 --derive-samples 2 --derive-batches 2 "
+    "--method none --sampler uniform --search.architectures 2 --search.batches 2 "
+    "--search.eval-batches 1 --warmup-epochs 1 --derive-samples 2 --derive-batches 2 "
     "--probes 2"
 )
 
@@ -80,7 +83,7 @@ def metrics(out):
 def results(out):
     """What must not depend on interruptions, to the last bit."""
     records = [{k: v for k, v in record.items() if k != "seconds"} for record in metrics(out)]
-    files = ("best.json", "ranking.json", "probes.json")
+    files = ("best.json", "ranking.json", "probes.json", "probes.npz")
     return records, [(out / name).read_bytes() for name in files]
 
 
@@ -111,6 +114,7 @@ def test_everything_promised_is_written(finished):
         "best.json",
         "ranking.json",
         "probes.json",
+        "probes.npz",
         "summary.json",
         "cell.dot",
         "cell.png",
@@ -159,9 +163,9 @@ def test_probes_are_the_random_cells_of_final_training(finished, flags):
     like = jax.eval_shape(job.search.init, jax.random.key(0))
     params = search.open_checkpoints(job).restore(like).params
     windows = jnp.asarray(job.data.validation[:3])
-    probes = read(finished / "probes.json")
-    assert [probe["seed"] for probe in probes] == [0, 1]
-    for probe in probes:
+    probed = read(finished / "probes.json")
+    assert [probe["seed"] for probe in probed] == [0, 1]
+    for probe in probed:
         settings = RNNFinal(architecture="random", seed=7, seed_architecture=probe["seed"])
         _, cell = train_final.read_architecture(settings.with_space(nodes=3))
         total, hidden = 0.0, config.rnn.start(windows[0])
@@ -169,6 +173,24 @@ def test_probes_are_the_random_cells_of_final_training(finished, flags):
             (nll, count), hidden = config.rnn.score(params, cell, window, hidden)
             total += nll / count / len(windows)
         np.testing.assert_allclose(probe["perplexity"], np.exp(total), rtol=1e-4)
+
+
+def test_probes_are_measured_after_every_epoch_and_change_nothing(finished, flags, tmp_path):
+    kept = probes.read(finished)
+    assert kept["epoch"].tolist() == [1, 2, 3] and kept["seed"].tolist() == [0, 1]
+    assert kept["error"].shape == kept["loss"].shape == (3, 2)
+    at_the_end = [probe["perplexity"] for probe in read(finished / "probes.json")]
+    np.testing.assert_array_equal(kept["error"][-1], np.float32(at_the_end))
+    np.testing.assert_allclose(kept["loss"], np.log(kept["error"]), rtol=1e-5)
+    space = RNN(vocabulary=12, nodes=3)
+    stored = [space.to_json(space.decode(cells.random_actions(space, s))) for s in range(2)]
+    assert [json.loads(name) for name in kept["architectures"]] == stored
+
+    every = ["--probes", "0", "--probe-every", "0"]
+    assert search.main([*flags, *every, "--out", str(tmp_path / "out")]) == 0
+    assert not list((tmp_path / "out").glob("probes.*"))
+    for name in ("best.json", "ranking.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (finished / name).read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +236,7 @@ def test_the_summary_says_what_was_run_and_with_what(finished, text_dir):
     configuration = summary["configuration"]
     assert configuration["text_dir"] == str(text_dir)
     assert configuration["rnn"]["vocabulary"] == 12
-    assert configuration["search"]["controller_steps"] == 3
+    assert configuration["controller"]["steps"] == 3
     assert (configuration["derive_samples"], configuration["derive_batches"]) == (5, 3)
     assert configuration["probes"] == 2
     assert summary["epochs"] == 3
@@ -333,7 +355,7 @@ def test_a_finished_run_trained_further_is_one_long_run(finished, flags, tmp_pat
 
 def test_a_run_that_diverges_stops_says_where_and_is_saved(tmp_path, capsys):
     command = [*TINY, "--out", str(tmp_path), "--learning-rate", "1e30", "--clip", "1e30"]
-    command += ["--search.strategy", "random", "--plasticity", "none", "--resume"]
+    command += ["--sampler", "uniform", "--method", "none", "--resume"]
 
     assert search.main([*command, "--max-skipped", "2"]) == 1
     message = capsys.readouterr().err.splitlines()[-1]
@@ -415,6 +437,7 @@ def test_bad_input_about_images_gives_one_clear_line_and_exit_code_2(
             "--space must be one of rnn, micro_cnn, or module:Class for a task",
         ),
         ("--probes -1", "--probes must be finite and not negative, got -1"),
+        ("--probes 0 --probe-every 2", "--probe-every is for the architectures of --probes, got"),
         ("--preset tiny", "--preset must be one of paper, cpu, smoke, got 'tiny'"),
         ("--data ptb --data-dir {tmp}", "--data-dir"),
         ("--text-dir {tmp}/missing", "there is no file {tmp}/missing/train.txt"),
@@ -439,6 +462,10 @@ def test_bad_input_about_images_gives_one_clear_line_and_exit_code_2(
         ("--seed 4294967296", "--seed must be below 2**32, got 4294967296"),
         ("--search.chunk 3", "chunk must be a divisor of architectures (2), got 3"),
         ("--rnn.units 0", "units must be at least 1, got 0"),
+        ("--warmup-epochs -1", "--warmup-epochs must be finite and not negative, got -1"),
+        ("--wpl.fisher-decay 2", "fisher_decay must be >= 0 and < 1, got 2.0"),
+        ("--replay.memory 0", "memory must be at least 1, got 0"),
+        ("--sampler distinct", "Distinct needs distinct of the space, which RNN does not have"),
         ("--out {tmp}/file/out", "cannot write to {tmp}/file/out"),
     ],
 )
@@ -476,6 +503,32 @@ def test_every_preset_can_train(space, preset):
     after, progress = jax.eval_shape(found.step, state, data)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
     assert progress.epoch.err2.shape == (config.search.architectures,)
+
+
+@pytest.mark.parametrize(
+    ("method", "sampler", "flags", "found"),
+    [
+        ("l2", "controller", "--protect edges", L2Anchor),
+        ("replay", "uniform", "--replay.novel", Replay),
+        (
+            "momentum",
+            "fair",
+            "--momentum-groups.slope 0.5 --momentum-groups.steps 18",
+            MomentumGroups,
+        ),
+        ("distillation", "balanced", "--distillation.weight 2", Distillation),
+    ],
+)
+def test_every_method_can_train_by_every_sampler(method, sampler, flags, found, text_dir):
+    flags = [*TINY, "--method", method, "--sampler", sampler, *flags.split()]
+    config = search.parse([*flags, "--text-dir", str(text_dir)])
+    of_text, task = search.search_of(config), spaces.find("rnn")
+    assert type(of_text.method) is found
+    data = jax.eval_shape(lambda: search.cut(config, task, task.read(config)))
+    state = jax.eval_shape(of_text.init, jax.random.key(0))
+    after, _ = jax.eval_shape(of_text.step, state, data)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert search.folder_of(config, task).name == f"smoke_{method}_{sampler}_0"
 
 
 def corpus(config):

@@ -10,14 +10,14 @@ KEYS = ("forgetting_mean", "forgetting_best5", "forgetting_max", "reward")
 EPOCHS = np.arange(1, 9)
 
 
-def searches(seeds, strategies=("controller", "random"), labels=tuple(COLORS)):
+def searches(seeds, samplers=("controller", "uniform"), labels=tuple(COLORS)):
     rng = np.random.default_rng(1)
     return {
-        strategy: {
+        sampler: {
             label: {key: rng.uniform(-5, 5, size=(seeds, len(EPOCHS))) for key in KEYS}
             for label in labels
         }
-        for strategy in strategies
+        for sampler in samplers
     }
 
 
@@ -26,21 +26,21 @@ def drawn(runs, warmup=0, epochs=EPOCHS):
 
 
 def panels(figure, runs):
-    """By strategy and measure."""
-    places = [(strategy, key) for key in KEYS for strategy in runs]
+    """By sampler and measure."""
+    places = [(sampler, key) for key in KEYS for sampler in runs]
     return dict(zip(places, figure.axes, strict=True))
 
 
 @pytest.mark.parametrize("seeds", [1, 3, 4])
-def test_search_curves_have_a_column_a_strategy_and_a_row_a_measure(seeds):
+def test_search_curves_have_a_column_a_sampler_and_a_row_a_measure(seeds):
     runs = searches(seeds)
-    runs["random"]["WPL"]["forgetting_best5"][:, :2] = np.nan
+    runs["uniform"]["WPL"]["forgetting_best5"][:, :2] = np.nan
     figure = drawn(runs, warmup=3)
     assert [ax.get_title() for ax in figure.axes[:2]] == list(runs)
     assert "rise in perplexity" in figure.get_suptitle()
-    for (strategy, key), ax in panels(figure, runs).items():
+    for (sampler, key), ax in panels(figure, runs).items():
         for label, curve in zip(COLORS, ax.lines, strict=False):
-            np.testing.assert_allclose(curve.get_ydata(), runs[strategy][label][key].mean(0))
+            np.testing.assert_allclose(curve.get_ydata(), runs[sampler][label][key].mean(0))
             assert curve.get_color() == COLORS[label]
         thin = [c for c in ax.collections if hasattr(c, "get_segments")]
         assert [len(lines.get_segments()) for lines in thin] == ([3, 3] if seeds == 3 else [])
@@ -63,9 +63,9 @@ def test_the_warm_up_is_grey_where_something_follows_it(warmup, named):
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4])
 def test_one_large_difference_does_not_hide_the_others(scale):
-    runs = searches(1, ("random",), ("plain",))
+    runs = searches(1, ("uniform",), ("plain",))
     values = scale * np.array([[-700.0, 4, 5, 3, -4, 5, 4, 6]])
-    runs["random"]["plain"]["forgetting_max"] = values
+    runs["uniform"]["plain"]["forgetting_max"] = values
     figure = drawn(runs)
     figure.draw_without_rendering()
     ax = figure.axes[2]
@@ -80,20 +80,20 @@ def test_one_large_difference_does_not_hide_the_others(scale):
 
 
 def test_the_warm_up_and_a_seed_far_off_do_not_hide_the_differences():
-    runs = searches(3, ("random",))
-    for metrics in runs["random"].values():
+    runs = searches(3, ("uniform",))
+    for metrics in runs["uniform"].values():
         metrics["forgetting_mean"][:, :3] = 700
-    runs["random"]["plain"]["forgetting_mean"][:, 5] = [-100, 0, 100]
+    runs["uniform"]["plain"]["forgetting_mean"][:, 5] = [-100, 0, 100]
     ax = drawn(runs, 3).axes[0]
-    means = [metrics["forgetting_mean"].mean(0)[3:] for metrics in runs["random"].values()]
+    means = [metrics["forgetting_mean"].mean(0)[3:] for metrics in runs["uniform"].values()]
     low, high = ax.get_ylim()
     assert low < np.min(means) < np.max(means) < high
     assert high - low < 2.5 * np.ptp([0, *np.ravel(means)])
 
 
 def test_ticks_stay_few_when_differences_explode():
-    runs = searches(1, ("random",), ("plain",))
-    runs["random"]["plain"]["forgetting_mean"][0, 4] = 1e24
+    runs = searches(1, ("uniform",), ("plain",))
+    runs["uniform"]["plain"]["forgetting_mean"][0, 4] = 1e24
     ax = drawn(runs).axes[0]
     low, high = ax.get_ylim()
     assert high > 1e24
@@ -103,7 +103,7 @@ def test_ticks_stay_few_when_differences_explode():
 def test_a_search_that_is_not_there_leaves_its_panel_empty():
     runs = searches(2)
     for key in KEYS:
-        runs["random"]["plain"][key][:] = np.nan
+        runs["uniform"]["plain"][key][:] = np.nan
     texts = [text.get_text() for text in drawn(runs).axes[1].texts]
     assert texts == ["WPL"]
 
@@ -148,7 +148,7 @@ def test_run_curves_have_a_logarithmic_scale_for_errors_over_decades():
 def test_texts_of_search_figures_are_inside(epochs):
     metrics = run_metrics(epochs)
     metrics["forgetting_max"][0] = 2000
-    runs = {"random": {label: {key: metrics[key][None] for key in KEYS} for label in COLORS}}
+    runs = {"uniform": {label: {key: metrics[key][None] for key in KEYS} for label in COLORS}}
     for figure in (
         figures.run_curves(metrics, "perplexity"),
         drawn(runs, 3, metrics["epoch"]),

@@ -13,7 +13,7 @@ import pytest
 import two_processes
 from haste import jit
 
-from wpl_jax.search import Data, Search, SearchConfig
+from wpl_jax.search import WPL, Data, Reinforced, Search, SearchConfig
 from wpl_jax.search.parallel import everywhere, split_batches
 from wpl_jax.spaces.micro_cnn import MicroCNN
 from wpl_jax.spaces.rnn import RNN
@@ -34,17 +34,17 @@ def pictures(seed):
 
 # Explicit plasticity from the second epoch on, REINFORCE, dropout.
 CONFIG = SearchConfig(
-    **{"architectures": 2, "batches": 2, "chunk": 1, "eval_batches": 2, "at_once": 2},
-    **{"controller_steps": 4, "controller_samples": 2, "warmup_epochs": 1},
+    **{"architectures": 2, "batches": 2, "chunk": 1, "eval_batches": 2, "at_once": 2}
 )
+PARTS = Reinforced(steps=4, samples=2), WPL(strength=1.0, warmup_epochs=1)
 CELLS = RNN(vocabulary=11, nodes=4, units=6, init_scale=0.3)
 CNN = MicroCNN(
     **{"classes": 5, "image_shape": (5, 5, 1), "nodes": 2, "channels": 4, "cells": 1},
     **{"drop_path": 0.3, "groups": 8},
 )
 SEARCHES = {
-    "rnn": (Search(CELLS, CONFIG, optax.sgd(0.1), strength=1.0), Data(words(0), words(1))),
-    "cnn": (Search(CNN, CONFIG, optax.sgd(1e-3), strength=1.0), Data(pictures(0), pictures(1))),
+    "rnn": (Search(CELLS, CONFIG, optax.sgd(0.1), *PARTS), Data(words(0), words(1))),
+    "cnn": (Search(CNN, CONFIG, optax.sgd(1e-3), *PARTS), Data(pictures(0), pictures(1))),
 }
 STEPS = 2 * CONFIG.architectures
 # Compiling a search of convolutional cells takes over a minute.

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from wpl_jax.search import Data, Search, SearchConfig
+from wpl_jax.search import WPL, Data, Plain, Reinforced, Search, SearchConfig, Uniform
 from wpl_jax.search.controller import Controller
 from wpl_jax.spaces.rnn import RNN
 
@@ -149,14 +149,10 @@ TOY = Search(
         batches=2,
         chunk=1,
         eval_batches=2,
-        controller_steps=80,
-        controller_samples=2,
-        controller_learning_rate=0.01,
-        warmup_epochs=1,
-        flush_every=2,
     ),
     optax.sgd(0.1, momentum=0.5),
-    strength=1.0,
+    Reinforced(steps=80, samples=2, learning_rate=0.01),
+    WPL(strength=1.0, warmup_epochs=1, flush_every=2),
 )
 TOY_DATA = Data(regression(0, 5), regression(1, 3))
 
@@ -178,9 +174,9 @@ def test_reinforce_finds_the_best_architecture():
     assert abs(entropies[0] - np.log(12)) < 0.05 and entropies[-50:].mean() < 1
 
     controller = Controller(Toy.decisions)
-    log_probs, _ = controller.apply(states[-1].controller_params, ALL, method="log_prob")
+    log_probs, _ = controller.apply(states[-1].sampler.params, ALL, method="log_prob")
     assert tuple(ALL[log_probs.argmax()]) == OPTIMUM and log_probs.max() > np.log(0.8)
-    before, _ = controller.apply(states[0].controller_params, ALL, method="log_prob")
+    before, _ = controller.apply(states[0].sampler.params, ALL, method="log_prob")
     assert before.max() < np.log(0.12)
 
 
@@ -196,8 +192,7 @@ def test_random_search_samples_uniformly():
         assert counts.sum() == n
         deviation = (counts - n / 12) / np.sqrt(n / 12 * (11 / 12))
         assert np.abs(deviation).max() < 4
-    assert_same_bits(states[-1].controller_params, states[0].controller_params)
-    assert np.isnan(states[-1].baseline)
+    assert not jax.tree.leaves(states[-1].sampler)
     for report in progress:
         assert report.epoch.reward.size == report.epoch.entropy.size == 0
     trained = np.concatenate([r.epoch.actions for r in progress if r.finished])
@@ -211,15 +206,12 @@ LEARNING_RATE, MOMENTUM, DECAY = 0.1, 0.8, 0.01
 
 def plain_loop_search(space, data, **options):
     """A search that a plain loop can follow: nothing random in a loss, one batch to validate on."""
-    settings = {
-        **{"architectures": 3, "batches": 2, "chunk": 1, "eval_batches": 1, "strategy": "random"},
-        **{"warmup_epochs": 1, "flush_every": 2, "fisher_decay": 0.3},
-        **{name: options.pop(name) for name in ("protect", "fisher_max_norm")},
-    }
+    config = SearchConfig(architectures=3, batches=2, chunk=1, eval_batches=1)
+    method = WPL(warmup_epochs=1, flush_every=2, fisher_decay=0.3, **options)
     optimizer = optax.chain(
         optax.add_decayed_weights(DECAY), optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
     )
-    return Search(space, SearchConfig(**settings), optimizer, **options), data
+    return Search(space, config, optimizer, Uniform(), method), data
 
 
 CELLS = RNN(
@@ -292,10 +284,10 @@ def by_hand(search, data, params, sampled, plasticity=True):
     Yields, after each architecture, parameters, momentum, anchor, Fisher, err1, mean loss, skipped
     steps and their streak, and which tensors of the Fisher were clipped.
     """
-    space, config = search.space, search.config
+    space, config, method = search.space, search.config, search.method
     gradient, evaluate = gradient_of(space), evaluation_of(search)
     shared = [name for name in params if name not in ("arms", "edges")]
-    protected = {name: config.protect == "all" or name not in shared for name in params}
+    protected = {name: method.protect == "all" or name not in shared for name in params}
 
     flat, unflatten = jax.tree.flatten(jax.tree.map(np.float64, jax.device_get(params)))
     protected = jax.tree.leaves(
@@ -316,8 +308,8 @@ def by_hand(search, data, params, sampled, plasticity=True):
             batch = data.train[(n * config.batches + i) % len(data.train)]
             (loss, carry), grads = gradient(tree(flat), architecture, batch, carry, None)
             losses.append(loss)
-            epsilon = search.strength(count) if plasticity else 0.0
-            rate = search.learning_rate(count) if search.learning_rate else None
+            epsilon = method.strength(count) if plasticity else 0.0
+            rate = method.learning_rate(count) if method.learning_rate else None
             count += 1
             if not np.isfinite(loss):
                 skipped, streak, carry = skipped + 1, streak + 1, space.start(batch)
@@ -333,16 +325,16 @@ def by_hand(search, data, params, sampled, plasticity=True):
                     new = (new + rate * pull * anchor[k]) / (1 + rate * pull)
                 trace[k] = np.where(mask[k], moved, trace[k])
                 flat[k] = np.where(mask[k], new, theta)
-        if epoch >= config.warmup_epochs and plasticity:
+        if epoch >= method.warmup_epochs and plasticity:
             batch = data.validation[0]
             _, grads = gradient(tree(flat), architecture, batch, space.start(batch), None)
             for k, g in enumerate(map(np.float64, jax.tree.leaves(grads))):
                 if protected[k]:
                     new = np.where(mask[k], g**2, 0)
                     norm = np.linalg.norm(new)
-                    clipped.append(norm > config.fisher_max_norm)
-                    new *= min(1, config.fisher_max_norm / norm)
-                    fisher[k] = np.where(mask[k], config.fisher_decay * fisher[k] + new, fisher[k])
+                    clipped.append(norm > method.fisher_max_norm)
+                    new *= min(1, method.fisher_max_norm / norm)
+                    fisher[k] = np.where(mask[k], method.fisher_decay * fisher[k] + new, fisher[k])
                     anchor[k] = np.where(mask[k], flat[k], anchor[k])
         if n + 1 == 9:  # three epochs: that of the warm-up, and two more
             fisher = [np.zeros_like(f) for f in fisher]
@@ -486,7 +478,7 @@ def test_what_is_protected(name):
         )
         for part in state.params:
             selective = part in ("arms", "edges")
-            protected = n >= 3 and (search.config.protect == "all" or selective)
+            protected = n >= 3 and (search.method.protect == "all" or selective)
             leaves = zip(*[jax.tree.leaves(tree[part]) for tree in known], strict=True)
             for start, param, anchor, fisher, own in leaves:
                 np.testing.assert_array_equal(anchor[own], (param if protected else start)[own])
@@ -498,7 +490,8 @@ def test_strength_0_is_weight_sharing_without_plasticity():
     """Bit for bit the same as if the strength of a schedule happens to be 0."""
     states, progress = plain_run("toy, strength 0")
     search, data = PLAIN_LOOPS["toy, strength 0"]
-    scheduled = dataclasses.replace(search, strength=lambda count: 0.0 * count)
+    method = dataclasses.replace(search.method, strength=lambda count: 0.0 * count)
+    scheduled = dataclasses.replace(search, method=method)
     others, reports = run(scheduled, data, 12, scheduled.init(jax.random.key(1)))
     for state, other in zip(states, others, strict=True):
         assert_same_bits(state._replace(opt_state=None), other._replace(opt_state=None))
@@ -507,6 +500,8 @@ def test_strength_0_is_weight_sharing_without_plasticity():
     assert_same_bits(memory(states[-1])["anchor"], states[0].params)
     assert not any(map(np.any, jax.tree.leaves(memory(states[-1])["fisher"])))
     assert any(map(np.any, jax.tree.leaves(memory(others[-1])["fisher"])))
+    plain = dataclasses.replace(search, method=Plain())
+    assert_same_bits(run(plain, data, 12, plain.init(jax.random.key(1))), (states, progress))
 
 
 # --- The controller's turn ------------------------------------------------------------------------
@@ -515,8 +510,8 @@ def test_strength_0_is_weight_sharing_without_plasticity():
 def test_the_controller_learns_at_the_end_of_an_epoch():
     states, progress = toy_run()
     for report, before, after in zip(progress, states[:-1], states[1:], strict=True):
-        for name in ("controller_params", "controller_opt_state", "baseline"):
-            same = same_bits(getattr(before, name), getattr(after, name))
+        for name in before.sampler._fields:
+            same = same_bits(getattr(before.sampler, name), getattr(after.sampler, name))
             assert same != report.finished, name
 
 
@@ -536,7 +531,7 @@ def test_rewards_are_of_two_architectures_on_one_validation_batch():
         assert set(distances.argmin(1)) == {0, 1, 2}
         for reward in np.float64(found):
             baseline = reward if baseline is None else 0.95 * baseline + 0.05 * reward
-        np.testing.assert_allclose(states[end].baseline, baseline, rtol=1e-5)
+        np.testing.assert_allclose(states[end].sampler.baseline, baseline, rtol=1e-5)
 
 
 # --- Divergence -----------------------------------------------------------------------------------
@@ -579,7 +574,7 @@ def test_what_diverged_does_not_reach_the_fisher_or_the_controller():
     assert states[1].skipped == 2 and np.isnan(states[1].err1[0])
     assert optax.tree.get(states[1].opt_state, "rejected") >= 2 * UNITS
     chex.assert_tree_all_finite([memory(state)["fisher"] for state in states])
-    chex.assert_tree_all_finite((states[-1].controller_params, states[-1].baseline))
+    chex.assert_tree_all_finite((states[-1].sampler.params, states[-1].sampler.baseline))
     diverged = np.isnan(progress[-1].epoch.err2)
     np.testing.assert_array_equal(diverged, states[-1].actions[:, 2] == actions[2])
     rewards = progress[-1].epoch.reward
@@ -623,7 +618,7 @@ def test_the_key_decides_what_is_random_in_training():
         for key in (10, 11)
     )
     assert not np.allclose(first.params["shared"], other.params["shared"], atol=1e-4)
-    assert not same_bits(first.controller_params, other.controller_params)
+    assert not same_bits(first.sampler, other.sampler)
 
 
 CHUNKED = dataclasses.replace(TOY, config=dataclasses.replace(TOY.config, chunk=4))
@@ -679,7 +674,7 @@ def test_rank(at_once):
 def test_rank_samples_as_the_controller_does():
     state = toy_run()[0][-1]
     rank = jit(lambda key: TOY.rank(state, TOY_DATA.validation, key, 200, 1)[0])
-    log_probs, _ = Controller(Toy.decisions).apply(state.controller_params, ALL, method="log_prob")
+    log_probs, _ = Controller(Toy.decisions).apply(state.sampler.params, ALL, method="log_prob")
     share = (np.asarray(rank(jax.random.key(0))) == np.array([OPTIMUM])).all(1).mean()
     p = math.exp(log_probs.max())
     assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / 200)
@@ -693,24 +688,9 @@ def test_rank_samples_as_the_controller_does():
     [
         *[
             ({name: value}, f"{name} must be at least 1, got {value}")
-            for name in (
-                *("architectures", "batches", "chunk", "eval_batches", "at_once"),
-                *("controller_steps", "controller_samples"),
-            )
+            for name in ("architectures", "batches", "chunk", "eval_batches", "at_once")
             for value in (0, -1)
         ],
-        *[
-            ({name: -1}, f"{name} must be >= 0, got -1")
-            for name in ("warmup_epochs", "flush_every", "entropy_weight")
-        ],
-        *[
-            ({name: value}, f"{name} must be >= 0 and < 1, got {value}")
-            for name in ("fisher_decay", "baseline_decay")
-            for value in (-0.1, 1, math.nan)
-        ],
-        ({"entropy_weight": math.nan}, "entropy_weight must be >= 0, got nan"),
-        ({"strategy": "greedy"}, "strategy must be reinforce or random, got 'greedy'"),
-        ({"protect": "none"}, "protect must be edges or all, got 'none'"),
         ({"architectures": 6, "chunk": 4}, r"a divisor of architectures \(6\), got 4"),
         ({"architectures": 6, "chunk": 12}, r"a divisor of architectures \(6\), got 12"),
         ({"architectures": 6}, r"a divisor of architectures \(6\), got 60"),
@@ -719,9 +699,3 @@ def test_rank_samples_as_the_controller_does():
 def test_settings_that_cannot_work(settings, message):
     with pytest.raises(ValueError, match=message):
         SearchConfig(**settings)
-
-
-@pytest.mark.parametrize("strength", [-1.0, math.nan])
-def test_strengths_that_cannot_work(strength):
-    with pytest.raises(ValueError, match="strength must be finite and not negative"):
-        dataclasses.replace(TOY, strength=strength).init(jax.random.key(0))

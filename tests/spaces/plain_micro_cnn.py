@@ -2,9 +2,11 @@
 
 import functools
 import itertools
+import math
 
 import chex
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -142,8 +144,7 @@ def operation(name, x, weights, given=None):
 
 
 def stem(x, params, stride, given=None):
-    channels = len(params["kernel"])
-    kernel = params["kernel"].reshape(channels, 3, 3, -1).transpose(1, 2, 3, 0)
+    kernel = params["kernel"].transpose(2, 0, 3, 1)  # from columns, after, rows, before
     return norm(convolution(x, kernel, stride), params, given)
 
 
@@ -258,6 +259,23 @@ def cross_entropy(logits, labels):
     """Of the images before the last, which is padding."""
     rows = optax.softmax_cross_entropy_with_integer_labels(logits[:-1], labels[:-1])
     return jnp.sum(rows) / (len(labels) - 1)
+
+
+def multiplications(jaxpr):
+    """In a program's convolutions and products of matrices."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape  # HWIO
+            total += math.prod(equation.outvars[0].aval.shape) * math.prod(kernel[:3])
+        elif equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            depth = math.prod(left[i] for i in contracted)
+            total += math.prod(equation.outvars[0].aval.shape) * depth
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            total += multiplications(inner)
+    return total
 
 
 @functools.cache

@@ -168,6 +168,25 @@ BROKEN = {
         "from_json": lambda self, stored: Architecture(*jnp.zeros((2, 2), jnp.int32))
     },
     "num_parameters: is 3, but the mask has": {"num_parameters": lambda self, a: 3},
+    "parametric: has choices (3, 3, 3), but decisions are (3, 3, 3, 3)": {
+        "parametric": ((True,) * 3,) * 3
+    },
+    "distinct: must be whole numbers of shape (n, 4), got float64": {
+        "distinct": lambda self: np.zeros((2, 4))
+    },
+    "distinct: must list one or more architectures of the space": {
+        "distinct": lambda self: np.array([[0, 0, 0, 3]])
+    },
+    "distinct: lists an architecture twice": {"distinct": lambda self: np.zeros((2, 4), int)},
+    "log_probs: the carry must have the form": {
+        "log_probs": lambda self, p, a, batch, carry, key: (jnp.zeros((8, 2)), jnp.zeros(1))
+    },
+    "log_probs: must be [examples, classes], got (8,)": {
+        "log_probs": lambda self, p, a, batch, carry, key: (jnp.zeros(8), carry)
+    },
+    "log_probs: probabilities of an example do not add up to 1": {
+        "log_probs": lambda self, p, a, batch, carry, key: (jnp.ones((8, 10)), carry)
+    },
 }
 
 

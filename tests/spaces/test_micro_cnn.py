@@ -37,7 +37,7 @@ from plain_micro_cnn import (
     spaces,
 )
 
-from wpl_jax.search import Data, Search, SearchConfig
+from wpl_jax.search import WPL, Data, Search, SearchConfig, Uniform
 from wpl_jax.spaces import images as of_images
 from wpl_jax.spaces.micro_cnn import OPERATIONS, Architecture, Cell, MicroCNN, network
 
@@ -198,8 +198,8 @@ def test_initial_statistics(space):
 def test_statistics_of_the_stem_are_those_of_its_batch(float64):
     """Where it sees every other pixel of the images' first channel, and nothing around it."""
     params, images, _ = draw(ODD, 12)
-    params["stem"]["kernel"] = np.zeros((2, 18))
-    params["stem"]["kernel"][:, 8] = 1, 2  # the middle of 3x3
+    params["stem"]["kernel"] = np.zeros((3, 2, 3, 2))
+    params["stem"]["kernel"][1, :, 1, 0] = 1, 2  # the middle of 3x3
     actual = apply(ODD, params, random_architecture(ODD, 0), images).statistics["stem"]
     seen = images[:, ::2, ::2, 0]
     mean, variance = np.mean(seen), np.var(seen)
@@ -281,6 +281,24 @@ def test_the_loss_without_a_key_is_the_likelihoods_alone(float64):
     expected = cross_entropy(outputs[0], labels)
     close(loss(EVEN, params, architecture, (images, labels)), expected)
     assert with_both - expected > 0.1
+
+
+def test_the_loss_is_that_of_the_log_probabilities():
+    """With the same drop-path; an image that is padding has zeros."""
+    space = dataclasses.replace(EVEN, auxiliary=0.0, drop_path=0.5)
+    params, images, labels = draw(space, 10, np.float32)
+    arguments = params, random_architecture(space, 10), (images, labels), (), jax.random.key(0)
+
+    @jit
+    def both(*arguments):
+        return space.log_probs(*arguments)[0], space.loss(*arguments)[0]
+
+    log_probs, expected = both(*arguments)
+    there = np.asarray(labels) >= 0
+    picked = np.take_along_axis(log_probs, np.maximum(labels, 0)[:, None], 1)[there]
+    np.testing.assert_allclose(-picked.mean(), expected, rtol=1e-5)
+    assert 0 < there.sum() < len(labels)
+    np.testing.assert_array_equal(np.any(log_probs, axis=1), there)
 
 
 def test_without_drop_path_nothing_is_random():
@@ -396,12 +414,10 @@ SEARCH = Search(
         **{"classes": 3, "image_shape": (6, 6, 1), "nodes": 2, "channels": 2, "cells": 1},
         **{"crop_padding": 1, "cutout": 2},
     ),
-    SearchConfig(
-        **{"architectures": 2, "batches": 2, "chunk": 1, "eval_batches": 1},
-        **{"strategy": "random", "warmup_epochs": 1, "flush_every": 0},
-    ),
+    SearchConfig(architectures=2, batches=2, chunk=1, eval_batches=1),
     optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.1, momentum=0.8)),
-    strength=10.0,
+    Uniform(),
+    WPL(strength=10.0, warmup_epochs=1, flush_every=0),
 )
 
 

@@ -26,6 +26,7 @@ from plain_micro_cnn import (
     cell,
     layers,
     loose_ends,
+    multiplications,
     random_architecture,
 )
 
@@ -90,23 +91,6 @@ def parameters_by_hand(space, architecture):
     total += c[-1] * space.classes + space.classes
     if space.auxiliary:  # where 2x2 pixels are left, pooled to one
         total += 128 * c[-1] + 2 * 128 + 768 * 128 + 2 * 768 + 769 * space.classes
-    return total
-
-
-def multiplications(jaxpr):
-    """In a program's convolutions and products of matrices."""
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape  # HWIO
-            total += math.prod(equation.outvars[0].aval.shape) * math.prod(kernel[:3])
-        elif equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            depth = math.prod(left[i] for i in contracted)
-            total += math.prod(equation.outvars[0].aval.shape) * depth
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            total += multiplications(inner)
     return total
 
 

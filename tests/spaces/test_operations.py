@@ -8,10 +8,16 @@ import jax.test_util
 import numpy as np
 import pytest
 from haste import jit
-from plain_micro_cnn import BATCH, KERNELS, close, convolution, operation
+from plain_micro_cnn import BATCH, KERNELS, close, convolution, norm, operation
 
 from wpl_jax.spaces.micro_cnn import OPERATIONS, network
-from wpl_jax.spaces.operations import depthwise, pointwise, run_one
+from wpl_jax.spaces.operations import (
+    batch_norm,
+    convolution_3x3,
+    depthwise,
+    pointwise,
+    run_one,
+)
 
 
 def inward(x, groups=2):
@@ -87,6 +93,54 @@ def test_depthwise_and_pointwise_gradients(size, height, width, float64):
     kernel = rng.normal(size=(size, 3))
     check(pointwise, (x, kernel))
     close(outward(pointwise(x, kernel)), outward(x) @ kernel.T)
+
+
+@pytest.mark.parametrize(("stride", "size"), [(1, (5, 4)), (1, (1, 2)), (2, (5, 4)), (3, (4, 7))])
+def test_a_3x3_convolution(stride, size, float64):
+    """Values and gradients, of the input and of the kernel, at all strides and odd sizes."""
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(BATCH, *size, 2)), rng.normal(size=(3, 4, 3, 2))
+
+    def ours(x, kernel):
+        return outward(convolution_3x3(inward(x), kernel, stride))
+
+    def plain(x, kernel):  # from columns, after, rows, before
+        return convolution(x, kernel.transpose(2, 0, 3, 1), stride)
+
+    cotangent = rng.normal(size=(BATCH, *(-(-n // stride) for n in size), 4))
+    close(*(pulled(function)(x, kernel, cotangent) for function in (ours, plain)))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("by", ["the batch", "given statistics"])
+def test_batch_norm(by, affine, float64):
+    """Values, statistics and gradients."""
+    rng = np.random.default_rng(0)
+    x, channels = rng.normal(3, 2, size=(BATCH, 3, 2, 5)), 5
+    params = {name: rng.normal(size=channels) for name in ("scale", "bias")}
+    given = rng.uniform(0.5, 1.5, size=(2, channels)) if by == "given statistics" else None
+    plain = {"scale": jnp.ones(channels), "bias": jnp.zeros(channels)}
+
+    def ours(x, params):
+        y, statistics = batch_norm(inward(x), params if affine else None, given)
+        return outward(y), statistics
+
+    def by_hand(x, params):
+        y, statistics = norm(x, params if affine else plain, given)
+        return y, jax.lax.stop_gradient(statistics)
+
+    cotangents = rng.normal(size=x.shape), rng.normal(size=(2, channels))
+    close(*(pulled(function)(x, params, cotangents) for function in (ours, by_hand)))
+
+
+def pulled(function):
+    """The function's value and gradients, given the gradient of the value last."""
+
+    def run(x, weights, cotangent):
+        value, back = jax.vjp(function, x, weights)
+        return value, back(cotangent)
+
+    return jit(run)
 
 
 @pytest.mark.parametrize("index", range(3))

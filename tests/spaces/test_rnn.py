@@ -584,6 +584,21 @@ def test_score_is_the_sum_of_negative_log_likelihoods(rnn):
     assert count == weights.sum()
 
 
+@pytest.mark.parametrize("key", [None, 3])
+def test_the_loss_is_that_of_the_log_probabilities(key):
+    """With the same dropout, and the same hidden state after."""
+    rnn = RNN(**{**SMALL, **dict.fromkeys(RATES, 0.3)}, max_hidden_norm=1.5)
+    params, words, hidden = draw(rnn, 0, np.float32)
+    key, cell = None if key is None else jax.random.key(key), random_architecture(0)
+    arguments = params, cell, words, hidden, key
+    log_probs, after = jit(rnn.log_probs)(*arguments)
+    expected, expected_after = jit(rnn.loss)(*arguments)
+    picked = np.take_along_axis(log_probs, words[:, 1:].reshape(-1, 1), 1)
+    np.testing.assert_allclose(-picked.mean(), expected, rtol=1e-5)
+    np.testing.assert_allclose(after, expected_after, rtol=1e-6)
+    np.testing.assert_allclose(np.exp(log_probs).sum(1), 1, rtol=1e-5)
+
+
 def test_score_ignores_padding():
     """Words at the end of sequences of weight 0: the score is that of the others, to the bit."""
     params, words, hidden = draw(PLAIN, 17, np.float32)

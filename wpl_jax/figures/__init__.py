@@ -1,4 +1,4 @@
-"""Figures of two models (``curves``), of searches (``searches``) and of cells (``cells``).
+"""Figures of two models (``curves``), ``searches``, how they rank (``ranking``), and ``cells``.
 
 Needs what the ``experiments`` extra installs. Nothing is shown or saved here.
 """
@@ -11,16 +11,21 @@ from wpl_jax.figures.curves import (
     trade_off,
     training_curves,
 )
-from wpl_jax.figures.searches import run_curves, search_curves
+from wpl_jax.figures.ranking import predicted_against_true, rankings, tau_curves
+from wpl_jax.figures.searches import forgetting_curves, run_curves, search_curves
 
 __all__ = [
     "band",
     "dot",
     "draw",
+    "forgetting_curves",
     "heat_maps",
+    "predicted_against_true",
+    "rankings",
     "run_curves",
     "search_curves",
     "strength_curves",
+    "tau_curves",
     "trade_off",
     "training_curves",
 ]

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 FEW_SEEDS = 3  # up to so many are drawn one by one
+MANY_COLUMNS = 5  # of a heat map: with more, it is as wide as the figure
 
 Array = npt.NDArray[np.float64]
 Style = Mapping[str, object]
@@ -164,42 +165,82 @@ def trade_off(
 
 def heat_maps(
     panels: Mapping[str, Array],
-    rows: Sequence[float],
-    columns: Sequence[float],
+    rows: Sequence[float | str],
+    columns: Sequence[float | str],
     row_name: str,
     column_name: str,
     value_name: str,
-    marked: tuple[int, int] | None,
+    marked: tuple[int, int] | None = None,
+    *,
+    digits: int = 0,
+    diverging: bool = True,
 ) -> Figure:
-    """Numbers over two settings, one panel a quantity, on one scale.
+    """Numbers over two settings, one panel a quantity, on one scale of colours.
+
+    The scale ends at twice what nine of ten numbers are within, so that a few that are far off do
+    not make all others look alike. A dash stands where there is no number.
 
     Args:
-      panels: by title, percentages of shape ``(rows, columns)``.
+      panels: by title, numbers of shape ``(rows, columns)``, NaN where there is none.
       rows: settings along the vertical axis.
       columns: settings along the horizontal axis.
       row_name: what the rows are.
       column_name: what the columns are.
       value_name: what the numbers are.
       marked: the cell to frame, as ``(row, column)``, or none.
+      digits: of the numbers, after the point.
+      diverging: whether what is above and below 0 is told apart: red and blue.
     """
-    fig, axes = style.panels(len(panels), xlabel=column_name, ylabel=row_name)
-    limit = max(np.abs(values).max() for values in panels.values())
+    wide = len(columns) > MANY_COLUMNS
+    fig, axes = style.panels(
+        len(panels),
+        columns=1 if wide else 2,
+        height=max(2.6, 0.9 + 0.4 * len(rows)),
+        xlabel=column_name,
+        ylabel=row_name,
+    )
+    scale = _color_scale(np.concatenate([np.ravel(v) for v in panels.values()]), diverging)
     for ax, (title, values) in zip(axes, panels.items(), strict=True):
-        image = ax.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+        image = ax.imshow(values, aspect="auto", **scale)
+        dark = image.to_rgba(values)[..., :3] @ [0.3, 0.6, 0.1] < 0.55  # as bright as it looks
         for (i, j), value in np.ndenumerate(values):
-            color = "white" if abs(value) > 0.6 * limit else "black"
-            number = f"{round(value)}".replace("-", "−")
+            color = "white" if dark[i, j] and np.isfinite(value) else "black"
+            number = _number(value, digits)
             ax.text(j, i, number, ha="center", va="center", color=color, size=FONT_SIZE)
         ax.set(title=title)
         ax.grid(visible=False)
-        ax.set_xticks(range(len(columns)), [f"{c:g}" for c in columns])
-        ax.set_yticks(range(len(rows)), [f"{r:g}" for r in rows])
+        ax.set_xticks(range(len(columns)), [_setting(c) for c in columns])
+        ax.set_yticks(range(len(rows)), [_setting(r) for r in rows])
         if marked is not None:
             corner = (marked[1] - 0.47, marked[0] - 0.47)
             ax.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, edgecolor="black", lw=2.5))
     bar = fig.colorbar(image, ax=axes, location="bottom", aspect=40, fraction=0.05)
     bar.set_label(value_name, size=FONT_SIZE)
     return fig
+
+
+def _number(value, digits):
+    """With a minus sign, which 0 has not; a dash where there is none."""
+    if not np.isfinite(value):
+        return "–"
+    text = f"{value:.{digits}f}"
+    return text.replace("-", "−" if float(text) else "")
+
+
+def _setting(value):
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _color_scale(values, diverging):
+    """The colours of numbers and where they end."""
+    there = values[np.isfinite(values)]
+    there = there if len(there) else np.zeros(1)
+    low = 0.0 if diverging else there.min()
+    off = np.abs(there - low)
+    end = min(off.max(), 2 * np.quantile(off, 0.9) or np.inf) or 1.0
+    if diverging:
+        return {"cmap": "RdBu_r", "vmin": -end, "vmax": end}
+    return {"cmap": "Blues", "vmin": low, "vmax": low + end}
 
 
 def _percent(values):

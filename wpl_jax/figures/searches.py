@@ -18,7 +18,7 @@ except ImportError as error:
         "figures need matplotlib: pip install '.[experiments]' in the checkout of wpl_jax"
     ) from error
 
-__all__ = ["run_curves", "search_curves"]
+__all__ = ["forgetting_curves", "run_curves", "search_curves"]
 
 Array = npt.NDArray[np.float64]
 
@@ -43,12 +43,12 @@ def search_curves(
 ) -> Figure:
     """What searches forget and the reward they reach, over epochs (figures 3 and 4).
 
-    A column a strategy, a row a measure. The scale of a row shows what follows the warm-up; what
+    A column a sampler, a row a measure. The scale of a row shows what follows the warm-up; what
     lies before it may be cut off. Where a few large differences would hide all others, it is linear
     around 0 and logarithmic beyond.
 
     Args:
-      runs: by strategy, by label, by name (``"forgetting_mean"``, ``"forgetting_best5"``,
+      runs: by sampler, by label, by name (``"forgetting_mean"``, ``"forgetting_best5"``,
         ``"forgetting_max"`` and ``"reward"``), values of shape ``(seeds, epochs)``, NaN where
         nothing was measured.
       epochs: the numbers of the epochs, shape ``(epochs,)``.
@@ -73,12 +73,47 @@ def search_curves(
         beside[0].set_ylabel(text)
         for ax in beside[1:]:
             ax.tick_params(labelleft=False)
-    for ax, strategy in zip(axes, runs, strict=False):
-        ax.set_title(strategy)
+    for ax, sampler in zip(axes, runs, strict=False):
+        ax.set_title(sampler)
     fig.suptitle(f"forgetting ({rise}) and reward", fontsize="medium")
     for i, ax in enumerate(axes):
         name, labelled = list(rows)[i // columns], list(runs.values())[i % columns]
         lines = {label: _means(metrics[name]) for label, metrics in labelled.items()}
+        ends = [(float(line[-1]), label) for label, line in lines.items() if len(line)]
+        style.label_ends(ax, ends, colors)
+    return fig
+
+
+def forgetting_curves(
+    panels: Mapping[str, Mapping[str, Array]],
+    epochs: Array,
+    colors: Mapping[str, str],
+    warmup: int,
+    ylabel: str,
+) -> Figure:
+    """What searches forget over epochs, in the mean of all architectures: one panel a regime.
+
+    All panels have one scale, which is chosen as in :func:`search_curves`.
+
+    Args:
+      panels: by title, by label, values of shape ``(seeds, epochs)``, NaN where nothing was
+        measured.
+      epochs: the numbers of the epochs, shape ``(epochs,)``.
+      colors: by label.
+      warmup: how many epochs pass before plasticity begins, drawn in grey; none for 0.
+      ylabel: what the values are.
+    """
+    fig, axes = style.panels(len(panels), height=2.2, xlabel="epoch", ylabel=ylabel)
+    for ax, (title, labelled) in zip(axes, panels.items(), strict=True):
+        for label, values in labelled.items():
+            band(ax, epochs, values, color=colors[label], **_POINTS)
+        ax.set(title=title)
+        _scale_epochs(ax, epochs)
+        _shade(ax, epochs, warmup, "")
+    every = [v[:, _first(epochs, warmup) :] for of in panels.values() for v in of.values()]
+    _scale(axes, [_means(values) for values in every], every, 0.0)
+    for ax, labelled in zip(axes, panels.values(), strict=True):
+        lines = {label: _means(values) for label, values in labelled.items()}
         ends = [(float(line[-1]), label) for label, line in lines.items() if len(line)]
         style.label_ends(ax, ends, colors)
     return fig

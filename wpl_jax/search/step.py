@@ -1,12 +1,16 @@
-"""Weight-sharing architecture search (ENAS), with plasticity: one jitted step for a whole run.
+"""Weight-sharing architecture search: one jitted step for a whole run.
 
-An epoch trains architectures one after another on shared parameters, each on its own batches, and
-then the controller that samples them. After an architecture has trained, its validation error is
-``err1``; at the end of the epoch it is ``err2``. The difference is what the architectures after it
-made the shared parameters forget (section 3.2).
+A search is a space, a sampler and a method. An epoch trains architectures one after another on
+shared parameters, each on its own batches. The sampler says which
+(:mod:`wpl_jax.search.samplers`), and may learn from their rewards at the end of the epoch, as the
+controller of ENAS does. The method says what else happens for the sake of those trained before
+(:mod:`wpl_jax.search.methods`): with :class:`~wpl_jax.search.WPL`, for example, the squared
+validation gradient of each enters the Fisher and the anchor moves to its weights, so that the
+architectures after it are held back.
 
-With plasticity, after each architecture its squared validation gradient enters the Fisher and the
-anchor moves to its weights; the architectures after it are held back by it.
+After an architecture has trained, its validation error is ``err1``; at the end of the epoch it is
+``err2``. The difference is what the architectures after it made the shared parameters forget
+(section 3.2).
 """
 
 import dataclasses
@@ -16,12 +20,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wpl_jax.fisher import squared_batch_gradient
-from wpl_jax.plasticity import consolidate, flush, weight_plasticity
 from wpl_jax.search import evaluation
-from wpl_jax.search.controller import Controller, reinforce_loss, update_baseline
+from wpl_jax.search.methods import Method, Plain, Trainee
+from wpl_jax.search.samplers import Reinforced, Sampler
 from wpl_jax.search.settings import SearchConfig
 from wpl_jax.search.state import Data, Epoch, Progress, SearchState
+from wpl_jax.search.validation import require_of_space
 from wpl_jax.search.weights import own_rows
 from wpl_jax.spaces import Space, rows
 
@@ -37,19 +41,20 @@ class Search:
       config: settings.
       optimizer: of the shared parameters; its schedules count training steps, of which an epoch
         has ``config.architectures * config.batches``.
-      strength: plasticity's, a number or a schedule; the number 0 does without.
-      learning_rate: where given, plasticity is a proximal step with this learning rate (see
-        :func:`wpl_jax.proximal_plasticity`); otherwise it is added to the gradient.
+      sampler: who is trained next; by default a controller's choice, as in ENAS.
+      method: what keeps architectures from being forgotten; by default nothing.
+
+    Raises:
+      ValueError: at construction, if the sampler or the method needs something of the space that
+        it does not offer.
 
     Example:
       >>> import jax, optax
-      >>> from wpl_jax.search import Data, Search, SearchConfig
+      >>> from wpl_jax.search import WPL, Data, Search, SearchConfig, Uniform
       >>> from wpl_jax.spaces.rnn import RNN
-      >>> config = SearchConfig(
-      ...     architectures=2, batches=2, chunk=1, eval_batches=1, controller_steps=2
-      ... )
+      >>> config = SearchConfig(architectures=2, batches=2, chunk=1, eval_batches=1)
       >>> space = RNN(vocabulary=9, nodes=3, units=4)
-      >>> search = Search(space, config, optax.sgd(1.0), strength=60.0)
+      >>> search = Search(space, config, optax.sgd(1.0), Uniform(), WPL(strength=60.0))
       >>> text = jax.random.randint(jax.random.key(0), (5, 2, 4), 0, 9)  # windows, batch, time + 1
       >>> step = jax.jit(search.step, donate_argnums=0)
       >>> state = search.init(jax.random.key(1))
@@ -62,30 +67,31 @@ class Search:
     space: Space
     config: SearchConfig
     optimizer: optax.GradientTransformation
-    strength: optax.ScalarOrSchedule = 0.0
-    learning_rate: optax.ScalarOrSchedule | None = None
+    sampler: Sampler = Reinforced()
+    method: Method = Plain()
+
+    def __post_init__(self) -> None:
+        """Refuse a space that lacks what is needed, before anything is compiled."""
+        for part in (self.sampler, self.method):
+            require_of_space(self.space, part)
 
     def init(self, key: jax.Array) -> SearchState:
         """The state at the start."""
-        params_key, controller_key, key = jax.random.split(key, 3)
-        config, controller = self.config, self._controller()
+        params_key, sampler_key, key = jax.random.split(key, 3)
+        config = self.config
         params = self.space.init(params_key)
-        actions = jnp.zeros((config.architectures, len(self.space.decisions)), jnp.int32)
-        controller_params = controller.init(controller_key, actions[:1], method="log_prob")
-        zeros = jnp.zeros(config.architectures)
         return SearchState(
             params=params,
             opt_state=self._tx().init(params),
-            controller_params=controller_params,
-            controller_opt_state=self._controller_tx().init(controller_params),
-            baseline=jnp.array(jnp.nan, jnp.float32),
+            sampler=self.sampler.init(self.space, sampler_key),
+            method=self.method.init(self.space),
             key=key,
             trained=jnp.zeros([], jnp.int32),
             skipped=jnp.zeros([], jnp.int32),
             streak=jnp.zeros([], jnp.int32),
-            actions=actions,
-            err1=zeros,
-            loss=jnp.copy(zeros),  # every leaf is its own buffer, to be donated
+            actions=jnp.zeros((config.architectures, len(self.space.decisions)), jnp.int32),
+            err1=jnp.zeros(config.measured),
+            loss=jnp.zeros(config.architectures),
         )
 
     def step(self, state: SearchState, data: Data) -> tuple[SearchState, Progress]:
@@ -94,7 +100,7 @@ class Search:
         def train(state, _):
             state = self._next(state, data)
             place = (state.trained - 1) % self.config.architectures
-            return state, (state.loss[place], state.err1[place])
+            return state, (state.loss[place], state.err1[place // self.config.measure_every])
 
         state, (loss, err1) = jax.lax.scan(train, state, length=self.config.chunk)
         finished = state.trained % self.config.architectures == 0
@@ -108,55 +114,67 @@ class Search:
 
     def _next(self, state, data):
         """Sample the next architecture, train it, protect it, and measure it."""
-        config, space = self.config, self.space
-        epoch = state.trained // config.architectures
+        config, space, method = self.config, self.space, self.method
         key = jax.random.fold_in(jax.random.split(state.key)[0], state.trained)
-        sample_key, train_key, fisher_key = jax.random.split(key, 3)
+        sample_key, train_key, method_key = jax.random.split(key, 3)
         actions = self._sample(state, sample_key, 1)[0]
         architecture = space.decode(actions)
 
         shared = state.params, state.opt_state
-        places = own_rows(space, self._tx(), architecture, *shared)
+        places = self._places(architecture, *shared)
         mask = jax.tree.broadcast(space.mask(architecture), state.params)
         mask = rows.take(mask, places[0])
-        own = rows.take(shared, places)
-        trained, losses = self._train(own, architecture, mask, state, data.train, train_key)
+        params, opt_state = rows.take(shared, places)
+        trainee = Trainee(actions, architecture, mask, state.trained // config.architectures)
+        opt_state = method.before(space, state.method, opt_state, trainee)
+        trained, losses = self._train((params, opt_state), trainee, state, data.train, train_key)
         (params, opt_state), skipped, streak = trained
-        if self._is_plastic():
-            opt_state = jax.lax.cond(
-                epoch >= config.warmup_epochs,
-                lambda s: self._protect(s, params, architecture, mask, data, fisher_key),
-                lambda s: s,
-                opt_state,
-            )
-        err1 = self.evaluate(params, actions, data.validation, config.eval_batches)
-        params, opt_state = rows.put(shared, places, (params, opt_state))
+        method_state, opt_state = method.after(
+            *(space, state.method, opt_state, params, trainee, data.validation, method_key)
+        )
         place = state.trained % config.architectures
+        number, since = jnp.divmod(place, config.measure_every)
+        err1 = jax.lax.cond(
+            since == config.measure_every - 1,
+            lambda: self.evaluate(params, actions, data.validation, config.eval_batches),
+            lambda: state.err1[number],
+        )
+        params, opt_state = rows.put(shared, places, (params, opt_state))
         return state._replace(
             params=params,
             opt_state=opt_state,
+            method=method_state,
             trained=state.trained + 1,
             skipped=skipped,
             streak=streak,
             actions=state.actions.at[place].set(actions),
-            err1=state.err1.at[place].set(err1),
+            err1=state.err1.at[number].set(err1),
             loss=state.loss.at[place].set(losses.mean()),
         )
 
-    def _train(self, own, architecture, mask, state, split, key):
+    def _places(self, architecture, params, opt_state):
+        """Where what an architecture trains on is: its own rows, or all."""
+        if self.method.whole:
+            return jax.tree.map(lambda _: ..., (params, opt_state))
+        return own_rows(self.space, self._tx(), architecture, params, opt_state)
+
+    def _train(self, own, trainee, state, split, key):
         """Train an architecture's own weights on its batches, of which it may skip some.
 
         Returns ``((params, opt_state), skipped, streak)`` and the losses, float [batches].
         """
-        config, space, tx = self.config, self.space, self._tx()
+        config, space, tx, mask = self.config, self.space, self._tx(), trainee.mask
 
         def train(carry, i):
             (params, opt_state), hidden, skipped, streak = carry
             batch_key, loss_key = jax.random.split(jax.random.fold_in(key, i))
             batch = space.batch(split, state.trained * config.batches + i, batch_key)
-            (loss, hidden), grads = jax.value_and_grad(space.loss, has_aux=True)(
-                params, architecture, batch, hidden, loss_key
+            (loss, hidden), grads = self.method.gradient(
+                *(space, state.method, opt_state, params),
+                *(trainee.architecture, batch, hidden, loss_key),
             )
+            if self.method.whole:  # nothing else is to enter a norm, say
+                grads = jax.tree.map(lambda g, m: jnp.where(m, g, 0), grads, mask)
             finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
             # Outside its mask a step changes nothing: what is not finite has an empty mask.
             updates, opt_state = tx.update(
@@ -174,80 +192,31 @@ class Search:
         )
         return (own, skipped, streak), losses
 
-    def _protect(self, opt_state, params, architecture, mask, data, key):
-        """Anchor and Fisher of the architecture just trained (section 3.2)."""
-
-        def loss(params, batch):
-            return self.space.loss(params, architecture, batch, self.space.start(batch), None)[0]
-
-        step = evaluation.random_step(self.space, data.validation, jax.random.split(key)[0])
-        batch = self.space.batch(data.validation, step, None)
-        fisher = squared_batch_gradient(loss)(params, jax.tree.map(lambda x: x[None], batch))
-        if self.config.protect == "edges":
-            mask = jax.tree.map(lambda m: False if m is True else m, mask)
-        return consolidate(
-            opt_state,
-            params,
-            fisher,
-            decay=self.config.fisher_decay,
-            mask=mask,
-            max_norm=self.config.fisher_max_norm,
-        )
-
     # --- The end of an epoch ---------------------------------------------------------------------
 
     def _finish(self, state, data):
-        """What was forgotten in an epoch, the controller's turn, and the Fisher's flush."""
-        config = self.config
+        """What was forgotten in an epoch, then the sampler's turn, and the method's."""
+        config, space = self.config, self.space
         steps = jnp.arange(config.eval_batches)
-        err2 = self._errors(state.params, data.validation, steps, state.actions)
-        epoch = Epoch(state.actions, state.loss, state.err1, err2, jnp.zeros(0), jnp.zeros(0))
-        if config.strategy == "reinforce":
-            key = jax.random.fold_in(jax.random.split(state.key)[1], state.trained)
-            state, (reward, entropy) = jax.lax.scan(
-                lambda state, key: self._reinforce(state, data.validation, key),
-                state,
-                jax.random.split(key, config.controller_steps),
-            )
-            epoch = epoch._replace(reward=reward, entropy=entropy)
-        if self._is_plastic() and config.flush_every:
-            next_epoch = state.trained // config.architectures - config.warmup_epochs
-            due = next_epoch % config.flush_every == 0
-            state = state._replace(
-                opt_state=optax.tree.where(due, flush(state.opt_state), state.opt_state)
-            )
-        return state, epoch
+        measured = state.actions[config.measure_every - 1 :: config.measure_every]
+        err2 = self._errors(state.params, data.validation, steps, measured)
 
-    def _reinforce(self, state, validation, key):
-        """One step of the controller."""
-        config, controller = self.config, self._controller()
-        sample_key, batch_key = jax.random.split(key)
-        actions = self._sample(state, sample_key, config.controller_samples)
-        step = evaluation.random_step(self.space, validation, batch_key)
-        rewards = self.space.reward(self._errors(state.params, validation, step[None], actions))
+        def rewards(actions, key):
+            step = evaluation.random_step(space, data.validation, key)
+            return space.reward(self._errors(state.params, data.validation, step[None], actions))
 
-        def loss(controller_params):
-            log_probs, entropies = controller.apply(controller_params, actions, method="log_prob")
-            return reinforce_loss(
-                log_probs, entropies, rewards, baseline, config.entropy_weight
-            ), entropies.mean()
-
-        baseline = update_baseline(state.baseline, rewards, config.baseline_decay)
-        grads, entropy = jax.grad(loss, has_aux=True)(state.controller_params)
-        updates, opt_state = self._controller_tx().update(grads, state.controller_opt_state)
-        state = state._replace(
-            controller_params=optax.apply_updates(state.controller_params, updates),
-            controller_opt_state=opt_state,
-            baseline=baseline,
-        )
-        return state, (rewards.mean(), entropy)
+        key = jax.random.fold_in(jax.random.split(state.key)[1], state.trained)
+        sampler, reward, entropy = self.sampler.learn(space, state.sampler, key, rewards)
+        epoch = Epoch(state.actions, state.loss, state.err1, err2, reward, entropy)
+        opt_state = self.method.end_epoch(state.opt_state, state.trained // config.architectures)
+        return state._replace(sampler=sampler, opt_state=opt_state), epoch
 
     # --- What is asked of a search at its end ----------------------------------------------------
 
     def rank(
         self, state: SearchState, validation: chex.ArrayTree, key: jax.Array, n: int, batches: int
     ) -> tuple[jax.Array, jax.Array]:
-        """Sample ``n`` architectures as the strategy does, and order them by validation error.
+        """Sample ``n`` architectures as the sampler does, and order them by validation error.
 
         Returns:
           Actions, int32 [n, decisions], and errors on the first ``batches`` batches, float [n],
@@ -267,26 +236,11 @@ class Search:
     # --- What the parts have in common -----------------------------------------------------------
 
     def _sample(self, state, key, n):
-        """Actions of ``n`` architectures, by the strategy."""
-        if self.config.strategy == "reinforce":
-            controller = self._controller()
-            return controller.apply(state.controller_params, key, n, method="sample").actions
-        decisions = jnp.array(self.space.decisions)
-        return jax.random.randint(key, (n, len(decisions)), 0, decisions[None])
+        """Actions of ``n`` architectures, by the sampler."""
+        return self.sampler.sample(self.space, state.sampler, key, n, state.trained)
 
     def _errors(self, params, split, steps, actions):
         return evaluation.errors(self.space, params, split, steps, actions, self.config.at_once)
 
-    def _is_plastic(self):
-        return callable(self.strength) or self.strength > 0
-
     def _tx(self):
-        return weight_plasticity(
-            self.optimizer, strength=self.strength, learning_rate=self.learning_rate
-        )
-
-    def _controller(self):
-        return Controller(self.space.decisions)
-
-    def _controller_tx(self):
-        return optax.adam(self.config.controller_learning_rate)
+        return self.method.wrap(self.optimizer)

@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from wpl_jax.spaces import rows as own_rows
 from wpl_jax.spaces.parameters import num_parameters
@@ -28,7 +29,11 @@ class _Fault(Exception):
     """What is wrong with a method, which begins the message."""
 
 
-def check(space: Space, split: chex.ArrayTree | None = None) -> None:
+def check(
+    space: Space,
+    split: chex.ArrayTree | None = None,
+    actions: npt.ArrayLike | None = None,
+) -> None:
     """Check a search space of your own, on random architectures and parameters.
 
     A mask that is wrong protects the wrong weights, and nothing else fails. So this checks that
@@ -42,13 +47,17 @@ def check(space: Space, split: chex.ArrayTree | None = None) -> None:
       goes around in ``num_batches`` steps; the carry keeps its shapes, in training too;
     - rewards are finite, whatever the errors;
     - where the space has ``to_json``, ``from_json``, ``graphs`` or ``num_parameters`` (see
-      :class:`wpl_jax.spaces.StoredSpace`), they agree with the rest.
+      :class:`wpl_jax.spaces.StoredSpace`), or ``parametric``, ``distinct`` or ``log_probs``, which
+      some samplers and methods read, they agree with the rest.
 
     Args:
       space: the space.
       split: some of its data, as its ``batch`` takes them. Without, the loss is not looked at.
         All of its first batch should matter: no loss depends on the weights of a pixel that is
         always zero.
+      actions: of the architectures to look at, int [n, decisions]; some at random if not given.
+        Name some in a space where a part of an architecture may lead nowhere: the loss does not
+        depend on the weights of such a part, though they are in the mask.
 
     Raises:
       ValueError: a line for each fault, which begins with the name of the method.
@@ -79,32 +88,40 @@ def check(space: Space, split: chex.ArrayTree | None = None) -> None:
             faults.append(str(fault))
             return None
 
-    actions = passes(_decisions)
+    decisions = passes(_decisions)
     params = passes(_params)
-    if actions is not None and params is not None:
-        architectures = passes(_architectures, actions)
+    if decisions is not None and params is not None:
+        chosen = _random_actions(decisions) if actions is None else jnp.asarray(actions, jnp.int32)
+        architectures = passes(_architectures, chosen)
         if architectures is not None:
             fits = passes(_rows_of_mask, architectures, params)
             if split is not None and fits:
                 passes(_learning, architectures, params, split)
+                passes(_predicted, architectures, params, split)
             if fits:
                 passes(_counted, architectures)
             passes(_stored, architectures)
             passes(_drawn, architectures)
+        passes(_offered)
     passes(_reward)
     if faults:
         raise ValueError("\n".join(faults))
 
 
 def _decisions(space):
-    """Random actions, int32 [architectures, decisions]."""
+    """How many choices there are in each, int [decisions]."""
     decisions = _call(lambda: space.decisions, "decisions")
     numbers = np.asarray(decisions)
     if numbers.ndim != 1 or not numbers.size or numbers.dtype.kind != "i" or numbers.min() < 1:
         raise _Fault(f"decisions: must be a tuple of whole numbers of at least 1, got {decisions}")
+    return numbers
+
+
+def _random_actions(decisions):
+    """The first, the last, and random architectures, int32 [architectures, decisions]."""
     rng = np.random.default_rng(0)
-    draws = [np.zeros_like(numbers), numbers - 1]
-    draws += [rng.integers(0, numbers) for _ in range(_ARCHITECTURES - len(draws))]
+    draws = [np.zeros_like(decisions), decisions - 1]
+    draws += [rng.integers(0, decisions) for _ in range(_ARCHITECTURES - len(draws))]
     return jnp.array(draws, jnp.int32)
 
 
@@ -329,6 +346,44 @@ def _counted(space, architectures):
         used = num_parameters(space, architecture)
         if found != used:
             raise _Fault(f"num_parameters: is {found}, but the mask has {used} weights")
+
+
+def _offered(space):
+    """Whether what samplers read of decisions fits them."""
+    decisions = tuple(map(int, space.decisions))
+    if hasattr(space, "parametric"):
+        choices = _call(lambda: [list(map(bool, c)) for c in space.parametric], "parametric")
+        if (found := tuple(map(len, choices))) != decisions:
+            raise _Fault(f"parametric: has choices {found}, but decisions are {decisions}")
+    if hasattr(space, "distinct"):
+        listed = np.asarray(_call(space.distinct, "distinct"))
+        if listed.ndim != 2 or listed.shape[1] != len(decisions) or listed.dtype.kind != "i":
+            raise _Fault(
+                f"distinct: must be whole numbers of shape (n, {len(decisions)}), got "
+                f"{listed.dtype} of shape {listed.shape}"
+            )
+        if not len(listed) or not ((listed >= 0) & (listed < np.array([decisions]))).all():
+            raise _Fault("distinct: must list one or more architectures of the space")
+        if len(np.unique(listed, axis=0)) < len(listed):
+            raise _Fault("distinct: lists an architecture twice")
+
+
+def _predicted(space, architectures, params, split):
+    """Whether the log-probabilities are some."""
+    if not hasattr(space, "log_probs"):
+        return
+    batch = space.batch(split, 0, None)
+    start = space.start(batch)
+    predict = jax.jit(lambda a: space.log_probs(params, a, batch, start, None))
+    for architecture in architectures:
+        log_probs, carry = _call(predict, "log_probs", architecture)
+        _same_forms("log_probs", "the carry", start, carry)
+        if np.ndim(log_probs) != 2:
+            raise _Fault(f"log_probs: must be [examples, classes], got {np.shape(log_probs)}")
+        padding = np.all(np.asarray(log_probs) == 0, axis=1)
+        sums = np.exp(np.asarray(log_probs, np.float64)).sum(1)
+        if not np.allclose(sums[~padding], 1, atol=1e-3):
+            raise _Fault("log_probs: probabilities of an example do not add up to 1")
 
 
 def _reward(space):

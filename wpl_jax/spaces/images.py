@@ -1,15 +1,28 @@
 """Images for a space: batches of a split, augmented to train on, and what is made of logits.
 
-A split is a pair of images, uint8 [batches, batch, height, width, channels], and labels, int32
-[batches, batch], where -1 is for padding, which no loss and no score counts.
+:class:`ImageSpace` has all of it that does not depend on what the architectures are. A split is a
+pair of images, uint8 [batches, batch, height, width, channels], and labels, int32 [batches, batch],
+where -1 is for padding, which no loss and no score counts.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
-__all__ = ["Split", "augmented", "batch_of", "cross_entropy", "misclassified"]
+__all__ = [
+    "ImageSpace",
+    "Split",
+    "augmented",
+    "batch_of",
+    "cross_entropy",
+    "log_probs",
+    "misclassified",
+]
 
 Split = tuple[jax.Array, jax.Array]
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
@@ -100,6 +113,16 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return -jnp.sum(jnp.where(there, picked[:, 0], 0)) / jnp.maximum(there.sum(), 1)
 
 
+def log_probs(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Log-probabilities of the classes, float [batch, classes]; zeros where there is padding.
+
+    Args:
+      logits: float [batch, classes].
+      labels: int32 [batch]; a negative one is padding.
+    """
+    return jnp.where((labels >= 0)[:, None], jax.nn.log_softmax(logits), 0.0)
+
+
 def misclassified(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """How many images are misclassified, and how many there are; padding counts in neither.
 
@@ -113,3 +136,119 @@ def misclassified(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.
     there = labels >= 0
     total = jnp.sum(jnp.where(there, wrong, 0))
     return total, jnp.sum(there).astype(total.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSpace:
+    """What spaces of image classifiers have in common: their data, what is trained and measured.
+
+    A subclass has ``apply(params, architecture, images, statistics=None, *, key=None)``, whose
+    result has ``logits``, float [batch, classes]. A data split is a pair of images, uint8 [batches,
+    batch, height, width, channels], and labels, int32 [batches, batch], where -1 is for padding,
+    which no loss and no score counts (see :func:`wpl_jax.data.batches`); by the statistics of the
+    batch it would be normalised with the rest, so measure padded batches by running ones.
+    """
+
+    crop_padding: int = 4
+    """In training images are shifted by up to so many pixels, at random; 0 for not."""
+    flip: bool = True
+    """In training every other image is mirrored, at random."""
+    cutout: int = 0
+    """In training a square of so many pixels is blanked, at a random place; 0 for none."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        for name in ("crop_padding", "cutout"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+
+    def apply(
+        self,
+        params: chex.ArrayTree,
+        architecture: Any,
+        images: jax.Array,
+        statistics: chex.ArrayTree | None = None,
+        key: jax.Array | None = None,
+    ) -> Any:
+        """What an architecture makes of images."""
+        raise NotImplementedError
+
+    def num_batches(self, split: Split) -> int:
+        """How many batches there are in a split."""
+        return len(split[0])
+
+    def batch(
+        self, split: Split, step: jax.typing.ArrayLike, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Batch ``step`` of a split, around and around.
+
+        With a key images are augmented, and every pass over the split has other batches; see
+        :func:`wpl_jax.spaces.images.batch_of`.
+
+        Args:
+          split: images, uint8 [batches, batch, height, width, channels], and labels.
+          step: any integer >= 0.
+          key: of the augmentation.
+
+        Returns:
+          Images, float [batch, height, width, channels], about -2 to 2, and labels, int32 [batch].
+        """
+        augment = functools.partial(
+            augmented, crop_padding=self.crop_padding, flip=self.flip, cutout=self.cutout
+        )
+        return batch_of(split, step, key, augment)
+
+    def start(self, batch: tuple[jax.Array, jax.Array]) -> tuple[()]:
+        """The carry, of which images need none."""
+        del batch
+        return ()
+
+    def loss(
+        self,
+        params: chex.ArrayTree,
+        architecture: Any,
+        batch: tuple[jax.Array, jax.Array],
+        carry: tuple[()] = (),
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, tuple[()]]:
+        """Mean cross-entropy in nats an image; with a key, as in training."""
+        images, labels = batch
+        output = self.apply(params, architecture, images, key=key)
+        return cross_entropy(output.logits, labels), carry
+
+    def log_probs(
+        self,
+        params: chex.ArrayTree,
+        architecture: Any,
+        batch: tuple[jax.Array, jax.Array],
+        carry: tuple[()] = (),
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, tuple[()]]:
+        """Log-probabilities of the classes, float [batch, classes]; with a key, as in training."""
+        images, labels = batch
+        logits = self.apply(params, architecture, images, key=key).logits
+        return log_probs(logits, labels), carry
+
+    def score(
+        self,
+        params: chex.ArrayTree,
+        architecture: Any,
+        batch: tuple[jax.Array, jax.Array],
+        carry: tuple[()] = (),
+        statistics: chex.ArrayTree | None = None,
+    ) -> tuple[tuple[jax.Array, jax.Array], tuple[()]]:
+        """Evaluation: how many images are misclassified, and how many there are.
+
+        An image whose logits are not all finite makes the first NaN.
+        """
+        images, labels = batch
+        logits = self.apply(params, architecture, images, statistics).logits
+        return misclassified(logits, labels), carry
+
+    def error(self, mean_score: jax.Array) -> jax.Array:
+        """The error rate, from 0 to 1."""
+        return mean_score
+
+    def reward(self, error: jax.Array) -> jax.Array:
+        """The controller's reward: the accuracy; 0 for an error that is not finite."""
+        return jnp.where(jnp.isfinite(error), 1 - error, 0.0)

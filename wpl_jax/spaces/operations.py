@@ -2,23 +2,25 @@
 
 Images are ``[groups, height, channels, width, batch]`` (:func:`inward` makes them so). Depthwise
 convolution and pooling are sums and maxima of shifted blocks, in which the batch is contiguous, and
-a 1×1 convolution is a matrix product for each row, whose operands are the image as it is. On a CPU
-XLA's own depthwise convolution takes 12 to 16 times as long, its max pooling 7 times, forward and
-backward (``python -m benchmarks.micro_cnn``). Devices that share a batch hold a group or more each.
+a 1×1 convolution is a matrix product for each row, whose operands are the image as it is; one of
+3×3 is such a product of three rows by three columns of the kernel, whose results are shifted and
+added. On a CPU XLA's own depthwise convolution takes 12 to 16 times as long, its max pooling 7
+times, forward and backward (``python -m benchmarks.micro_cnn``). Devices that share a batch hold a
+group or more each.
 
-All are of stride 1; a stride is a slice of the result. A space writes the operations of its edges
-as *branches*, functions ``branch(x, weights, given)`` that return an image and statistics, all of
-the same shapes, and runs the sampled one alone by :func:`run_one`.
+All but ``convolution_3x3`` are of stride 1; a stride is a slice of the result. A space writes the
+operations of its edges as *branches*, functions ``branch(x, weights, given)`` that return an image
+and statistics, all of the same shapes, and runs the sampled one alone by :func:`run_one`.
 
 Example:
   >>> import jax, jax.numpy as jnp
-  >>> from wpl_jax.spaces.operations import average_pool, inward, pointwise, run_one, windows
+  >>> from wpl_jax.spaces.operations import average_pool, convolution_3x3, inward, run_one
   >>> branches = (
   ...     lambda x, w, given: (jnp.zeros_like(x), None),
   ...     lambda x, w, given: (average_pool(x), None),
-  ...     lambda x, w, given: (pointwise(windows(x, 3), w), None),  # a 3×3 convolution
+  ...     lambda x, w, given: (convolution_3x3(x, w), None),
   ... )
-  >>> x, kernel = inward(jnp.ones((5, 8, 8, 4))), jnp.ones((4, 9 * 4))
+  >>> x, kernel = inward(jnp.ones((5, 8, 8, 4))), jnp.ones((3, 4, 3, 4))
   >>> for sampled in range(3):
   ...     y, _ = run_one(branches, jnp.int32(sampled), x, kernel, None)
   ...     print(y.shape, y.max())
@@ -28,7 +30,6 @@ Example:
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -42,12 +43,12 @@ __all__ = [
     "average_pool",
     "batch_norm",
     "classify",
+    "convolution_3x3",
     "depthwise",
     "inward",
     "max_pool",
     "pointwise",
     "run_one",
-    "windows",
 ]
 
 HEIGHT, CHANNELS, WIDTH = 1, 2, 3
@@ -138,8 +139,17 @@ def max_pool(x: jax.Array) -> jax.Array:
 @jax.custom_vjp
 def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A 1×1 convolution; kernel [channels after, channels before]. Differentiable once."""
+    return _product(x, kernel)
+
+
+def _product(x, kernel):
     product = jnp.einsum("ghdc,ghck->ghdk", _for_rows(kernel, x), _rows(x))
     return product.reshape(*product.shape[:3], *x.shape[3:])
+
+
+def _product_gradient(x, cotangent):
+    """The gradient of the kernel."""
+    return jnp.einsum("ghdk,ghck->ghdc", _rows(cotangent), _rows(x)).sum((0, 1))
 
 
 def _pointwise_forward(x, kernel):
@@ -151,8 +161,7 @@ def _pointwise_backward(
 ) -> tuple[jax.Array, jax.Array]:
     """As JAX has it, but for the order of operands, which spares copies of the images."""
     x, kernel = saved
-    grad = jnp.einsum("ghdk,ghck->ghdc", _rows(cotangent), _rows(x)).sum((0, 1))
-    return pointwise(cotangent, kernel.T), grad
+    return _product(cotangent, kernel.T), _product_gradient(x, cotangent)
 
 
 pointwise.defvjp(_pointwise_forward, _pointwise_backward)
@@ -165,6 +174,69 @@ def _for_rows(kernel, x):
 def _rows(x):
     """Each row of the image as one matrix, [groups, height, channels, width * batch]."""
     return x.reshape(*x.shape[:3], -1)
+
+
+def convolution_3x3(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """A 3×3 convolution, zeros around the image. Differentiable once.
+
+    Args:
+      x: images.
+      kernel: float [3 (columns), channels after, 3 (rows), channels before]: as a matrix, what one
+        product of three rows of the image needs.
+      stride: between the pixels of the result, of which the first is around the image's first.
+    """
+    if stride == 1:
+        return _convolution_3x3(x, kernel)
+    rows = _three_rows(x, stride)
+    padded = _pad(rows, 3, (WIDTH,), 0)
+    length = padded.shape[WIDTH] - 2
+    columns = [jax.lax.slice_in_dim(padded, j, j + length, stride, axis=WIDTH) for j in range(3)]
+    matrices = kernel.reshape(3, kernel.shape[1], -1)
+    products = [pointwise(c, m) for c, m in zip(columns, matrices, strict=True)]
+    return products[0] + products[1] + products[2]
+
+
+@jax.custom_vjp
+def _convolution_3x3(x, kernel):
+    return _convolution_3x3_forward(x, kernel)[0]
+
+
+def _convolution_3x3_forward(x, kernel):
+    rows = _three_rows(x)
+    left, middle, right = jnp.split(_product(rows, _matrix(kernel)), 3, axis=CHANNELS)
+    return _moved(left, WIDTH, 1) + middle + _moved(right, WIDTH, -1), (rows, kernel)
+
+
+def _convolution_3x3_backward(saved, cotangent):
+    """As JAX has it, with fewer copies."""
+    rows, kernel = saved
+    moved = [_moved(cotangent, WIDTH, -1), cotangent, _moved(cotangent, WIDTH, 1)]
+    columns = jnp.concatenate(moved, axis=CHANNELS)
+    above, middle, below = jnp.split(_product(columns, _matrix(kernel).T), 3, axis=CHANNELS)
+    grad = _moved(above, HEIGHT, -1) + middle + _moved(below, HEIGHT, 1)
+    return grad, _product_gradient(rows, columns).reshape(kernel.shape)
+
+
+_convolution_3x3.defvjp(_convolution_3x3_forward, _convolution_3x3_backward)
+
+
+def _matrix(kernel):
+    return kernel.reshape(3 * kernel.shape[1], -1)
+
+
+def _three_rows(x, stride=1):
+    """Of every ``stride``-th row, the one above, itself and the one below, as channels."""
+    padded = _pad(x, 3, (HEIGHT,), 0)
+    length = padded.shape[HEIGHT] - 2
+    rows = [jax.lax.slice_in_dim(padded, i, i + length, stride, axis=HEIGHT) for i in range(3)]
+    return jnp.concatenate(rows, axis=CHANNELS)
+
+
+def _moved(x, axis, by):
+    """The image moved by one pixel, forward or back, zeros coming in."""
+    padding = [(0, 0, 0)] * x.ndim
+    padding[axis] = (by, -by, 0)
+    return jax.lax.pad(x, jnp.zeros([], x.dtype), padding)
 
 
 @jax.custom_vjp
@@ -203,14 +275,6 @@ def _depthwise_backward(saved, cotangent):
 depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
-def windows(x: jax.Array, size: int) -> jax.Array:
-    """Around each pixel a size×size window, as channels: the place in it first, then the channel.
-
-    A 1×1 convolution of it is a size×size convolution, zeros being around the image.
-    """
-    return jnp.concatenate(list(itertools.chain(*_shifted(x, size))), axis=CHANNELS)
-
-
 def _shifted(x, size):
     """The image seen from each place of a size×size window: rows of blocks."""
     padded = _pad(x, size, (HEIGHT, WIDTH), 0)
@@ -233,23 +297,57 @@ def _pad(x, size, axes, fill):
 
 
 def batch_norm(
-    x: jax.Array, params: Mapping[str, jax.Array], given: jax.Array | None = None
+    x: jax.Array, params: Mapping[str, jax.Array] | None, given: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Batch norm by the batch's statistics or those given; and the batch's, [2, channels].
 
+    No gradient passes through the statistics that are returned.
+
     Args:
       x: images.
-      params: ``scale`` and ``bias``, float [channels] each.
+      params: ``scale`` and ``bias``, float [channels] each; None for 1 and 0.
       given: means and variances, float [2, channels]; by default those of the batch.
     """
-    others = [axis for axis in range(x.ndim) if axis != CHANNELS]
-    mean = x.mean(others)
-    variance = jnp.square(x - _over_channels(mean)).mean(others)
-    new = jnp.stack([mean, variance])
-    mean, variance = new if given is None else given
-    scale = params["scale"] * jax.lax.rsqrt(variance + 1e-5)
-    y = (x - _over_channels(mean)) * _over_channels(scale) + _over_channels(params["bias"])
-    return y, new
+    normal, new = _normalised(x)
+    if given is not None:
+        mean, variance = given
+        normal = (x - _over_channels(mean)) * _over_channels(_inverse_deviation(variance))
+    if params is not None:
+        normal = normal * _over_channels(params["scale"]) + _over_channels(params["bias"])
+    return normal, new
+
+
+@jax.custom_vjp
+def _normalised(x):
+    return _normalised_forward(x)[0]
+
+
+def _normalised_forward(x):
+    mean = _mean(x)
+    centred = x - _over_channels(mean)
+    variance = _mean(jnp.square(centred))
+    scale = _inverse_deviation(variance)
+    normal = centred * _over_channels(scale)
+    return (normal, jnp.stack([mean, variance])), (normal, scale)
+
+
+def _normalised_backward(saved, cotangents):
+    """As JAX has it, with fewer passes over the images."""
+    (normal, scale), (cotangent, _) = saved, cotangents
+    straight = cotangent - _over_channels(_mean(cotangent))
+    grad = straight - normal * _over_channels(_mean(cotangent * normal))
+    return (grad * _over_channels(scale),)
+
+
+_normalised.defvjp(_normalised_forward, _normalised_backward)
+
+
+def _mean(x):
+    return x.mean([axis for axis in range(x.ndim) if axis != CHANNELS])
+
+
+def _inverse_deviation(variance):
+    return jax.lax.rsqrt(variance + 1e-5)
 
 
 def _over_channels(x):

@@ -9,7 +9,7 @@ import numpy as np
 
 from wpl_jax.spaces.protocol import Space
 
-__all__ = ["Normal", "drawn", "num_parameters"]
+__all__ = ["Normal", "count_parameters", "drawn", "num_parameters"]
 
 
 class Normal(NamedTuple):
@@ -50,12 +50,17 @@ def num_parameters(space: Space, architecture: Any) -> int:
       >>> num_parameters(space, cell)  # words and their biases, W and W^x, two of three edges
       47
     """
+    return int(count_parameters(space, architecture))
+
+
+def count_parameters(space: Space, architecture: Any) -> jax.Array:
+    """The same, int32 [], for functions that are compiled."""
     shapes = jax.eval_shape(space.init, jax.random.key(0))
     masks = jax.tree.broadcast(space.mask(architecture), shapes)
 
     def used(mask, shape):
         # The mask's axes are the parameter's, or 1: each of its entries stands for equally many.
-        mask = np.asarray(mask)
-        return int(mask.sum()) * (math.prod(shape.shape) // max(mask.size, 1))
+        mask = jnp.asarray(mask, jnp.int32)
+        return jnp.sum(mask) * (math.prod(shape.shape) // max(mask.size, 1))
 
-    return sum(map(used, jax.tree.leaves(masks), jax.tree.leaves(shapes)))
+    return sum(map(used, jax.tree.leaves(masks), jax.tree.leaves(shapes)), jnp.int32(0))

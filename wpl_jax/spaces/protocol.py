@@ -4,11 +4,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import chex
 import jax
+import numpy as np
 
 if TYPE_CHECKING:
     import networkx
 
-__all__ = ["Space", "StoredSpace"]
+__all__ = ["DistinctSpace", "ParametricSpace", "PredictiveSpace", "Space", "StoredSpace"]
 
 
 class Space(Protocol):
@@ -105,3 +106,45 @@ class StoredSpace(Space, Protocol):
 
     def graphs(self, architecture: Any) -> "dict[str, networkx.DiGraph]":
         """By the name of a cell its graph, for :func:`wpl_jax.figures.cells.draw`."""
+
+
+class ParametricSpace(Space, Protocol):
+    """A space that says which choices add operations with weights.
+
+    :class:`wpl_jax.search.Balanced` and :class:`wpl_jax.search.MomentumGroups` ask for it.
+    """
+
+    @property
+    def parametric(self) -> tuple[tuple[bool, ...], ...]:
+        """For each decision, for each of its choices, whether it adds an operation with weights."""
+
+
+class DistinctSpace(Space, Protocol):
+    """A space that knows which architectures compute the same.
+
+    :class:`wpl_jax.search.Distinct` asks for it.
+    """
+
+    def distinct(self) -> np.ndarray:
+        """One architecture of each class of those that compute the same, int32 [n, decisions]."""
+
+
+class PredictiveSpace(Space, Protocol):
+    """A space whose architectures predict classes.
+
+    :class:`wpl_jax.search.Distillation` asks for it.
+    """
+
+    def log_probs(
+        self,
+        params: chex.ArrayTree,
+        architecture: Any,
+        batch: chex.ArrayTree,
+        carry: chex.ArrayTree,
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, chex.ArrayTree]:
+        """Log-probabilities, float [examples, classes], and the next carry.
+
+        With the key that ``loss`` is given, the same is dropped as there; without, nothing is. The
+        row of an example that is padding is zeros, which are no log-probabilities.
+        """

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from experiments.compare.settings import Compare
 from experiments.running.command_line import check
-from experiments.spaces.settings import InSpace
+from experiments.spaces.settings import Fisher, InSpace
 from experiments.spaces.sgd import SGDFinal, SGDSearch
-from wpl_jax.search import SearchConfig
+from wpl_jax.search import Reinforced, SearchConfig
 from wpl_jax.spaces.micro_cnn import MicroCNN
 
 
@@ -77,7 +77,8 @@ SEARCHES = {
     # warm-up of the paper's; hours on a GPU.
     "paper": CNNSearch(
         batch_size=160,
-        search=SearchConfig(architectures=60, batches=5, warmup_epochs=3),
+        warmup_epochs=3,
+        search=SearchConfig(architectures=60, batches=5),
     ),
     # Real images at sizes that two cores can train, and a learning rate and batches of each
     # architecture with which plain random search visibly forgets. The controller's search
@@ -93,18 +94,11 @@ SEARCHES = {
         proximal=True,
         derive_batches=16,
         cnn=MicroCNN(channels=8, cells=1, stem_stride=2),
-        search=SearchConfig(
-            architectures=10,
-            batches=40,
-            chunk=2,
-            eval_batches=16,
-            controller_steps=60,
-            controller_samples=4,
-            controller_learning_rate=3.5e-3,
-            warmup_epochs=3,
-            protect="all",
-            fisher_max_norm=1.0,
-        ),
+        warmup_epochs=3,
+        protect="all",
+        search=SearchConfig(architectures=10, batches=40, chunk=2, eval_batches=16),
+        controller=Reinforced(steps=60, samples=4, learning_rate=3.5e-3),
+        wpl=Fisher(fisher_max_norm=1.0),
     ),
     # Whether all of it works.
     "smoke": CNNSearch(
@@ -118,17 +112,10 @@ SEARCHES = {
         derive_samples=10,
         derive_batches=5,
         cnn=MicroCNN(nodes=2, channels=4, cells=1, crop_padding=2, flip=False),
-        search=SearchConfig(
-            architectures=4,
-            batches=10,
-            chunk=1,
-            eval_batches=2,
-            controller_steps=5,
-            controller_samples=2,
-            controller_learning_rate=2e-3,
-            warmup_epochs=2,
-            protect="all",
-        ),
+        warmup_epochs=2,
+        protect="all",
+        search=SearchConfig(architectures=4, batches=10, chunk=1, eval_batches=2),
+        controller=Reinforced(steps=5, samples=2, learning_rate=2e-3),
     ),
 }
 

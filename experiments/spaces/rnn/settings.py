@@ -9,8 +9,8 @@ import optax
 
 from experiments.compare.settings import Compare
 from experiments.running.command_line import check
-from experiments.spaces.settings import FinalRun, InSpace, SearchRun
-from wpl_jax.search import SearchConfig
+from experiments.spaces.settings import FinalRun, Fisher, InSpace, SearchRun
+from wpl_jax.search import Reinforced, SearchConfig
 from wpl_jax.spaces.rnn import RNN
 
 
@@ -146,18 +146,11 @@ SEARCHES = {
         proximal=True,
         derive_batches=60,
         rnn=RNN(vocabulary=2_000, units=64, **_NOTHING_DROPPED),
-        search=SearchConfig(
-            architectures=10,
-            batches=40,
-            chunk=2,
-            eval_batches=20,
-            controller_steps=100,
-            controller_samples=4,
-            controller_learning_rate=2e-3,
-            warmup_epochs=4,
-            protect="all",
-            fisher_max_norm=0.5,
-        ),
+        warmup_epochs=4,
+        protect="all",
+        search=SearchConfig(architectures=10, batches=40, chunk=2, eval_batches=20),
+        controller=Reinforced(steps=100, samples=4, learning_rate=2e-3),
+        wpl=Fisher(fisher_max_norm=0.5),
     ),
     # Whether all of it works.
     "smoke": RNNSearch(
@@ -173,18 +166,11 @@ SEARCHES = {
         derive_samples=20,
         derive_batches=10,
         rnn=RNN(vocabulary=500, nodes=6, units=32, **_NOTHING_DROPPED),
-        search=SearchConfig(
-            architectures=8,
-            batches=20,
-            chunk=2,
-            eval_batches=5,
-            controller_steps=50,
-            controller_samples=2,
-            controller_learning_rate=2e-3,
-            warmup_epochs=2,
-            protect="all",
-            fisher_max_norm=0.5,
-        ),
+        warmup_epochs=2,
+        protect="all",
+        search=SearchConfig(architectures=8, batches=20, chunk=2, eval_batches=5),
+        controller=Reinforced(steps=50, samples=2, learning_rate=2e-3),
+        wpl=Fisher(fisher_max_norm=0.5),
     ),
 }
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wpl_jax.spaces.images import ImageSpace
 from wpl_jax.spaces.micro_cnn.architecture import (
     OPERATIONS,
     Architecture,
@@ -29,12 +30,12 @@ from wpl_jax.spaces.operations import (
     average_pool,
     batch_norm,
     classify,
+    convolution_3x3,
     depthwise,
     inward,
     max_pool,
     pointwise,
     run_one,
-    windows,
 )
 from wpl_jax.spaces.parameters import Normal, drawn
 
@@ -54,7 +55,7 @@ class Output(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
+class Network(ImageSpace):
     """A stem, three stages of cells, and a classifier.
 
     Batch norm uses the statistics of the batch, in search and in training. :meth:`apply` takes
@@ -83,6 +84,7 @@ class Network:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
+        super().__post_init__()
         for name in ("classes", "nodes", "channels", "cells", "stem_stride", "groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -101,7 +103,7 @@ class Network:
         """Shared parameters, of all architectures."""
         stages = self._stage_channels()
         params: Params = {
-            "stem": _convolution(stages[0], 9 * self.image_shape[2]),
+            "stem": _convolution_3x3(stages[0], self.image_shape[2]),
             "stages": [
                 self._cells(channels, self.cells + bool(stage))
                 for stage, channels in enumerate(stages)
@@ -185,8 +187,8 @@ class Network:
         keep = self._keep(architecture, key, progress, len(images), x.dtype)
         new: Params = {"stages": [], "inputs": []}
         auxiliary = None
-        x = windows(x, 3)[:, :: self.stem_stride, :, :: self.stem_stride]
-        x, new["stem"] = convolve(x, params["stem"], given.get("stem"))
+        x = convolution_3x3(x, params["stem"]["kernel"], self.stem_stride)
+        x, new["stem"] = batch_norm(x, params["stem"], given.get("stem"))
         states = x, x
         for stage in range(STAGES):
             if stage:
@@ -325,6 +327,13 @@ def _convolution(channels, fan_in, groups=1):
         "kernel": Normal(shape, 2 / fan_in),
         "scale": jnp.ones(channels),
         "bias": jnp.zeros(channels),
+    }
+
+
+def _convolution_3x3(channels, before):
+    """Of a 3×3 convolution with batch norm."""
+    return _convolution(channels, 9 * before) | {
+        "kernel": Normal((3, channels, 3, before), 2 / (9 * before))
     }
 
 

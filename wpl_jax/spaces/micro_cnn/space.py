@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from wpl_jax.spaces import images as of_images
 from wpl_jax.spaces import parameters
-from wpl_jax.spaces.images import Split, cross_entropy
+from wpl_jax.spaces.images import cross_entropy
 from wpl_jax.spaces.micro_cnn import architecture as cells
 from wpl_jax.spaces.micro_cnn.architecture import OPERATIONS, Architecture, Cell
 from wpl_jax.spaces.micro_cnn.network import SEPARABLE, STAGES, Network, Params
@@ -22,10 +21,7 @@ if TYPE_CHECKING:
 class MicroCNN(Network):
     """The space and the network around the cells; a :class:`wpl_jax.spaces.Space`.
 
-    The defaults are those of ENAS's search on CIFAR-10. A data split is a pair of images, uint8
-    [batches, batch, height, width, channels], and labels, int32 [batches, batch], where -1 is for
-    padding, which no loss and no score counts (see :func:`wpl_jax.data.batches`); by the statistics
-    of the batch it would be normalised with the rest, so measure padded batches by running ones.
+    The defaults are those of ENAS's search on CIFAR-10.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -37,26 +33,19 @@ class MicroCNN(Network):
       (5, 3)
     """
 
-    crop_padding: int = 4
-    """In training images are shifted by up to so many pixels, at random; 0 for not."""
-    flip: bool = True
-    """In training every other image is mirrored, at random."""
-    cutout: int = 0
-    """In training a square of so many pixels is blanked, at a random place; 0 for none."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work."""
-        super().__post_init__()
-        for name in ("crop_padding", "cutout"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-
     # --- Architectures ---------------------------------------------------------------------------
 
     @property
     def decisions(self) -> tuple[int, ...]:
         """Choices of each node: earlier node and operation, twice; the normal cell's first."""
         cell = [n for j in range(self.nodes) for n in 2 * (j + 2, len(OPERATIONS))]
+        return tuple(2 * cell)
+
+    @property
+    def parametric(self) -> tuple[tuple[bool, ...], ...]:
+        """Of the operations the separable convolutions; which node is read makes no difference."""
+        operations = tuple(name in SEPARABLE for name in OPERATIONS)
+        cell = [c for j in range(self.nodes) for c in 2 * ((False,) * (j + 2), operations)]
         return tuple(2 * cell)
 
     def decode(self, actions: jax.Array) -> Architecture:
@@ -114,42 +103,7 @@ class MicroCNN(Network):
         """Both cells as graphs, for :mod:`wpl_jax.figures.cells`."""
         return {f"{name} cell": cells.graph(cell) for name, cell in architecture._asdict().items()}
 
-    # --- Data ------------------------------------------------------------------------------------
-
-    def num_batches(self, split: Split) -> int:
-        """How many batches there are in a split."""
-        return len(split[0])
-
-    def batch(
-        self, split: Split, step: jax.typing.ArrayLike, key: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """Batch ``step`` of a split, around and around.
-
-        With a key images are augmented, and every pass over the split has other batches; see
-        :func:`wpl_jax.spaces.images.batch_of`.
-
-        Args:
-          split: images, uint8 [batches, batch, height, width, channels], and labels.
-          step: any integer >= 0.
-          key: of the augmentation.
-
-        Returns:
-          Images, float [batch, height, width, channels], about -2 to 2, and labels, int32 [batch].
-        """
-        augment = functools.partial(
-            of_images.augmented,
-            crop_padding=self.crop_padding,
-            flip=self.flip,
-            cutout=self.cutout,
-        )
-        return of_images.batch_of(split, step, key, augment)
-
-    # --- Training and measuring ------------------------------------------------------------------
-
-    def start(self, batch: tuple[jax.Array, jax.Array]) -> tuple[()]:
-        """The carry, of which images need none."""
-        del batch
-        return ()
+    # --- Training ---------------------------------------------------------------------------------
 
     def loss(
         self,
@@ -166,30 +120,6 @@ class MicroCNN(Network):
         if key is not None and output.auxiliary is not None:
             loss += self.auxiliary * cross_entropy(output.auxiliary, labels)
         return loss, carry
-
-    def score(
-        self,
-        params: Params,
-        architecture: Architecture,
-        batch: tuple[jax.Array, jax.Array],
-        carry: tuple[()] = (),
-        statistics: Params | None = None,
-    ) -> tuple[tuple[jax.Array, jax.Array], tuple[()]]:
-        """Evaluation: how many images are misclassified, and how many there are.
-
-        An image whose logits are not all finite makes the first NaN.
-        """
-        images, labels = batch
-        logits = self.apply(params, architecture, images, statistics).logits
-        return of_images.misclassified(logits, labels), carry
-
-    def error(self, mean_score: jax.Array) -> jax.Array:
-        """The error rate, from 0 to 1."""
-        return mean_score
-
-    def reward(self, error: jax.Array) -> jax.Array:
-        """The controller's reward: the accuracy; 0 for an error that is not finite."""
-        return jnp.where(jnp.isfinite(error), 1 - error, 0.0)
 
 
 def _broadcastable(mask, param):

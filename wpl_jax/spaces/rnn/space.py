@@ -75,6 +75,13 @@ class RNN:
         rest = [n for j in range(1, self.nodes) for n in (j, len(ACTIVATIONS))]
         return (len(ACTIVATIONS), *rest)
 
+    @property
+    def parametric(self) -> tuple[tuple[bool, ...], ...]:
+        """All choices of a predecessor, no activation: every cell has as many weights."""
+        activations = (False,) * len(ACTIVATIONS)
+        rest = [c for j in range(1, self.nodes) for c in ((True,) * j, activations)]
+        return (activations, *rest)
+
     def decode(self, actions: jax.Array) -> Architecture:
         """The cell that ``actions``, int32 [decisions], stand for."""
         actions = jnp.asarray(actions, jnp.int32)
@@ -154,13 +161,8 @@ class RNN:
         if key is None:
             (total, count), hidden = self.score(params, architecture, batch, hidden)
             return total / count, hidden
-        inputs, labels = batch[:, :-1], batch[:, 1:]
-        cell_key, out_key = jax.random.split(key)
-        output, hidden = self.apply(params, architecture, inputs, hidden, cell_key)
-        dropped = output
-        if self.output_dropout:
-            keep = _keep(out_key, self.output_dropout, (output.shape[0], 1, self.units))
-            dropped = output * keep
+        labels = batch[:, 1:]
+        output, dropped, hidden = self._outputs(params, architecture, batch, hidden, key)
         loss = self._nll(params, dropped, labels) / labels.size
         if self.activation_regularisation:
             loss += self.activation_regularisation * jnp.mean(dropped**2)
@@ -168,6 +170,35 @@ class RNN:
             change = output[:, 1:] - output[:, :-1]
             loss += self.temporal_regularisation * jnp.mean(change**2)
         return loss, hidden
+
+    def log_probs(
+        self,
+        params: Params,
+        architecture: Architecture,
+        batch: jax.Array,
+        hidden: jax.Array,
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Log-probabilities of the words, float [batch * time, vocabulary], and the next state.
+
+        Unlike the loss, this holds all of them at once. Gradients stop at ``hidden``, as there.
+        """
+        hidden = jax.lax.stop_gradient(hidden)
+        _, dropped, hidden = self._outputs(params, architecture, batch, hidden, key)
+        outputs = dropped.reshape(-1, self.units)
+        logits = outputs @ params["embedding"].T + params["decoder_bias"][None]
+        return jax.nn.log_softmax(logits), hidden
+
+    def _outputs(self, params, architecture, batch, hidden, key):
+        """The outputs of a window, the same with dropout, and the hidden state after it."""
+        inputs = batch[:, :-1]
+        cell_key, out_key = (None, None) if key is None else jax.random.split(key)
+        output, hidden = self.apply(params, architecture, inputs, hidden, cell_key)
+        dropped = output
+        if out_key is not None and self.output_dropout:
+            keep = _keep(out_key, self.output_dropout, (output.shape[0], 1, self.units))
+            dropped = output * keep
+        return output, dropped, hidden
 
     def score(
         self,

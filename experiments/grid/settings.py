@@ -1,0 +1,62 @@
+"""Settings of a grid of searches."""
+
+import dataclasses
+from pathlib import Path
+
+import tyro
+
+from experiments.running import command_line
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Settings."""
+
+    space: str = "rnn"
+    """rnn: recurrent cells. micro_cnn: cells for images. module:Class: a task of your own."""
+    preset: str = "smoke"
+    """Of all searches. smoke: embedded data, seconds. cpu: real data. paper: for a GPU."""
+    data_dir: Path | None = None
+    """Folder of the data: their own default if not given."""
+    search_flags: str = ""
+    """More flags for every search, as in --search-flags='--epochs 30 --probes 100'."""
+
+    arms: tuple[str, ...] = ()
+    """What is compared, each 'NAME: FLAGS', with the first one; or 'NAME: FLAGS | FLAGS | …' to \
+choose from by searches of their own."""
+    vary: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """FLAG=V1,V2,… runs every arm with each of the values; may be given several times, for every \
+combination. Two of them are the axes of maps, others are maps side by side."""
+    seeds: int = 5
+    """Searches of each arm, with the seeds 0, 1, … At least 2 for intervals; 1 will do for maps."""
+    trial_seeds: tuple[int, ...] = (1000, 1001)
+    """Seeds of the searches that choose among an arm's flags; used for nothing else."""
+
+    truth: Path | None = None
+    """Rank all architectures after each search, and judge that by this file of true accuracies."""
+    column: str | None = None
+    """Which accuracy of the truth, if there are several."""
+    rank_batches: int = 10
+    """Validation batches that every architecture is measured on for that."""
+    average_isomorphic: bool = False
+    """Predict of each architecture the mean over those that the space says compute the same."""
+
+    out: Path | None = None
+    """Folder of the report; results/grid/<space>/<preset> if not given."""
+    runs: Path | None = None
+    """Folder of all runs; the one of the report with _runs at its end if not given."""
+    jobs: int = 1
+    """Runs at a time, which share the cores; JAX gives most of a GPU's memory to the first."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        command_line.check(self, at_least_1=("seeds", "rank_batches", "jobs"))
+        if not self.arms and not self.vary:
+            raise ValueError("--arms or --vary must say what to compare")
+        if self.seeds < 2 and not self.vary:
+            raise ValueError(
+                f"--seeds must be at least 2, for intervals, got {self.seeds}; 1 is for maps, by "
+                "--vary"
+            )
+        if self.truth is None and (self.column is not None or self.average_isomorphic):
+            raise ValueError("--column and --average-isomorphic need --truth")

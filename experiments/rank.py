@@ -1,0 +1,305 @@
+"""How a search ranks all architectures of its space, and how well, where the truth is known.
+
+Measures every architecture of the space on the shared parameters of a search, on the first
+validation batches, and writes predictions.npz to the search's folder. The search may be finished or
+interrupted, but must not be running. If interrupted itself, the same command goes on from there.
+
+With --truth, a file of accuracies after full training, also writes rank.json and rank.png there:
+how well the order by error rate and that by cross-entropy agree with the truth, beside orders that
+know nothing. The truth is for judging a search. Nothing is chosen by it.
+
+Given several searches, which share nothing but the space, ranks by each, and by the mean of their
+predictions, which goes to --out.
+"""
+
+import dataclasses
+import io
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import chex
+import jax
+import numpy as np
+import numpy.typing as npt
+import tyro
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+
+from experiments import search, spaces
+from experiments.compare.saved import restored
+from experiments.ranking import baselines, measuring, statistics, truth
+from experiments.ranking.measuring import Measured
+from experiments.ranking.statistics import Estimate
+from experiments.running import command_line, processes, records
+from experiments.running.progress import Shown, Stop, interruptible
+from experiments.search import Job
+from experiments.spaces.settings import SearchRun
+from wpl_jax import figures
+from wpl_jax.checkpoint import fingerprint_in
+
+CHUNK = 125  # architectures in a call, after which they are kept
+
+# Statistics by their names in rank.json: heading.
+COLUMNS = {
+    "kendall": "Kendall's τ",
+    "kendall_better_half": "of the better half",
+    "spearman": "Spearman's ρ",
+    "precision_top_5": "top 5 % found",
+    "accuracy_of_best": "accuracy of the best",
+    "regret": "regret",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rank:
+    """Settings."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """The folder of a search, or several."""
+    batches: int = 10
+    """Validation batches, the first ones, that every architecture is measured on."""
+    untrained: bool = False
+    """Measure the parameters that the search began with; the files go to RUN/untrained."""
+    truth: Path | None = None
+    """A CSV file: a column architecture, and one that ends in _accuracy (%) or _error_rate."""
+    column: str | None = None
+    """Which accuracy of the truth, if there are several."""
+    out: Path | None = None
+    """Folder of the ranking by the mean of several searches."""
+    average_isomorphic: bool = False
+    """Predict of each architecture the mean over those that the space says compute the same."""
+    search_flags: str = ""
+    """Flags for where the search's data and devices are, as in --search-flags='--data-dir data'."""
+
+    def __post_init__(self) -> None:
+        command_line.check(self, at_least_1=("batches",))
+        if self.truth is None and (self.column is not None or self.average_isomorphic):
+            raise ValueError("--column and --average-isomorphic need --truth")
+
+
+class Ranking(NamedTuple):
+    """All that a ranking works with."""
+
+    config: Rank
+    job: Job
+    params: chex.ArrayTree  # the shared ones
+    actions: npt.NDArray[np.integer]  # shape=(n, decisions), of all architectures
+    names: list[str]
+    accuracy: npt.NDArray[np.floating] | None  # shape=(n,), NaN where it is not known
+    settings: dict[str, object]  # what the predictions depend on
+    out: Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        config = command_line.read(
+            Rank(), argv, prog="python -m experiments.rank", description=__doc__
+        )
+        if not config.runs:
+            raise ValueError("give the folder of a search, or of several")
+        if (len(config.runs) > 1) != (config.out is not None):
+            raise ValueError("several searches need --out, and one does not take it")
+        rankings = [prepare(config, folder) for folder in config.runs]
+        together = None if config.out is None else combined(rankings, config.out)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"rank: {error}", file=sys.stderr)
+        return 2
+    try:
+        with interruptible() as stop:
+            found = []
+            for ranking in rankings:
+                found.append(run(ranking, stop))
+                if stop:
+                    return stop.exit_code
+            if together is not None:
+                mean = Measured(*(np.mean(of_runs, axis=0) for of_runs in zip(*found, strict=True)))
+                write(together, mean)
+                tell(together, mean)
+        return 0
+    except KeyboardInterrupt:
+        print("rank: interrupted; the same command goes on from the last chunk", file=sys.stderr)
+        return 130
+
+
+def prepare(config: Rank, folder: Path) -> Ranking:
+    """Read the search and the truth; refuses what does not fit together."""
+    accuracies = None if config.truth is None else truth.read(config.truth, config.column)
+    settings = settings_of(config, folder)
+    space = settings.search_space
+    isomorphic = ["classes_of_isomorphism"] if config.average_isomorphic else []
+    for method in ("every", *isomorphic):
+        if not hasattr(space, method):
+            raise ValueError(
+                f"{folder} is a search of {settings.space}, whose {type(space).__name__} has "
+                f"no method {method}(), which this needs"
+            )
+    job = search.prepare(settings)
+    there = job.search.space.num_batches(job.data.validation)
+    if config.batches > there:
+        raise ValueError(
+            f"--batches must be at most {there}, all the validation batches, got {config.batches}"
+        )
+    actions = np.asarray(space.every(), np.int32)
+    names = measuring.names(space, actions)
+    accuracy = None if accuracies is None else matched(accuracies, names)
+    out = records.writable_folder(job.out / "untrained" if config.untrained else job.out)
+    params, trained = restore(job, config.untrained)
+    depends_on = {
+        "search": search.settings(job.config) | job.fingerprint,
+        "trained": trained,
+        "batches": config.batches,
+    }
+    return Ranking(config, job, params, actions, names, accuracy, depends_on, out)
+
+
+def settings_of(config: Rank, folder: Path) -> SearchRun:
+    """The settings of the search, as its checkpoints have them."""
+    stored = fingerprint_in(folder / "checkpoints")
+    if stored is None or not {"space", "preset", "search"} <= stored.keys():
+        raise ValueError(f"{folder} must be the folder of a search that has a checkpoint")
+    presets = spaces.find(stored["space"]).searches
+    settings = restored(presets.get(stored["preset"], next(iter(presets.values()))), stored)
+    settings = command_line.read(
+        settings, shlex.split(config.search_flags), prog="--search-flags", description=None
+    )
+    return dataclasses.replace(settings, out=folder, resume=True)
+
+
+def matched(accuracies: Mapping[str, float], names: Sequence[str]) -> np.ndarray:
+    """Accuracies in the order of the names, NaN where there is none."""
+    if strangers := sorted(accuracies.keys() - set(names)):
+        raise ValueError(
+            f"--truth has {len(strangers):,} architectures that the space has not, as "
+            f"{strangers[0]!r}; the space has {len(names):,}, as {names[0]!r}"
+        )
+    return np.array([accuracies.get(name, np.nan) for name in names])
+
+
+def restore(job: Job, untrained: bool) -> tuple[chex.ArrayTree, int]:
+    """The shared parameters at the last checkpoint or before the first step; after how many."""
+    state = jax.jit(job.search.init, out_shardings=job.whole)(jax.random.key(job.config.seed))
+    with search.open_checkpoints(job) as checkpoints:  # which refuses other data
+        state = state if untrained else checkpoints.restore(state)
+    return state.params, int(state.trained)
+
+
+def combined(rankings: Sequence[Ranking], out: Path) -> Ranking:
+    """The ranking by the mean of several; refuses those that cannot have one."""
+    first = rankings[0]
+    for ranking in rankings[1:]:
+        if ranking.names != first.names:
+            raise ValueError(
+                f"{first.out} and {ranking.out} have different architectures, so that there is no "
+                "mean of their predictions"
+            )
+    settings = {"mean_of": [ranking.settings for ranking in rankings]}
+    return first._replace(settings=settings, out=records.writable_folder(out))
+
+
+def run(ranking: Ranking, stop: Stop) -> Measured:
+    """Measure what has not been measured, write it, and say how good it is."""
+    part = ranking.out / "predictions.part.npz"
+    measured = measuring.read(ranking.out / "predictions.npz", ranking.settings)
+    if not len(measured.error):
+        measured = measure(ranking, part, stop)
+        if stop:
+            processes.say("rank: interrupted and kept; the same command goes on from here")
+            return measured
+        write(ranking, measured)
+        part.unlink(missing_ok=True)
+    tell(ranking, measured)
+    return measured
+
+
+def write(ranking: Ranking, measured: Measured) -> None:
+    names = np.array(ranking.names)
+    path = ranking.out / "predictions.npz"
+    measuring.write(path, measured, ranking.settings, architectures=names)
+
+
+def tell(ranking: Ranking, measured: Measured) -> None:
+    """Say what was measured, and judge it if the truth is known."""
+    batches = ranking.config.batches
+    print(f"{len(ranking.names):,} architectures, measured on {batches} validation batches.")
+    if ranking.accuracy is not None:
+        judge(ranking, ranking.accuracy, measured)
+    print(f"Written to {ranking.out}")
+
+
+def measure(ranking: Ranking, part: Path, stop: Stop) -> Measured:
+    """Measure chunk by chunk, each of which is kept in a file, unless asked to stop."""
+    job, actions = ranking.job, ranking.actions
+    space, size, chunk = job.search.space, len(actions), min(CHUNK, len(actions))
+    batches, at_once = ranking.config.batches, job.config.search.at_once
+    of_chunk = jax.jit(
+        lambda *args: measuring.measure(space, *args, batches, at_once), out_shardings=job.whole
+    )
+    measured = measuring.read(part, ranking.settings)
+    unit = TextColumn("architectures")
+    with Shown(TextColumn("measured"), BarColumn(20), MofNCompleteColumn(), unit) as display:
+        task = display.add_task("", total=size, completed=len(measured.error))
+        while (done := len(measured.error)) < size and not stop:
+            some = np.resize(actions[done : done + chunk], (chunk, actions.shape[1]))
+            found = jax.device_get(of_chunk(ranking.params, job.data.validation, some))
+            both = zip(measured, found, strict=True)
+            measured = Measured(*(np.append(*pair)[:size] for pair in both))
+            measuring.write(part, measured, ranking.settings)
+            done = len(measured.error)
+            display.update(task, completed=done)
+            if done == size or done // chunk % 10 == 0:
+                display.say(f"measured {done:,}/{size:,} architectures")
+    return measured
+
+
+def judge(ranking: Ranking, accuracy: np.ndarray, measured: Measured) -> None:
+    """Write and print how well the architectures are ordered whose accuracy is known."""
+    space, known = ranking.job.search.space, np.isfinite(accuracy)
+    predicted = {ranking.job.task.error: measured.error, "cross-entropy": measured.loss}
+    orders = predicted | baselines.errors(space, ranking.actions, ranking.names)
+    if ranking.config.average_isomorphic:  # the baselines' too, so that none has an advantage
+        classes = space.classes_of_isomorphism()
+        orders = {name: measuring.averaged(errors, classes) for name, errors in orders.items()}
+    orders = {name: np.asarray(errors[known], np.float64) for name, errors in orders.items()}
+    found = {name: statistics.estimates(e, accuracy[known]) for name, e in orders.items()}
+    summary = {
+        "architectures": int(known.sum()),
+        "best_accuracy": float(accuracy[known].max()),
+        "orders": {
+            name: {key: estimate._asdict() for key, estimate in estimates.items()}
+            for name, estimates in found.items()
+        },
+        "average_isomorphic": ranking.config.average_isomorphic,
+    }
+    records.write_json(ranking.out / "rank.json", summary | ranking.settings | records.provenance())
+    buffer = io.BytesIO()
+    shown = {name: orders[name] for name in predicted}
+    figures.predicted_against_true(shown, accuracy[known]).savefig(buffer, format="png", dpi=150)
+    records.write_atomically(ranking.out / "rank.png", buffer.getvalue())
+    print(f"{known.sum():,} of them have a true accuracy. In brackets: 95 % intervals.")
+    print(table(found))
+
+
+def table(found: Mapping[str, Mapping[str, Estimate]]) -> str:
+    """The statistics of each order, a line each, for a terminal."""
+    header = ["", *COLUMNS.values()]
+    rows = [
+        [name, *(_written(estimates[key], key) for key in COLUMNS)]
+        for name, estimates in found.items()
+    ]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in [header, *rows]
+    )
+
+
+def _written(estimate, key):
+    digits = 2 if key in ("accuracy_of_best", "regret") else 3
+    value, low, high = (f"{number:.{digits}f}" for number in estimate)
+    return f"{value} [{low}, {high}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

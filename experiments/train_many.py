@@ -1,0 +1,131 @@
+"""Random architectures, each trained from scratch: a truth of one's own to judge rankings by.
+
+One compiled program trains them all, one after another. Their validation errors go, as they come,
+to errors.csv in --out, which `experiments.rank --truth` reads; the same command goes on from there.
+Searches that measure --probes measure the same architectures, those of the seeds 0, 1, …
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+
+from experiments import spaces, train_final
+from experiments.ranking import measuring
+from experiments.running import command_line, records
+from experiments.running.progress import Shown, interruptible
+from experiments.spaces import cells
+from experiments.spaces.training import Training
+from wpl_jax.search import Data
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainMany:
+    """Settings."""
+
+    out: Path
+    """Folder of the results."""
+    count: int = 50
+    """How many architectures, those of the seeds 0, 1, …"""
+    training_flags: str = ""
+    """Flags of train_final, as in --training-flags='--space micro_cnn --preset cpu'."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        command_line.check(self, at_least_1=("count",))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        config = command_line.read(
+            TrainMany(out=tyro.MISSING),
+            argv,
+            prog="python -m experiments.train_many",
+            description=__doc__,
+        )
+        final = train_final.parse(shlex.split(config.training_flags))
+        task = spaces.find(final.space)
+        corpus = task.read(final)
+        final = final.with_space(**task.sizes(corpus))
+        actions = cells.random_actions(final.search_space, 0)
+        first = task.training(final, final.search_space.decode(actions), task)
+        data = jax.device_put(first.cut(corpus))
+        out = records.writable_folder(config.out)
+        rows = begun(out, train_final.settings(final) | task.fingerprint(corpus))
+    except (ValueError, OSError, ImportError) as error:
+        print(f"train_many: {error}", file=sys.stderr)
+        return 2
+    try:
+        return run(config, first, data, rows)
+    except KeyboardInterrupt:
+        print("train_many: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def begun(out: Path, settings: dict[str, object]) -> list[dict[str, str]]:
+    """What an earlier run has left; refuses what was made with other settings."""
+    path, settings = out / "settings.json", json.loads(json.dumps(settings))
+    if path.exists() and json.loads(path.read_bytes()) != settings:
+        raise ValueError(f"{out} was begun with other settings or data: choose another --out")
+    records.write_json(path, settings)
+    table = out / "errors.csv"
+    if not table.exists():
+        return []
+    with table.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run(config: TrainMany, first: Training, data: Data, rows: list[dict[str, str]]) -> int:
+    """Train those that are missing."""
+    task, space = first.task, first.space
+    size, error_key = space.num_batches(data.train), f"validation_{records.key(task.error)}"
+    # All that these read of an architecture is in the state: one program trains them all.
+    train, finish = (jax.jit(f, donate_argnums=0) for f in (first.train, first.finish))
+
+    @jax.jit
+    def init(key, architecture):
+        return dataclasses.replace(first, architecture=architecture).init(key, data.train)
+
+    count = MofNCompleteColumn()
+    with (
+        interruptible() as stop,
+        Shown(TextColumn("trained"), BarColumn(20), count, TextColumn("architectures")) as display,
+    ):
+        bar = display.add_task("", total=config.count, completed=len(rows))
+        for seed in range(len(rows), config.count):
+            actions = cells.random_actions(space, seed)
+            state = init(jax.random.key(seed), space.decode(actions))
+            while int(state.trained) < first.config.epochs * size:
+                state = train(state, data.train)
+                if stop:
+                    print("train_many: interrupted; go on by the same command", file=sys.stderr)
+                    return stop.exit_code
+            error = float(finish(state, data.train, data.validation)[1])
+            name = measuring.names(space, np.asarray(actions)[None])[0]
+            rows.append({"seed": str(seed), "architecture": name, error_key: str(error)})
+            write(config.out / "errors.csv", rows)
+            display.update(bar, completed=seed + 1)
+            display.say(f"trained {seed + 1}/{config.count}  {error_key} {error:.4g}")
+    print(f"Written to {config.out}")
+    return 0
+
+
+def write(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    buffer = io.StringIO()
+    table = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    records.write_atomically(path, buffer.getvalue())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

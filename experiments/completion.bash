@@ -15,7 +15,7 @@ _wpl_jax_complete() {
     [[ ${COMP_WORDS[i]} == --space ]] && space=${COMP_WORDS[i + 1]}
   done
   case ${COMP_WORDS[COMP_CWORD - 1]} in
-    --space) COMPREPLY=($(compgen -W "rnn micro_cnn" -- "$word")); return ;;
+    --space) COMPREPLY=($(compgen -W "rnn micro_cnn nas_bench_201" -- "$word")); return ;;
     --preset) COMPREPLY=($(compgen -W "smoke cpu paper" -- "$word")); return ;;
     --architecture)
       local cells=$(cd "experiments/spaces/$space/cells" 2>/dev/null && echo *.json)

@@ -270,6 +270,8 @@ def judge(ranking: Ranking, accuracy: np.ndarray, measured: Measured) -> None:
             name: {key: estimate._asdict() for key, estimate in estimates.items()}
             for name, estimates in found.items()
         },
+        "truth": str(ranking.config.truth),
+        "column": ranking.config.column,
         "average_isomorphic": ranking.config.average_isomorphic,
     }
     records.write_json(ranking.out / "rank.json", summary | ranking.settings | records.provenance())
@@ -295,9 +297,13 @@ def table(found: Mapping[str, Mapping[str, Estimate]]) -> str:
     )
 
 
+def digits(statistic: str) -> int:
+    """With how many after the point it is written."""
+    return 2 if statistic in ("accuracy_of_best", "regret") else 3
+
+
 def _written(estimate, key):
-    digits = 2 if key in ("accuracy_of_best", "regret") else 3
-    value, low, high = (f"{number:.{digits}f}" for number in estimate)
+    value, low, high = (f"{number:.{digits(key)}f}" for number in estimate)
     return f"{value} [{low}, {high}]"
 
 

@@ -7,6 +7,7 @@ over and it is tested, summary.json and a drawing to --out. A run that was inter
 
 import dataclasses
 import io
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -58,7 +59,10 @@ def parse(argv: Sequence[str] | None) -> FinalRun:
 
 
 def read_architecture(config: FinalRun) -> tuple[FinalRun, Any]:
-    """The architecture, and the settings with as many nodes as it has."""
+    """The architecture, and the settings with as many nodes as it has.
+
+    One that is neither random nor in a file is read by the space's ``from_string``, if it has one.
+    """
     shipped = spaces.find(config.space).cells()
     known = f"random, {', '.join(shipped)}"
     if config.architecture is None:
@@ -68,16 +72,21 @@ def read_architecture(config: FinalRun) -> tuple[FinalRun, Any]:
         actions = cells.random_actions(config.search_space, seed)
         return config, config.search_space.decode(actions)
     path = shipped.get(config.architecture, Path(config.architecture))
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"--architecture: there is no file {path}; give a JSON file, or one of {known}"
-        )
-    return cells.read(config, path)
+    if path.is_file():
+        return cells.read(config, path)
+    refusal = f"--architecture: there is no file {path}; give a JSON file, or one of {known}"
+    if not hasattr(config.search_space, "from_string"):
+        raise FileNotFoundError(refusal)
+    try:
+        return config, config.search_space.from_string(config.architecture)
+    except ValueError as error:
+        raise ValueError(f"{refusal}, or a string: {error}") from error
 
 
 def folder_of(training: Training) -> Path:
     config = training.config
-    name = f"{config.preset}_{Path(str(config.architecture)).stem}_{config.seed}"
+    architecture = re.sub(r"[^\w.-]+", "_", Path(str(config.architecture)).stem).strip("_")
+    name = f"{config.preset}_{architecture}_{config.seed}"
     return config.out or Path("results/train_final", training.task.name, name)
 
 

@@ -9,7 +9,8 @@ class Compare:
     """Settings; the defaults are those of the preset that --preset names."""
 
     space: str = "rnn"
-    """rnn: recurrent cells. micro_cnn: cells for images. module:Class: a task of your own."""
+    """rnn: recurrent cells. micro_cnn: cells for images. nas_bench_201: cells for images that are \
+all published. module:Class: a task of your own."""
     preset: str = "paper"
     """Of the searches and of the final trainings. smoke: minutes. cpu: hours. paper: for a GPU."""
     data_dir: Path | None = None

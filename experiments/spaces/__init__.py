@@ -20,7 +20,8 @@ __all__ = ["TASKS", "Task", "find", "next_preset", "settings"]
 
 TASKS = {
     "rnn": "experiments.spaces.rnn.task:LanguageModelling",
-    "micro_cnn": "experiments.spaces.micro_cnn.task:ImageClassification",
+    "micro_cnn": "experiments.spaces.micro_cnn.task:MicroCNNTask",
+    "nas_bench_201": "experiments.spaces.nas_bench_201.task:NASBench201Task",
 }
 
 

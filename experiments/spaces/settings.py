@@ -28,7 +28,8 @@ class InSpace:
     """Settings with those of a search space among them, in a field of any name."""
 
     space: str = "rnn"
-    """rnn: recurrent cells. micro_cnn: cells for images. module:Class: a task of your own."""
+    """rnn: recurrent cells. micro_cnn: cells for images. nas_bench_201: cells for images that are \
+all published. module:Class: a task of your own."""
     preset: str = "paper"
     """smoke: embedded data, seconds. cpu: real data, minutes. paper: published sizes, for a GPU."""
     out: Path | None = None
@@ -219,7 +220,8 @@ class FinalRun(InSpace):
     """Settings of the training of one architecture from scratch."""
 
     architecture: str | None = None
-    """A file, such as a search's best.json; or one that ships, such as enas; or random."""
+    """A file, such as a search's best.json; one that ships, such as enas or resnet; random; or \
+for nas_bench_201 a published string, as in "|op~0|+|op~0|op~1|+|op~0|op~1|op~2|"."""
     seed_architecture: int | None = None
     """Where a random architecture comes from; --seed if not given."""
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from haste import jit
 
-from benchmarks import static
+from benchmarks import nas_bench_201, static
 from wpl_jax.spaces.micro_cnn import MicroCNN
+from wpl_jax.spaces.nas_bench_201 import OPERATIONS, NASBench201
 from wpl_jax.spaces.rnn import RNN
 
 
@@ -53,3 +54,14 @@ def test_a_network_written_out():
     chex.assert_trees_all_close(actual, expected, rtol=1e-5)
     expected = static.cnn_params(space, all_grads, architecture)
     chex.assert_trees_all_close(grads, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_network_of_nas_bench_201_written_out_with_convolutions_of_xla():
+    space = NASBench201(classes=3, image_shape=(4, 4, 2), channels=2, cells=1)
+    architecture = space.decode(np.array([OPERATIONS.index(name) for name in nas_bench_201.ONE]))
+    _, params = sampled(space)
+    images = np.random.default_rng(0).normal(size=(4, 4, 4, 2)).astype(np.float32)
+    with jax.numpy_rank_promotion("allow"):
+        actual = jit(nas_bench_201.written_out)(params, architecture, images).logits
+    expected = jit(space.apply)(params, architecture, images).logits
+    chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-5)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wpl_jax.data import Splits, image_dir, read_image_dir
+from wpl_jax.data import Splits, image_dir, read_image_dir, shrink
 
 CLASSES = ("ant", "bee", "cat")
 PARTS = ("train", "validation", "test")
@@ -558,10 +558,16 @@ def test_files_that_are_no_npz(tmp_path, write):
     check_line(raised.value, tmp_path / "a.npz", ":")
 
 
-def test_npz_is_not_resized(tmp_path):
-    np.savez(tmp_path / "a.npz", **arrays())
-    with pytest.raises(ValueError, match="image_size .*folders.*a.npz is a file: leave it out"):
-        read_image_dir(tmp_path / "a.npz", 8)
+def test_npz_is_resized_by_whole_blocks_of_pixels(tmp_path):
+    path = tmp_path / "a.npz"
+    images = np.arange(20 * 16, dtype=np.uint8).reshape(20, 4, 4)
+    np.savez(path, images=images, labels=np.arange(20) % 2)
+    whole, small = read_image_dir(path), read_image_dir(path, 2)
+    jax.tree.map(np.testing.assert_array_equal, small, shrink(whole, 2))
+    assert small.train.images.shape[1:] == (2, 2, 1)
+    with pytest.raises(ValueError, match="image_size .* must divide .* are 4 × 4, got 3") as raised:
+        read_image_dir(path, 3)
+    check_line(raised.value, path)
 
 
 def test_missing_pillow_names_the_extra(parted, monkeypatch):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from wpl_jax.data import Images, Splits, batches, load_images
+from wpl_jax.data import Images, Splits, batches, load_images, shrink
 
 FLOAT_IMAGE = tfds.features.Image(shape=(28, 28, 1), dtype=np.float32)
 
@@ -496,6 +496,43 @@ def test_import_is_light():
     heavy = {"tensorflow_datasets", "mlxtend", "pandas", "matplotlib"}
     code = f"import sys, wpl_jax.data; sys.exit(bool({heavy} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_pixels_of_smaller_images_are_means_of_blocks(block):
+    rng = np.random.default_rng(0)
+    splits = Splits(
+        *(
+            Images(rng.integers(0, 256, (n, 6, 6, 2), np.uint8), np.arange(n, dtype=np.int32))
+            for n in (7, 2, 3)
+        )
+    )
+    for small, part in zip(shrink(splits, 6 // block), splits, strict=True):
+        assert small.images.dtype == np.uint8
+        np.testing.assert_array_equal(small.labels, part.labels)
+        for (n, i, j, c), pixel in np.ndenumerate(small.images):
+            rows, columns = (slice(k * block, (k + 1) * block) for k in (i, j))
+            assert abs(pixel - part.images[n, rows, columns, c].mean()) <= 0.5
+
+
+def test_the_mean_of_white_pixels_is_white():
+    white = Images(np.full((1, 6, 6, 1), 255, np.uint8), np.zeros(1, np.int32))
+    assert (shrink(Splits(white, white, white), 1).test.images == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "message"),
+    [
+        ((6, 6), 0, "image_size must be at least 1, got 0"),
+        ((6, 6), 4, "must divide the size of square images, .*; these are 6 × 6, got 4"),
+        ((6, 6), 12, "these are 6 × 6, got 12"),
+        ((6, 4), 2, "these are 6 × 4, got 2"),
+    ],
+)
+def test_images_that_cannot_be_made_smaller(shape, size, message):
+    part = Images(np.zeros((1, *shape, 3), np.uint8), np.zeros(1, np.int32))
+    with pytest.raises(ValueError, match=message):
+        shrink(Splits(part, part, part), size)
 
 
 def numbered(n):

@@ -29,12 +29,12 @@ def test_help(script, capsys):
     assert said.err == ""
 
 
-@pytest.mark.parametrize("space", ["rnn", "micro_cnn"])
+@pytest.mark.parametrize("space", ["rnn", "micro_cnn", "nas_bench_201"])
 def test_help_is_grouped_and_is_that_of_the_space(space, capsys):
     with pytest.raises(SystemExit):
         call("search", "--space", space, "--preset", "smoke", "--help")
     output = capsys.readouterr().out
-    own = {"rnn": "rnn", "micro_cnn": "cnn"}[space]
+    own = {"rnn": "rnn", "micro_cnn": "cnn", "nas_bench_201": "nas"}[space]
     lines = [line.strip(" ╭╮─") for line in output.splitlines()]
     titles = [line for line in lines if line.endswith("options")]
     samplers = ["controller options"]
@@ -81,10 +81,11 @@ COMPLETIONS = {
     "-m experiments.search --sampler ": [
         *("controller", "uniform", "fair", "balanced", "distinct"),
     ],
-    "-m experiments.search --space ": ["rnn", "micro_cnn"],
+    "-m experiments.search --space ": ["rnn", "micro_cnn", "nas_bench_201"],
     "-m experiments.search --preset c": ["cpu"],
     "-m experiments.train_final --architecture e": ["enas", "examples", "experiments"],
     "-m experiments.train_final --space micro_cnn --architecture d": ["docs"],
+    "-m experiments.train_final --space nas_bench_201 --architecture res": ["resnet"],
     "-m experiments.search --cnn.f": [],
     "-m experiments.search --out experiments/comp": [
         "experiments/compare",

@@ -417,7 +417,7 @@ def test_numbers_are_shown_with_what_is_known_of_them(values, shown):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--space", "cnn"], "--space must be one of rnn, micro_cnn, or module:Class"),
+        (["--space", "cnn"], "must be one of rnn, micro_cnn, nas_bench_201, or module:Class"),
         (["--preset", "cqu"], "--preset must be one of paper, cpu, smoke, got 'cqu'"),
         (["--seeds", "1"], "--seeds must be at least 2, got 1"),
         (["--random-cells", "1"], "--random-cells must be at least 2, got 1"),

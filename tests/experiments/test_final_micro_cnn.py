@@ -14,7 +14,7 @@ from experiments import train_final
 from experiments.spaces import cells
 from experiments.spaces.micro_cnn.final import CNNTraining
 from experiments.spaces.micro_cnn.settings import FINALS, CNNFinal
-from experiments.spaces.micro_cnn.task import ImageClassification
+from experiments.spaces.micro_cnn.task import MicroCNNTask
 from wpl_jax.checkpoint import Checkpoints
 from wpl_jax.data import Images, Splits
 from wpl_jax.spaces.micro_cnn import MicroCNN
@@ -48,7 +48,7 @@ def splits():
 
     splits = Splits(some(8 * STEPS + 3), some(20), some(19))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ImageClassification, "read", lambda self, config: splits)
+        patch.setattr(MicroCNNTask, "read", lambda self, config: splits)
         yield splits
 
 
@@ -56,7 +56,7 @@ def splits():
 def tiny(splits):
     """TINY's training, its compiled step, the state at the start, and the data."""
     config, architecture = train_final.read_architecture(train_final.parse(TINY))
-    task = ImageClassification()
+    task = MicroCNNTask()
     training = CNNTraining(config.with_space(**task.sizes(splits)), architecture, task)
     state = jax.jit(training.init)(jax.random.key(3), splits.train)
     step = jax.jit(training.train, donate_argnums=0)  # as in a run, so that it is compiled once
@@ -122,7 +122,8 @@ def test_the_running_statistics_are_averages_of_those_of_the_training_batches(ti
     key = jax.random.split(jax.random.fold_in(state.key, 0))[0]
     pixels = np.pad(training.space.batch(data.train, 0, key)[0], ((0, 0), (1, 1), (1, 1), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(pixels, (3, 3), (1, 2))
-    stem = windows.reshape(-1, 9) @ state.params["stem"]["kernel"].T
+    kernel = state.params["stem"]["kernel"][..., 0]  # columns, channels, rows
+    stem = windows.reshape(-1, 9) @ kernel.transpose(2, 0, 1).reshape(9, -1)
     expected = [0.1 * stem.mean(0), 0.9 + 0.1 * stem.var(0)]
     np.testing.assert_allclose(after.carry["stem"], expected, atol=1e-5)
 
@@ -182,7 +183,7 @@ def test_the_learning_rate_falls_along_half_a_cosine():
 
 def test_the_cell_that_ships_is_the_one_that_was_published():
     config, architecture = train_final.read_architecture(CNNFinal(architecture="enas"))
-    (path,) = ImageClassification().cells().values()
+    (path,) = MicroCNNTask().cells().values()
     assert read(path)["source"]
     # scripts/cifar10_micro_final.sh of melodyguan/enas, in its order of operations.
     arc = "0 2 0 0 0 4 0 1 0 4 1 1 1 0 0 1 0 2 1 1 1 0 1 0 0 3 0 2 1 1 3 1 1 0 0 4 0 3 1 1"
@@ -216,7 +217,7 @@ def test_a_file_decides_how_many_nodes_there_are(tmp_path):
         ("--batch-size 9999", "batch_size must be at most"),
         (
             "--space cnn",
-            "--space must be one of rnn, micro_cnn, or module:Class for a task",
+            "--space must be one of rnn, micro_cnn, nas_bench_201, or module:Class for a task",
         ),
         ("--cnn.drop-path 1", "drop_path must be >= 0 and < 1, got 1.0"),
     ],

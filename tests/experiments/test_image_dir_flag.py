@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from experiments import search, train_final
-from experiments.spaces.micro_cnn.task import ImageClassification
+from experiments.spaces.micro_cnn.task import MicroCNNTask
 
 COMMON = "--space micro_cnn --preset smoke --epochs 1 --batch-size 8 --cnn.nodes 1 --cnn.channels 2"
 SEARCH = shlex.split(
@@ -49,6 +49,11 @@ def root(tmp_path):
     return tmp_path / "photos"
 
 
+def test_images_of_other_data_are_resized_too():
+    config, task = search.parse([*SEARCH, "--image-size", "14"]), MicroCNNTask()
+    assert task.sizes(task.read(config)) == {"classes": 10, "image_shape": (14, 14, 1)}
+
+
 def test_a_search_is_of_the_images_of_ones_own(root):
     job = search.prepare(search.parse([*SEARCH, "--image-dir", str(root)]))
     assert job.facts == {"images": COUNTS}
@@ -59,7 +64,7 @@ def test_a_search_is_of_the_images_of_ones_own(root):
 def test_images_are_resized(root):
     for module, flags in MAINS.values():
         config = module.parse([*flags, "--image-dir", str(root), "--image-size", "6"])
-        task = ImageClassification()
+        task = MicroCNNTask()
         assert task.sizes(task.read(config)) == {"classes": 4, "image_shape": (6, 6, 3)}
 
 
@@ -112,7 +117,10 @@ def test_a_comparison_reads_them(root):
         ("--image-dir {tmp}/broken", "{tmp}/broken/train/ant/0.png is not an image that Pillow"),
         ("--image-dir {tmp}/notes.txt", "{tmp}/notes.txt cannot be read as an .npz file"),
         ("--image-dir {tmp}/photos --image-size 0", "--image-size must be at least 1, got 0"),
-        ("--image-size 8", "--image-size is for the images of --image-dir, got 8 without it"),
+        (
+            "--image-size 8",
+            "(--image-size in the experiments) must divide the size of square images",
+        ),
         (
             "--image-dir {tmp}/photos --train-images 25",
             "--train-images must be at most 24, all the training images of {tmp}/photos, got 25",

@@ -76,7 +76,7 @@ def test_a_comparison_is_planned_with_its_presets():
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("cnn", "--space must be one of rnn, micro_cnn, or module:Class"),
+        ("cnn", "--space must be one of rnn, micro_cnn, nas_bench_201, or module:Class"),
         ("no_such_module:Task", "no_such_module cannot be imported: No module named"),
         ("examples.layers_space:Digit", "has no class Digit"),
         ("examples.layers_space:Layers", "it has Digits"),

@@ -20,7 +20,7 @@ from experiments import search, spaces, train_final
 from experiments.ranking import probes
 from experiments.running import progress as running
 from experiments.spaces import cells
-from experiments.spaces.micro_cnn.task import ImageClassification
+from experiments.spaces.micro_cnn.task import MicroCNNTask
 from experiments.spaces.rnn.settings import RNNFinal
 from wpl_jax.data import Images, Splits
 from wpl_jax.data.text import Text
@@ -197,10 +197,10 @@ def test_probes_are_measured_after_every_epoch_and_change_nothing(finished, flag
 def of_images(tmp_path_factory):
     """A search for cells for images; the images are MNIST's, cut small."""
     out = tmp_path_factory.mktemp("search")
-    whole = ImageClassification().read(search.parse(IMAGES))
+    whole = MicroCNNTask().read(search.parse(IMAGES))
     small = [Images(p.images[:48, 8:20:2, 8:20:2], p.labels[:48]) for p in whole]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ImageClassification, "read", lambda self, config: Splits(*small))
+        patch.setattr(MicroCNNTask, "read", lambda self, config: Splits(*small))
         assert search.main([*IMAGES, "--out", str(out)]) == 0
     return out
 
@@ -434,7 +434,7 @@ def test_bad_input_about_images_gives_one_clear_line_and_exit_code_2(
     [
         (
             "--space cnn",
-            "--space must be one of rnn, micro_cnn, or module:Class for a task",
+            "--space must be one of rnn, micro_cnn, nas_bench_201, or module:Class for a task",
         ),
         ("--probes -1", "--probes must be finite and not negative, got -1"),
         ("--probes 0 --probe-every 2", "--probe-every is for the architectures of --probes, got"),
@@ -485,7 +485,7 @@ def test_bad_input_gives_one_clear_line_and_exit_code_2(
 @pytest.mark.parametrize(
     ("space", "preset"),
     [
-        pytest.param(space, preset, marks=[pytest.mark.slow] * (space == "micro_cnn"))
+        pytest.param(space, preset, marks=[pytest.mark.slow] * (space != "rnn"))
         for space in spaces.TASKS
         for preset in spaces.find(space).searches
     ],
@@ -502,7 +502,7 @@ def test_every_preset_can_train(space, preset):
     state = jax.eval_shape(found.init, jax.random.key(0))
     after, progress = jax.eval_shape(found.step, state, data)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
-    assert progress.epoch.err2.shape == (config.search.architectures,)
+    assert progress.epoch.err2.shape == (config.search.measured,)
 
 
 @pytest.mark.parametrize(

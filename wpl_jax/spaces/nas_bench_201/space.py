@@ -90,6 +90,14 @@ class NASBench201(Network):
         """How many of the shared parameters it uses."""
         return parameters.num_parameters(self, architecture)
 
+    def from_string(self, string: str) -> Architecture:
+        """The architecture of a published string.
+
+        Raises:
+          ValueError: naming what is wrong with it.
+        """
+        return cells.from_string(string)
+
     def to_json(self, architecture: Architecture) -> dict[str, Any]:
         """The cell in a form to store as JSON and to read."""
         return cells.to_json(architecture)

@@ -1,0 +1,201 @@
+"""Training steps and evaluations of NAS-Bench-201's networks, beside XLA's own convolutions.
+
+    python -m benchmarks.nas_bench_201
+
+The search's program takes an architecture as data. The reference, in the layout [batch, height,
+width, channels], is written out for one architecture, without a switch, and compiled for it alone.
+Both train with the search's augmentation and optimiser. The forms of a network run in turn. The
+table gives medians for one batch, their ratios to the first form, and how long compiling took.
+"""
+
+import functools
+import statistics
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.timing import Steps
+from wpl_jax.spaces.images import cross_entropy
+from wpl_jax.spaces.nas_bench_201 import EDGES, OPERATIONS, NASBench201
+
+BATCH, BATCHES = 64, 8
+NETWORKS = {  # and in how many turns they run
+    NASBench201(channels=8, cells=1, image_shape=(16, 16, 3), crop_padding=2): 11,
+    NASBench201(channels=5, cells=5, image_shape=(16, 16, 3), crop_padding=2): 11,
+    NASBench201(channels=16, cells=5, image_shape=(32, 32, 3)): 3,
+}
+ONE = "nor_conv_3x3", "avg_pool_3x3", "nor_conv_1x1", "skip_connect", "none", "nor_conv_3x3"
+
+
+def main():
+    columns = "network", "what", "form", "ms", "ratio", "compiled in s"
+    table = Table(*columns, title=jax.devices()[0].device_kind)
+    for space, turns in NETWORKS.items():
+        height, width, _ = space.image_shape
+        network = f"C = {space.channels}, N = {space.cells}, {height} × {width}"
+        for what, of_form in (("training step", training), ("evaluation", evaluation)):
+            for name, row in timed(forms(space, of_form), turns).items():
+                table.add_row(network, what, name, *row)
+    Console(width=120).print(table)
+
+
+def forms(space, of_form):
+    """What is timed, by name."""
+    one = np.tile([OPERATIONS.index(name) for name in ONE], (BATCHES, 1))
+    random = np.random.default_rng(0).integers(space.decisions, size=one.shape)
+    return {
+        "an architecture as data": functools.partial(of_form, space, space.apply, one),
+        "the same written out, of XLA's convolutions": functools.partial(
+            of_form, space, written_out, one
+        ),
+        f"{BATCHES} random architectures as data": functools.partial(
+            of_form, space, space.apply, random
+        ),
+    }
+
+
+def timed(forms, turns):
+    """Of each form: median milliseconds, median ratio to the first form, seconds of compiling."""
+    built = {name: build() for name, build in forms.items()}
+    seconds = {name: [] for name in built}
+    for _ in range(turns + 1):
+        for name, form in built.items():
+            seconds[name].append(form.run())
+    first = next(iter(seconds.values()))
+    rows = {}
+    for name, of_form in seconds.items():  # the first turn does not count
+        ratios = [t / f for t, f in zip(of_form[1:], first[1:], strict=True)]
+        rows[name] = (
+            f"{1000 * statistics.median(of_form[1:]):.1f}",
+            f"{statistics.median(ratios):.2f}",
+            f"{built[name].compile_seconds:.0f}",
+        )
+    return rows
+
+
+def training(space, apply, actions):
+    """A training step of each architecture in turn, on the shared parameters."""
+    tx = optax.chain(
+        optax.clip_by_global_norm(5.0),
+        optax.add_decayed_weights(5e-4),
+        optax.sgd(0.05, 0.9, nesterov=True),
+    )
+
+    def run(state, actions, split):
+        def step(state, inputs):
+            params, opt_state = state
+            i, actions = inputs
+            images, labels = space.batch(split, i, jax.random.fold_in(jax.random.key(0), i))
+
+            def loss(params):
+                return cross_entropy(apply(params, space.decode(actions), images).logits, labels)
+
+            updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), None
+
+        return jax.lax.scan(step, state, (jnp.arange(len(actions)), actions))[0]
+
+    params = space.init(jax.random.key(0))
+    return Steps(run, (params, tx.init(params)), actions, images_of(space), steps=len(actions))
+
+
+def evaluation(space, apply, actions):
+    """A batch measured by each architecture in turn; the state is the sum of all logits."""
+
+    def run(total, params, actions, split):
+        def step(total, inputs):
+            i, actions = inputs
+            images, _ = space.batch(split, i)
+            return total + apply(params, space.decode(actions), images).logits.sum(), None
+
+        return jax.lax.scan(step, total, (jnp.arange(len(actions)), actions))[0]
+
+    arguments = space.init(jax.random.key(0)), actions, images_of(space)
+    return Steps(run, jnp.zeros([]), *arguments, steps=len(actions))
+
+
+def images_of(space):
+    """Random images and labels, as a split."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(256, size=(BATCHES, BATCH, *space.image_shape))
+    labels = rng.integers(space.classes, size=(BATCHES, BATCH))
+    return jnp.asarray(images, jnp.uint8), jnp.asarray(labels, jnp.int32)
+
+
+# --- Written out; images are [batch, height, width, channels] -------------------------------------
+
+
+class Output(NamedTuple):
+    """What a network makes of a batch of images."""
+
+    logits: jax.Array  # shape=(batch, classes)
+
+
+def written_out(params, architecture, images):
+    """The network of ``ONE``, whatever the architecture."""
+    del architecture
+    x = norm(convolve(images, from_columns(params["stem"]["kernel"])), params["stem"])
+    for stage, weights in enumerate(params["stages"]):
+        if stage:
+            x = halve(x, params["blocks"][stage - 1])
+        for n in range(len(weights["nor_conv_1x1"]["kernel"])):
+            x = cell(x, {name: own["kernel"][n] for name, own in weights.items()})
+    pooled = jax.nn.relu(norm(x, params["norm"])).mean((1, 2))
+    return Output(pooled @ params["classifier"]["kernel"].T + params["classifier"]["bias"])
+
+
+def cell(x, kernels):
+    nodes = [x, 0, 0, 0]
+    for edge, ((source, node), name) in enumerate(zip(EDGES, ONE, strict=True)):
+        if name == "none":
+            continue
+        y = nodes[source]
+        if name == "avg_pool_3x3":
+            y = window_sum(y, 3, 1) / window_sum(jnp.ones_like(y[:1, :, :, :1]), 3, 1)
+        elif name == "nor_conv_1x1":
+            y = norm(convolve(jax.nn.relu(y), kernels[name][edge].T[None, None]))
+        elif name == "nor_conv_3x3":
+            y = norm(convolve(jax.nn.relu(y), from_columns(kernels[name][edge])))
+        nodes[node] += y
+    return nodes[-1]
+
+
+def halve(x, params):
+    y = x
+    for name, stride in (("first", 2), ("second", 1)):
+        kernel = from_columns(params[name]["kernel"])
+        y = norm(convolve(jax.nn.relu(y), kernel, stride), params[name])
+    return y + convolve(window_sum(x, 2, 2) / 4, params["shortcut"].T[None, None])
+
+
+def from_columns(kernel):
+    """A kernel of 3×3 in XLA's order of axes."""
+    return kernel.transpose(2, 0, 3, 1)
+
+
+def convolve(x, kernel, stride=1):
+    pad = kernel.shape[0] // 2
+    return jax.lax.conv_general_dilated(
+        *(x, kernel, (stride, stride), [(pad, pad)] * 2),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def window_sum(x, size, stride):
+    window, strides = (1, size, size, 1), (1, stride, stride, 1)
+    return jax.lax.reduce_window(x, 0.0, jax.lax.add, window, strides, "SAME")
+
+
+def norm(x, params=None):
+    mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    x = (x - mean) * jax.lax.rsqrt(variance + 1e-5)
+    return x if params is None else x * params["scale"] + params["bias"]
+
+
+if __name__ == "__main__":
+    main()

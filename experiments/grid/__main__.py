@@ -1,0 +1,145 @@
+"""Many searches, each arm at its own best settings, ranked and compared.
+
+In turn, each stage by runs of experiments.search or experiments.rank: trials, which choose the
+flags of each arm that has several to choose from, by validation, on seeds of their own; searches of
+every arm with every seed; and, with --truth, the ranking of all architectures by each of them.
+Writes summary.json, curves.npz, report.md and figures to --out: a map of regimes with --vary,
+otherwise every seed and the intervals of all arms. What was interrupted goes on where it stopped
+when the same command is given again. To draw report and figures anew from what is in --out:
+python -m experiments.grid.report OUT.
+"""
+
+import contextlib
+import sys
+from collections.abc import Sequence
+
+import jax
+from rich.console import Console
+
+from experiments.grid import report, summary
+from experiments.grid.choosing import choose
+from experiments.grid.plan import Plan, Results, Searched, plan_of, ranking_run, search_run
+from experiments.grid.settings import Grid
+from experiments.ranking import probes
+from experiments.running import command_line, records
+from experiments.running.pool import Interrupted, Pool, Run
+from experiments.running.progress import interruptible, read_metrics
+
+
+class NoResult(Exception):
+    """The searches have left nothing to report."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    with contextlib.ExitStack() as stack:
+        try:
+            plan = plan_of(parse(argv))
+            records.writable_folder(plan.out)
+            stop = stack.enter_context(interruptible())
+            pool = Pool(records.writable_folder(plan.runs), plan.config.jobs, stop)
+            stack.callback(pool.close)
+        except (ValueError, OSError, ImportError) as error:
+            print(f"grid: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("grid: interrupted before it began", file=sys.stderr)
+            return 130
+        try:
+            results = experiment(plan, pool)
+        except NoResult as error:
+            print(f"grid: {error}", file=sys.stderr)
+            return 1
+        except (Interrupted, KeyboardInterrupt):
+            print("grid: interrupted; the same command goes on from here", file=sys.stderr)
+            return stop.exit_code
+        saved = summary.gathered(plan, results)
+        saved.write(plan.out)
+        report.write(saved, plan.out)
+        Console().print(report.terminal(saved))
+        print(f"Written to {plan.out}")
+        return 1 if results.failed else 0
+
+
+def parse(argv: Sequence[str] | None) -> Grid:
+    return command_line.read(Grid(), argv, prog="python -m experiments.grid", description=__doc__)
+
+
+def experiment(plan: Plan, pool: Pool) -> Results:
+    """All that is run, a stage after another."""
+    config = plan.config
+    tried = {
+        arm.name: [
+            [search_run(plan, "trial", arm, i, seed) for seed in config.trial_seeds]
+            for i in range(len(arm.candidates))
+        ]
+        for arm in plan.arms
+        if len(arm.candidates) > 1
+    }
+    trials = [run for candidates in tried.values() for runs in candidates for run in runs]
+    pool.execute("trial", trials)
+    candidates = {
+        name: [[searched(plan, pool, run) for run in runs] for runs in of_arm]
+        for name, of_arm in tried.items()
+    }
+    chosen = {
+        arm.name: choose(candidates[arm.name]) if arm.name in candidates else 0 for arm in plan.arms
+    }
+    failed = [
+        f"{name}: no flags can be chosen: with each, a search failed or diverged"
+        for name, candidate in chosen.items()
+        if candidate is None
+    ]
+
+    # All arms of a seed before the next seed, so that they are looked at side by side early.
+    places = [
+        (arm, chosen[arm.name], seed)
+        for seed in range(config.seeds)
+        for arm in plan.arms
+        if chosen[arm.name] is not None
+    ]
+    searches = {
+        (arm.name, seed): search_run(plan, "search", arm, i, seed) for arm, i, seed in places
+    }
+    pool.execute("search", list(searches.values()))
+    finished = {key: searched(plan, pool, run) for key, run in searches.items()}
+    if not any(finished.values()):
+        raise NoResult("no search has finished: " + "; ".join([*failed, *pool.failed][:3]))
+
+    ranked = {
+        (arm.name, seed): ranking_run(plan, arm, i, seed)
+        for arm, i, seed in places
+        if plan.accuracies and finished[arm.name, seed]
+    }
+    pool.execute("rank", list(ranked.values()))
+
+    def by_seed(found):
+        return {
+            arm.name: [found.get((arm.name, seed)) for seed in range(config.seeds)]
+            for arm in plan.arms
+        }
+
+    return Results(
+        candidates,
+        chosen,
+        by_seed(finished),
+        by_seed({key: pool.summary(run) for key, run in ranked.items()}),
+        [*trials, *searches.values(), *ranked.values()],
+        [*failed, *pool.failed],
+    )
+
+
+def searched(plan: Plan, pool: Pool, run: Run) -> Searched | None:
+    """What a search has left, if it has finished."""
+    if not (left := pool.summary(run)):
+        return None
+    folder = plan.runs / run.name
+    try:
+        probed = probes.read(folder)
+    except FileNotFoundError:
+        probed = None
+    return Searched(read_metrics(folder), left, probed)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")  # for the drawings; a GPU is for the runs
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""What is to be run, checked before anything is; and what the runs came to."""
+
+import dataclasses
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import rank, search, spaces
+from experiments.grid.arms import Arm, Flags, arms_of, axes_of
+from experiments.grid.settings import Grid
+from experiments.ranking import measuring, truth
+from experiments.running.pool import Run, differences
+from experiments.spaces import Task
+from experiments.spaces.settings import PLACES, SearchRun
+from experiments.spaces.sgd import SGDSearch
+
+# Settings that do not say what data are read, whatever else a space's settings have.
+NO_DATA = {field.name for field in dataclasses.fields(SGDSearch)}
+
+
+class Plan(NamedTuple):
+    """What is to be compared."""
+
+    config: Grid
+    axes: dict[str, tuple[str, ...]]  # by flag, the values that --vary gives
+    arms: list[Arm]
+    settings: dict[str, list[SearchRun]]  # by arm, of each of its candidates
+    accuracies: dict[str, float]  # the truth, by architecture; empty if there is none
+    out: Path
+    runs: Path
+
+    @property
+    def task(self) -> Task:
+        return spaces.find(self.config.space)
+
+    @property
+    def several_methods(self) -> bool:
+        return len({arm.method for arm in self.arms}) > 1
+
+
+class Searched(NamedTuple):
+    """A search that has finished."""
+
+    metrics: Mapping[str, np.ndarray]  # shape=(epochs,), NaN where there was nothing to measure
+    summary: Mapping[str, Any]
+    probes: Mapping[str, np.ndarray] | None = None  # as experiments.ranking.probes.read
+
+    def after_warmup(self, name: str) -> np.ndarray:
+        """A metric of the epochs that follow the warm-up."""
+        return self.metrics[name][self.summary["configuration"]["warmup_epochs"] :]
+
+
+class Results(NamedTuple):
+    """What the runs came to; None for one that failed."""
+
+    trials: dict[str, list[list[Searched | None]]]  # by arm, by candidate, by seed
+    chosen: dict[str, int | None]  # by arm, the candidate; None if none can be
+    searches: dict[str, list[Searched | None]]  # by arm, by seed
+    rankings: dict[str, list[dict | None]]  # by arm, by seed, rank.json
+    runs: list[Run]
+    failed: list[str]  # a line each
+
+
+class Ranking(Run):
+    """experiments.rank in the folder of a search, which replaces what was ranked otherwise."""
+
+    result = "rank.json"
+
+    def place(self, folder: Path) -> list[str]:
+        return [str(folder)]
+
+    def goes_on(self, found: Mapping[str, Any]) -> bool:
+        return bool(differences(self.expected, found))
+
+
+def plan_of(config: Grid) -> Plan:
+    """The plan; refuses what the searches would refuse, and what could not be compared.
+
+    Raises:
+      ValueError: in one line.
+      OSError: for data or a truth that cannot be read.
+    """
+    if not config.arms and not config.vary:
+        raise ValueError("--arms or --vary must say what to compare")
+    if config.seeds < 2 and not config.vary:
+        raise ValueError(
+            f"--seeds must be at least 2, for intervals, got {config.seeds}; 1 is for maps, by "
+            "--vary"
+        )
+    axes = axes_of(config.vary)
+    arms = arms_of(config.arms, axes)
+    seeds = config.trial_seeds
+    if any(len(arm.candidates) > 1 for arm in arms) and (
+        not seeds or min(seeds) < config.seeds or len(set(seeds)) < len(seeds)
+    ):
+        raise ValueError(
+            f"--trial-seeds must be one or more different seeds >= {config.seeds}, which no other "
+            f"search uses, got {seeds}"
+        )
+    folder = config.out or Path("results/grid", spaces.find(config.space).name, config.preset)
+    plan = Plan(
+        config,
+        axes,
+        arms,
+        settings_of(config, arms),
+        {} if config.truth is None else truth.read(config.truth, config.column),
+        out=folder,
+        runs=config.runs or folder.with_name(f"{folder.name}_runs"),
+    )
+    if plan.accuracies:
+        check_ranking(plan)
+    return plan
+
+
+def common_flags(config: Grid) -> Flags:
+    data_dir = ("--data-dir", str(config.data_dir)) if config.data_dir else ()
+    more = shlex.split(config.search_flags)
+    return ("--space", config.space, "--preset", config.preset, *data_dir, *more)
+
+
+def settings_of(config: Grid, arms: Sequence[Arm]) -> dict[str, list[SearchRun]]:
+    """By arm, the settings of its candidates, with what their data decide about the space."""
+    task, common, corpora = spaces.find(config.space), common_flags(config), {}
+
+    def of_one(arm, candidate):
+        settings = search.parse([*common, *arm.all_flags(candidate)])
+        if settings.space != config.space:
+            raise ValueError(f"--space must be that of all, {config.space}, got {settings.space}")
+        if settings.epochs <= settings.warmup_epochs:
+            raise ValueError(
+                f"--epochs must be more than the {settings.warmup_epochs} of the warm-up, got "
+                f"{settings.epochs}"
+            )
+        values = vars(settings).items()
+        data = repr([v for v in values if v[0] not in {*NO_DATA, settings.space_field}])
+        if data not in corpora:
+            corpora[data] = task.read(settings)
+        settings = settings.with_space(**task.sizes(corpora[data]))
+        split = search.cut(settings, task, corpora[data]).validation
+        search.search_of(settings)
+        there = settings.search_space.num_batches(split)
+        if config.truth and config.rank_batches > there:
+            raise ValueError(
+                f"--rank-batches must be at most {there}, all the validation batches, got "
+                f"{config.rank_batches}"
+            )
+        return settings
+
+    found: dict[str, list[SearchRun]] = {}
+    for arm in arms:
+        try:
+            found[arm.name] = [of_one(arm, i) for i in range(len(arm.candidates))]
+        except ValueError as error:
+            raise ValueError(f"the arm {arm.name}: {error}") from error
+    return found
+
+
+def check_ranking(plan: Plan) -> None:
+    """Refuse what no ranking could be judged by."""
+    space = plan.settings[plan.arms[0].name][0].search_space
+    needed = ["every", *["classes_of_isomorphism"] * plan.config.average_isomorphic]
+    if missing := [method for method in needed if not hasattr(space, method)]:
+        raise ValueError(
+            f"--truth needs a space that has {missing[0]}(), which the {type(space).__name__} of "
+            f"--space {plan.config.space} has not"
+        )
+    rank.matched(plan.accuracies, measuring.names(space, np.asarray(space.every(), np.int32)))
+
+
+def search_run(plan: Plan, stage: str, arm: Arm, candidate: int, seed: int) -> Run:
+    """A search; its folder is named by the number of the candidate where there are several."""
+    number = f"_{candidate + 1}" if len(arm.candidates) > 1 else ""
+    settings = dataclasses.replace(plan.settings[arm.name][candidate], seed=seed)
+    expected = {
+        "configuration": search.settings(settings)
+        | {"probes": settings.probes, "probe_every": settings.probe_every},
+        "epochs": settings.epochs,
+    }
+    flags = (*common_flags(plan.config), *arm.all_flags(candidate), "--seed", str(seed))
+    return Run(f"{stage}/{arm.folder}{number}_{seed}", "search", flags, expected)
+
+
+def ranking_run(plan: Plan, arm: Arm, candidate: int, seed: int) -> Ranking:
+    """The ranking of all architectures by a search."""
+    config = plan.config
+    settings = dataclasses.replace(plan.settings[arm.name][candidate], seed=seed)
+    flags = ["--truth", str(config.truth), "--batches", str(config.rank_batches)]
+    flags += ["--column", config.column] if config.column else []
+    flags += ["--average-isomorphic"] if config.average_isomorphic else []
+    data = {name: getattr(settings, name, None) for name in PLACES if name.endswith("_dir")}
+    where = [f"--{name.replace('_', '-')}={path}" for name, path in data.items() if path]
+    flags += [f"--search-flags={shlex.join(where)}"] if where else []
+    expected = {
+        "search": search.settings(settings),
+        "trained": settings.epochs * settings.search.architectures,
+        "batches": config.rank_batches,
+        "truth": str(config.truth),
+        "column": config.column,
+        "average_isomorphic": config.average_isomorphic,
+    }
+    name = search_run(plan, "search", arm, candidate, seed).name
+    return Ranking(name, "rank", tuple(flags), expected)

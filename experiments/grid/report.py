@@ -1,0 +1,342 @@
+"""The report and the figures of a grid, drawn from what it has saved.
+
+Reads summary.json and curves.npz in the folder, and writes report.md and the figures into it anew:
+nothing is trained.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from experiments import rank
+from experiments.grid import pictures, saved
+from experiments.grid.saved import Measure, Saved
+from experiments.running import records
+from experiments.running.intervals import Number, best, differs_from_0, interval
+from experiments.running.pool import clock
+from experiments.running.wording import listed, markdown, show, show_mean, signed
+from wpl_jax.figures.curves import FEW_SEEDS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.grid.report", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("folder", type=Path, help="the --out of an earlier experiments.grid")
+    folder = parser.parse_args(argv).folder
+    try:
+        written = write(saved.read(folder), folder)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
+    print(f"Drawn anew in {folder}: {', '.join(written)}")
+    return 0
+
+
+def write(grid: Saved, folder: Path) -> list[str]:
+    """Write report and figures; returns the names of the files."""
+    drawn = pictures.drawn(grid)
+    written = records.write_figures(folder, drawn, dpi=150)
+    records.write_atomically(folder / "report.md", page(grid, list(drawn)))
+    return [*written, "report.md"]
+
+
+def terminal(grid: Saved) -> Table:
+    """The numbers for a terminal of 80 columns."""
+    measures = [grid.measure("after_warmup", n) for n in ("err2_mean", "forgetting_mean")]
+    measures += [grid.of_ranking(order, "kendall") for order in grid.orders]
+    headings = [m.heading for m in measures[:2]] + [f"τ by {order}" for order in grid.orders]
+    view = Table(title="After the warm-up; means over seeds", box=box.SIMPLE, pad_edge=False)
+    view.add_column("")
+    for heading in headings:
+        view.add_column(heading, justify="right")
+    for arm in grid.arms:
+        numbers = [arm["numbers"].get(m.key) for m in measures]
+        shown = [show_mean(n, m.digits, m.scale) for n, m in zip(numbers, measures, strict=True)]
+        view.add_row(arm["name"], *shown)
+    return view
+
+
+# --- The page -------------------------------------------------------------------------------------
+
+
+def page(grid: Saved, drawn: Sequence[str]) -> str:
+    """The grid as a page of Markdown; ``drawn`` are the names of the figures that there are."""
+    summary, task = grid.summary, grid.summary["task"]
+    parts = [
+        f"# Searches of {task['name']} compared",
+        f"`{summary['command']}`",
+        failures(summary),
+        "## In short",
+        in_short(grid),
+        how_to_read(grid),
+        "## What was run",
+        what_was_run(grid),
+        "## How settings were chosen",
+        choices(grid),
+        "## What searches forget",
+        f"Of every architecture of an epoch, err1 is its validation {grid.error} right after its "
+        "own training, and err2 that at the end of the epoch. Its forgetting is err2 − err1: in "
+        "the mean of all, in the mean of the 5 with the lowest err1 (some of which are among them "
+        "by chance, so that part of their rise is a return to the mean), and the maximum. *τ "
+        "within the epoch* is Kendall's τ between the orders by err1 and by err2. All are means "
+        "over the epochs after the warm-up, but for those of the last epoch.",
+        images(drawn, "map_forgetting", "map_err2", "map_tau", "seeds_forgetting", "seeds_err2"),
+        images(drawn, "forgetting"),
+        in_the_curves(grid),
+        table(grid, grid.of_searches),
+        differences(grid, grid.of_searches),
+        *ranking(grid, drawn),
+        "## How it was run",
+        how_it_was_run(grid),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def failures(summary: dict) -> str:
+    if not summary["failed"]:
+        return ""
+    lines = "\n".join(f"- {line}" for line in summary["failed"])
+    return f"**What failed, and is missing below:**\n\n{lines}"
+
+
+def in_short(grid: Saved) -> str:
+    """For each of the main numbers, how the arms differ from the reference."""
+    reference, *others = grid.methods
+    if not others or seeds(grid) == "seed 0":
+        return f"{len(grid.arms)} kinds of search, each with {seeds(grid)}."
+    measures = [grid.measure("after_warmup", n) for n in ("forgetting_mean", "err2_mean")]
+    asked = [(m, m.heading) for m in measures]
+    for order in grid.orders:
+        measure = grid.of_ranking(order, "kendall")
+        asked.append((measure, f"{measure.heading} of all architectures, by {order}"))
+    lines = []
+    for measure, heading in asked:
+        said = [compared(grid, measure, method) for method in others]
+        lines.append(f"- **{heading}**, less that of {reference}: {'; '.join(said)}.")
+    return "\n".join(lines)
+
+
+def compared(grid: Saved, measure: Measure, method: str) -> str:
+    """How a method differs from the reference, at the one place or in how many."""
+    found = [arm["differences"].get(measure.key) for arm in grid.arms if arm["method"] == method]
+    if len(found) == 1:
+        (number,) = found
+        told = "" if number and differs_from_0(number) else ", which cannot be told from 0"
+        return f"{method} {measure.show(number)}{told}"
+    told = [n["mean"] for n in found if n and differs_from_0(n)]
+    places = {
+        "lower": sum(mean < 0 for mean in told),
+        "higher": sum(mean > 0 for mean in told),
+        "not told from 0": len(found) - len(told),
+    }
+    said = [f"{what} at {number}" for what, number in places.items() if number]
+    return f"{method} {listed(said)} of {len(found)} places"
+
+
+def how_to_read(grid: Saved) -> str:
+    reference = grid.methods[0]
+    percentages = (
+        f" Every {grid.error} is in percent, and differences are in percentage points."
+        if "%" in grid.unit
+        else ""
+    )
+    if grid.summary["configuration"]["grid"]["seeds"] == 1:
+        return f"Numbers are those of one seed: nothing is known of how they scatter.{percentages}"
+    said = "Numbers are means over seeds, ± half of their 95 % interval. "
+    said += "In a column of the tables of numbers, bold marks the best and those that cannot be "
+    said += "told from it; where that would be all, none."
+    if len(grid.methods) > 1:
+        said += (
+            f" Differences are from {reference}{' at the same place' if grid.axes else ''}, paired "
+            "by seed. Bold are those whose interval leaves 0 out. In brackets is the difference "
+            "that could have been seen: one of that size, with seeds that scatter as they do, is "
+            "told from 0 in four of five such comparisons. Of many differences where there is "
+            "nothing, one in twenty is told from 0 all the same."
+        )
+    return said + percentages
+
+
+def seeds(grid: Saved) -> str:
+    number = grid.summary["configuration"]["grid"]["seeds"]
+    return "seed 0" if number == 1 else f"the seeds 0 to {number - 1}"
+
+
+def what_was_run(grid: Saved) -> str:
+    """The arms and what they have in common."""
+    summary = grid.summary
+    arms = {arm["method"]: arm["candidates"] for arm in grid.arms}
+    rows = [
+        [method, " <br> ".join(f"`{c['flags'] or 'nothing more'}`" for c in candidates)]
+        for method, candidates in arms.items()
+    ]
+    varied = ""
+    if grid.axes:
+        values = listed([f"`--{flag}` ({', '.join(values)})" for flag, values in grid.axes.items()])
+        varied = f" Each is run with every combination of {values}."
+    return (
+        f"Searches on {summary['task']['source']}, with the flags "
+        f"`{summary['configuration']['common_flags']}` and those of the arm, and {seeds(grid)}. "
+        f"A search has {span(grid, 'epochs')} epochs of {span(grid, 'architectures')} "
+        f"architectures, each of which is trained on {span(grid, 'batches')} batches. The warm-up, "
+        f"in which nothing is held yet, is of {span(grid, 'warmup_epochs')} epochs.{varied}\n\n"
+        + markdown(["arm", "flags"], rows, left=2)
+    )
+
+
+def span(grid: Saved, name: str) -> str:
+    """A setting of all arms, or its ends."""
+    values = [arm[name] for arm in grid.arms]
+    ends = f"{min(values):,}", f"{max(values):,}"
+    return " to ".join(dict.fromkeys(ends))
+
+
+def choices(grid: Saved) -> str:
+    arms = [arm for arm in grid.arms if len(arm["candidates"]) > 1]
+    if not arms:
+        return "Nothing was chosen: every arm has the flags that it was given."
+    measure = grid.measure("after_warmup", "err2_mean")
+    rows = []
+    for arm in arms:
+        for i, candidate in enumerate(arm["candidates"]):
+            values = np.array(candidate["err2"], np.float64)
+            each = ", ".join(measure.show({"mean": v, "high": None}) for v in candidate["err2"])
+            mean = show(interval(values), measure.digits + 1, measure.scale)
+            whole = np.isfinite(values).all()
+            rows.append(
+                [
+                    arm["name"],
+                    f"`{candidate['flags']}`",
+                    each,
+                    mean if whole else "failed or diverged",
+                    "chosen" if i == arm["chosen"] else "",
+                ]
+            )
+    trial_seeds = ", ".join(map(str, grid.summary["configuration"]["grid"]["trial_seeds"]))
+    return (
+        f"Of several flags for an arm, those are taken that a rule chooses, on searches of their "
+        f"own (seeds {trial_seeds}): {grid.summary['rule']}.\n\n"
+        + markdown(["arm", "flags", "err2, each seed", "mean", ""], rows, left=2)
+    )
+
+
+def images(drawn: Sequence[str], *prefixes: str) -> str:
+    """Links to the figures whose names begin so, in the order of the prefixes."""
+    names = [name for prefix in prefixes for name in drawn if name.startswith(prefix)]
+    return "\n\n".join(f"![{name.replace('_', ' ')}]({name}.png)" for name in names)
+
+
+def in_the_curves(grid: Saved) -> str:
+    number = grid.summary["configuration"]["grid"]["seeds"]
+    if number == 1:
+        return ""
+    if number > FEW_SEEDS:
+        return "Lines over epochs are means over seeds, and bands their 95 % intervals."
+    return "Thin lines over epochs are seeds, and thick ones their means."
+
+
+def table(grid: Saved, measures: Sequence[Measure], baselines: Sequence[Sequence[str]] = ()) -> str:
+    """A row an arm, a column a number; the best of a column in bold."""
+    columns = []
+    for measure in measures:
+        numbers = [arm["numbers"].get(measure.key) for arm in grid.arms]
+        columns.append(bold(measure, numbers, best(numbers, measure.low_is_good)))
+    rows = [
+        [arm["name"], f"{arm['runs']}", *of_arm]
+        for arm, *of_arm in zip(grid.arms, *columns, strict=True)
+    ]
+    header = ["arm", "seeds", *(measure.heading for measure in measures)]
+    return markdown(header, [*rows, *baselines])
+
+
+def differences(grid: Saved, measures: Sequence[Measure]) -> str:
+    """A row an arm that is not the reference, a column a number."""
+    reference, *others = grid.methods
+    if not others:
+        return ""
+    arms = [arm for arm in grid.arms if arm["method"] in others]
+    columns = []
+    for measure in measures:
+        numbers = [arm["differences"].get(measure.key) for arm in arms]
+        told = {i for i, n in enumerate(numbers) if n and differs_from_0(n)}
+        written = bold(measure, numbers, told)
+        seen = [n and n["detectable"] for n in numbers]
+        columns.append(
+            [
+                text if d is None else f"{text} ({signed(measure.scale * d, measure.digits)})"
+                for text, d in zip(written, seen, strict=True)
+            ]
+        )
+    rows = [[arm["name"], *of_arm] for arm, *of_arm in zip(arms, *columns, strict=True)]
+    header = [f"− {reference}", *(measure.heading for measure in measures)]
+    return f"Less those of {reference}:\n\n" + markdown(header, rows)
+
+
+def bold(measure: Measure, numbers: Sequence[Number | None], places: set[int]) -> list[str]:
+    written = [measure.show(number) for number in numbers]
+    return [f"**{text}**" if i in places else text for i, text in enumerate(written)]
+
+
+def ranking(grid: Saved, drawn: Sequence[str]) -> list[str]:
+    """How well the searches rank all architectures, if that was asked."""
+    if not grid.orders:
+        return []
+    config = grid.summary["configuration"]["grid"]
+    parts = [
+        "## How they rank all architectures",
+        f"After each search, every architecture of the space is measured on the shared weights, "
+        f"on {config['rank_batches']} validation batches. The order by its {grid.error} and that "
+        f"by its cross-entropy are compared with the accuracies of `{config['truth']}`. "
+        "*Regret* is what the architecture that is predicted to be the best lacks to the best. "
+        + "Each prediction is the mean over the architectures that compute the same. "
+        * config["average_isomorphic"]
+        + "The last rows know nothing of any search.",
+        images(drawn, "map_kendall", "seeds_kendall", "tau"),
+        probes(grid, drawn),
+    ]
+    for order in grid.orders:
+        measures = [grid.of_ranking(order, name) for name in rank.COLUMNS]
+        knows_nothing = [
+            [name, "", *(f"{of[s]:.{rank.digits(s)}f}" for s in rank.COLUMNS)]
+            for name, of in grid.summary["baselines"].items()
+        ]
+        parts += [
+            f"### By {order}",
+            table(grid, measures, knows_nothing),
+            differences(grid, measures),
+        ]
+    return parts
+
+
+def probes(grid: Saved, drawn: Sequence[str]) -> str:
+    """What the curves of τ are of."""
+    if not any(name.startswith("tau_") for name in drawn):
+        return ""
+    numbers = [v for name, v in grid.curves.items() if name.endswith("/probes_of_truth")]
+    return (
+        f"τ over epochs is that of the {int(numbers[0])} probes, random architectures measured as "
+        "the search trains, whose accuracy is known. Dotted: what knows nothing, of all "
+        "architectures."
+    )
+
+
+def how_it_was_run(grid: Saved) -> str:
+    summary = grid.summary
+    devices = ", ".join(sorted(set(summary["devices"])))
+    lines = "\n".join(summary["commands"])
+    return (
+        f"{summary['searches']:,} searches, {clock(summary['seconds'])} of training in all, on "
+        f"{summary['machine']} ({devices}), jax {summary['versions']['jax']}. The first of each "
+        f"stage; the others have other flags and seeds.\n\n```\n{lines}\n```"
+    )
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""What a grid leaves in its folder, and all that its report and figures are drawn from."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import rank
+from experiments.running import measures, records
+from experiments.running.intervals import Number
+from experiments.running.wording import show
+
+METRICS = (*measures.ERRORS, *measures.FORGETTING, "tau_within_epoch")
+HIGH_IS_GOOD = ("tau_within_epoch", *(name for name in rank.COLUMNS if name != "regret"))
+
+
+class Measure(NamedTuple):
+    """A number of every arm: how it is called and written."""
+
+    key: str  # in summary.json
+    heading: str
+    digits: int
+    scale: float = 1
+
+    @property
+    def low_is_good(self) -> bool:
+        return self.key.rpartition("/")[2] not in HIGH_IS_GOOD
+
+    def show(self, number: Number | None) -> str:
+        return show(number, self.digits, self.scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """The files of a grid."""
+
+    summary: dict[str, Any]  # summary.json
+    curves: dict[str, np.ndarray]  # "<arm>/<metric>" of shape (seeds, epochs), and "<arm>/epoch"
+
+    def write(self, folder: Path) -> None:
+        """Write the files, the summary last."""
+        records.write_atomically(folder / "curves.npz", records.npz(self.curves))
+        records.write_json(folder / "summary.json", self.summary)
+
+    @property
+    def arms(self) -> list[dict[str, Any]]:
+        return self.summary["arms"]
+
+    @property
+    def methods(self) -> list[str]:
+        """What is compared at every place, the reference first."""
+        return list(dict.fromkeys(arm["method"] for arm in self.arms))
+
+    @property
+    def axes(self) -> dict[str, list[str]]:
+        """By flag, the values that were tried."""
+        return self.summary["axes"]
+
+    @property
+    def places(self) -> dict[str, list[dict[str, Any]]]:
+        """By what is varied, in words, the arms there."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for arm in self.arms:
+            found.setdefault(words(arm["place"]), []).append(arm)
+        return found
+
+    @property
+    def orders(self) -> list[str]:
+        """By what all architectures were ranked; none without a truth."""
+        keys = [key.rpartition("/") for key in self.arms[0]["numbers"]]
+        return [order for order, _, statistic in keys if statistic == "kendall"]
+
+    # How errors are written: what experiments.running.measures reads.
+
+    @property
+    def error(self) -> str:
+        return self.summary["task"]["error"]
+
+    @property
+    def unit(self) -> str:
+        return self.summary["task"]["unit"]
+
+    @property
+    def scale(self) -> float:
+        return self.summary["task"]["scale"]
+
+    def measure(self, when: str, name: str) -> Measure:
+        """Of searches, ``"after_warmup"`` or in the ``"last_epoch"``."""
+        heading = measures.heading(self, name)
+        heading = f"forgetting, {heading}" if name in measures.FORGETTING else heading
+        heading += ", last epoch" if when == "last_epoch" else ""
+        digits = measures.DIGITS.get(name, 2)
+        return Measure(f"{when}/{name}", heading, digits, measures.scale(self, name))
+
+    def of_ranking(self, order: str, statistic: str) -> Measure:
+        """Of the ranking of all architectures, by their errors say."""
+        digits = rank.digits(statistic)
+        return Measure(f"{order}/{statistic}", rank.COLUMNS[statistic], digits)
+
+    @property
+    def of_searches(self) -> list[Measure]:
+        last = [self.measure("last_epoch", name) for name in ("err2_mean", "forgetting_mean")]
+        minutes = Measure("seconds", "minutes", 1, 1 / 60)
+        return [*(self.measure("after_warmup", name) for name in METRICS), *last, minutes]
+
+
+def words(place: Mapping[str, str]) -> str:
+    """A place as it is written."""
+    return ", ".join(f"{flag}={value}" for flag, value in place.items())
+
+
+def read(folder: Path) -> Saved:
+    """The files of a grid that has finished.
+
+    Raises:
+      ValueError: in a line, if they are not there, or are not those of a grid.
+    """
+    try:
+        summary = json.loads((folder / "summary.json").read_bytes())
+        with np.load(folder / "curves.npz") as file:
+            curves = dict(file)
+        if "grid" not in summary["configuration"]:
+            raise KeyError("grid")
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{folder} must hold summary.json and curves.npz of a grid, as experiments.grid writes "
+            f"them to --out: {error}"
+        ) from error
+    return Saved(summary, curves)

@@ -1,0 +1,1 @@
+"""Cells of NAS-Bench-201, for image classification."""

@@ -1,0 +1,544 @@
+"""A grid as its user meets it: stages, choices, numbers, maps, rankings, resuming, and bad input.
+
+Runs are replaced by ones that write synthetic results at once.
+"""
+
+import csv
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_rank
+
+from experiments import rank, search
+from experiments.grid import __main__ as grid
+from experiments.grid import pictures, report, saved
+from experiments.ranking import measuring, probes, statistics
+from experiments.running import pool
+from experiments.spaces import cells
+
+EPOCHS, WARMUP, PROBES = 8, 2, 6
+COMMON = f"--epochs {EPOCHS} --warmup-epochs {WARMUP} --learning-rate 1"
+ORIGIN = {"versions": {"jax": "0"}, "devices": ["toy"], "machine": "toy", "seconds": 60}
+
+
+class Ended:
+    """A process that has ended."""
+
+    def __init__(self, code):
+        self.returncode = code
+
+    def poll(self):
+        return self.returncode
+
+
+class Runs:
+    """Stands in for the runs of the scripts; remembers what was launched."""
+
+    def __init__(self, breaking=()):
+        self.launched, self.breaking = [], breaking
+
+    def __call__(self, command, log, lock, compiled):
+        assert command[:2] == [sys.executable, "-m"]
+        script = command[2].rpartition(".")[2]
+        folder = Path(log.name).parent
+        name = f"{script} {folder.parent.name}/{folder.name}"
+        self.launched.append(name)
+        if name in self.breaking:
+            log.write("starting\nsearch: diverged\n")
+            log.flush()
+            return Ended(1)
+        {"search": searched, "rank": ranked}[script](command[3:])
+        return Ended(0)
+
+
+def number(config, epoch, name):
+    """Synthetic metrics: protected searches forget 2 and not 10, and more if they learn fast."""
+    seed, plain = config.seed % 10, config.method == "none"
+    if name == "diverged":
+        return int(config.strength == 1)
+    if epoch < WARMUP:
+        return 100.0
+    if name == "err2_mean":  # only the end says that strength 100 is better than 10
+        late = epoch >= EPOCHS - 2
+        return 70.0 + seed + 5.0 * plain + (2.0 if late else 9.0) * (config.strength == 100)
+    if name == "tau_within_epoch":
+        return None if epoch == WARMUP else 0.5
+    scale = {"forgetting_best5": 2, "forgetting_max": 4}.get(name, 1)
+    return scale * config.learning_rate * ((10.0 if plain else 2.0) + seed * (1 + plain))
+
+
+def names_of(config, actions):
+    return measuring.names(config.search_space, np.asarray(actions, np.int32))
+
+
+def probed(config):
+    """The places of the probes in the order of all architectures."""
+    every = names_of(config, config.search_space.every())
+    actions = [cells.random_actions(config.search_space, seed) for seed in range(PROBES)]
+    return np.array([every.index(name) for name in names_of(config, actions)])
+
+
+def searched(flags):
+    config = search.parse(flags)
+    assert flags[-1] == "--resume"
+    names = (*saved.METRICS, "reward", "diverged")
+    lines = [
+        {"epoch": epoch + 1, "seconds": 1.0} | {n: number(config, epoch, n) for n in names}
+        for epoch in range(config.epochs)
+    ]
+    log = "".join(json.dumps(record) + "\n" for record in lines)
+    (config.out / "metrics.jsonl").write_text(log)
+    if config.probe_every:
+        kept, order = probes.Probes(config.search_space, PROBES, 1, 1, None), probed(config)
+        for epoch in (4, 8):  # plain search ranks them well at the end, and WPL badly
+            errors = order * (1.0 if config.method == "none" else -1.0) * (epoch == 8)
+            kept.keep(config.out, epoch, measuring.Measured(errors, -errors))
+    summary = ORIGIN | {
+        "epochs": config.epochs,
+        "configuration": search.settings(config)
+        | {"probes": config.probes, "probe_every": config.probe_every},
+    }
+    (config.out / "summary.json").write_text(json.dumps(summary))
+
+
+def ranked(flags):
+    config = rank.command_line.read(rank.Rank(), flags, prog="", description=None)
+    (folder,) = config.runs
+    left = json.loads((folder / "summary.json").read_text())["configuration"]
+    tau = 0.1 * left["seed"] + 0.2 * (left["method"] == "none")
+
+    def statistic(value):
+        return {n: {"value": value, "low": 0, "high": 1} for n in statistics.STATISTICS}
+
+    found = {
+        "orders": {
+            "error rate": statistic(tau),
+            "cross-entropy": statistic(-tau),
+            "random choice": statistic(0.0),
+        },
+        "search": {k: v for k, v in left.items() if k not in ("probes", "probe_every")},
+        "trained": EPOCHS * left["search"]["architectures"],
+        "batches": config.batches,
+        "truth": str(config.truth),
+        "column": config.column,
+        "average_isomorphic": config.average_isomorphic,
+    }
+    (folder / "rank.json").write_text(json.dumps(found))
+
+
+drawn = pictures.drawn
+
+
+def run(folder, monkeypatch, runs, *more, draw=False):
+    if not draw:
+        monkeypatch.setattr(pictures, "drawn", lambda saved: {})
+    monkeypatch.setattr(pool, "launch", runs)
+    monkeypatch.setattr(pool.time, "sleep", lambda seconds: None)
+    places = ["--out", str(folder / "report"), "--runs", str(folder / "runs")]
+    return grid.main([f"--search-flags={COMMON}", *places, *more])
+
+
+def summary_in(folder):
+    return json.loads((folder / "report" / "summary.json").read_text())
+
+
+def page_in(folder):
+    return (folder / "report" / "report.md").read_text()
+
+
+def files(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+# --- Arms that choose -----------------------------------------------------------------------------
+
+COMPARED = ["--seeds", "3", "--trial-seeds", "10", "11", "--arms", "plain: --method none"]
+COMPARED += ["WPL: " + " | ".join(f"--method wpl --strength {s}" for s in (10, 100, 1))]
+COMPARED += ["L2 anchor: --method l2 --strength 100"]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    folder, runs = tmp_path_factory.mktemp("grid"), Runs()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert run(folder, monkeypatch, runs, *COMPARED, draw=True) == 0
+    return folder, runs
+
+
+def test_every_run_is_launched_once_stage_after_stage(compared):
+    assert compared[1].launched == [
+        *(f"search trial/WPL_{i}_{seed}" for i in (1, 2, 3) for seed in (10, 11)),
+        *(f"search search/{a}_{s}" for s in range(3) for a in ("plain", "WPL_1", "L2_anchor")),
+    ]
+
+
+def test_each_arm_has_its_own_best_flags(compared):
+    _, wpl, _ = summary_in(compared[0])["arms"]
+    assert wpl["chosen"] == 0
+    assert [candidate["err2"] for candidate in wpl["candidates"]] == [
+        *([70, 71], [72, 73]),
+        [None, None],  # of strength 1, architectures have diverged
+    ]
+    page = page_in(compared[0])
+    assert "| WPL | `--method wpl --strength 10` | 70.0, 71.0 | 70.50 ± 6.35 | chosen |" in page
+    assert "| WPL | `--method wpl --strength 1` | –, – | failed or diverged |  |" in page
+    assert "the last quarter of the epochs" in page and "seeds 10, 11" in page
+    stored = json.loads((compared[0] / "runs/search/WPL_1_2/summary.json").read_text())
+    assert stored["configuration"]["strength"] == 10
+
+
+def test_the_numbers_are_those_computed_by_hand(compared):
+    plain, wpl, l2 = summary_in(compared[0])["arms"]
+    assert plain["numbers"]["after_warmup/forgetting_best5"]["seeds"] == [20, 24, 28]
+    assert wpl["numbers"]["last_epoch/forgetting_max"]["mean"] == 12
+    assert l2["numbers"]["after_warmup/err2_mean"]["mean"] == pytest.approx(
+        71 + (4 * 9 + 2 * 2) / 6
+    )
+    assert l2["numbers"]["last_epoch/err2_mean"]["mean"] == 73
+    assert plain["numbers"]["after_warmup/tau_within_epoch"]["seeds"] == [0.5] * 3
+    assert plain["differences"] == {}
+    difference = wpl["differences"]["after_warmup/forgetting_mean"]
+    assert difference["seeds"] == [-8, -9, -10]  # paired
+    half = 4.3026527 / np.sqrt(3)
+    np.testing.assert_allclose([difference["low"], difference["high"]], [-9 - half, -9 + half])
+    np.testing.assert_allclose(difference["detectable"], 5.653489 / np.sqrt(3), rtol=1e-5)
+    assert summary_in(compared[0])["seconds"] == 60 * 15
+
+
+def test_the_report_says_what_was_run_and_how_arms_differ(compared):
+    page = page_in(compared[0])
+    assert "nan" not in page and "None" not in page
+    assert "- **forgetting, mean**, less that of plain: WPL −9.00 ± 2.48; L2 anchor −9.00" in page
+    assert "| WPL | **−9.0 ± 2.5** (3.3) | **−5.0 ± 0.0** (0.0) | **−9.00 ± 2.48** (3.26) |" in page
+    assert "| L2 anchor | 3 | **3.0 ± 2.5** | 77.7 ± 2.5 | **3.00 ± 2.48** |" in page
+    assert f"`--space rnn --preset smoke {COMMON}` and those of the arm, and the seeds 0 to" in page
+    assert "8 epochs of 8 architectures" in page and "15 searches, 0:15:00 of training" in page
+    for name in re.findall(r"\]\(([^)]+)\)", page):
+        assert (compared[0] / "report" / name).exists()
+
+
+def test_everything_promised_is_written_and_drawn_anew_from_it(compared, tmp_path, capsys):
+    names = {"seeds_forgetting_mean", "seeds_err2_mean", "forgetting"}
+    assert files(compared[0] / "report") == {
+        *("summary.json", "curves.npz", "report.md"),
+        *(f"{name}.{suffix}" for name in names for suffix in ("png", "pdf")),
+    }
+    shutil.copytree(compared[0] / "report", tmp_path / "moved")
+    before = {path: path.read_bytes() for path in (tmp_path / "moved").iterdir()}
+    for path in before:
+        if path.suffix in (".md", ".png", ".pdf"):
+            path.unlink()
+    assert report.main([str(tmp_path / "moved")]) == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "moved").iterdir()} == before
+    assert "forgetting.png" in capsys.readouterr().out
+
+
+def test_every_arm_has_its_colour_and_every_seed_is_seen(compared):
+    grid_of = saved.read(compared[0] / "report")
+    colors = pictures.colors(grid_of)
+    assert len(set(colors.values())) == 3
+    figures = drawn(grid_of)
+    (ax,) = figures["seeds_forgetting_mean"].axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["plain", "WPL", "L2 anchor"]
+    seeds = [line.get_xdata().tolist() for line in ax.lines if len(line.get_xdata()) == 3]
+    assert seeds == [[10, 12, 14], [2, 3, 4], [2, 3, 4]]
+    lines = figures["forgetting"].axes[0].lines
+    np.testing.assert_array_equal(lines[1].get_ydata()[WARMUP:], np.full(EPOCHS - WARMUP, 3))
+    assert lines[1].get_color() == colors["WPL"]
+
+
+def test_what_has_finished_is_not_run_again_and_what_fails_is_left_out(
+    compared, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(compared[0] / "runs", tmp_path / "runs")
+    for name in ("plain_1", "WPL_1_0", "L2_anchor_2"):
+        (tmp_path / "runs" / "search" / name / "summary.json").unlink()
+    runs = Runs(breaking=("search search/plain_1",))
+    assert run(tmp_path, monkeypatch, runs, *COMPARED) == 1
+    assert runs.launched == [f"search search/{n}" for n in ("WPL_1_0", "plain_1", "L2_anchor_2")]
+    log = tmp_path / "runs/search/plain_1/log.txt"
+    line = f"search/plain_1: exit code 1, search: diverged ({log})"
+    assert f"failed: {line}" in capsys.readouterr().err.splitlines()
+    summary = summary_in(tmp_path)
+    assert summary["failed"] == [line]
+    plain, wpl, _ = summary["arms"]
+    assert plain["runs"] == 2
+    assert plain["numbers"]["after_warmup/forgetting_mean"]["seeds"] == [10, None, 14]
+    assert wpl["differences"]["after_warmup/forgetting_mean"]["seeds"] == [-8, None, -10]
+    page = page_in(tmp_path)
+    assert f"missing below:**\n\n- {line}" in page and "nan" not in page
+
+
+def test_flags_to_choose_from_can_be_added(compared, tmp_path, monkeypatch):
+    shutil.copytree(compared[0] / "runs", tmp_path / "runs")
+    runs = Runs()
+    more = [*COMPARED[:-2], f"{COMPARED[-2]} | --method wpl --strength 20", COMPARED[-1]]
+    assert run(tmp_path, monkeypatch, runs, *more) == 0
+    assert runs.launched == ["search trial/WPL_4_10", "search trial/WPL_4_11"]
+
+
+def test_an_arm_none_of_whose_flags_can_be_chosen_is_left_out(tmp_path, monkeypatch):
+    arms = ["--arms", "plain: --method none", "WPL: --strength 1 --proximal | --strength 1"]
+    assert run(tmp_path, monkeypatch, Runs(), "--seeds", "2", *arms) == 1
+    _, wpl = summary_in(tmp_path)["arms"]
+    assert (wpl["chosen"], wpl["runs"]) == (None, 0)
+    assert "- WPL: no flags can be chosen: with each, a search failed or div" in page_in(tmp_path)
+    assert "| WPL | 0 | – |" in page_in(tmp_path)
+
+
+def test_without_a_search_there_is_no_report(tmp_path, monkeypatch, capsys):
+    runs = Runs(breaking=[f"search search/{name}_{seed}" for name in "ab" for seed in "01"])
+    flags = ["--seeds", "2", "--arms", "a: --method none", "b: --method wpl"]
+    assert run(tmp_path, monkeypatch, runs, *flags) == 1
+    assert "grid: no search has finished: search/a_0: exit code 1" in capsys.readouterr().err
+    assert files(tmp_path / "report") == set()
+
+
+# --- Maps -----------------------------------------------------------------------------------------
+
+METHODS = ["--arms", "plain: --method none", "WPL: --method wpl --strength 10"]
+
+
+@pytest.fixture(scope="module")
+def mapped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("map")
+    vary = ["--vary", "learning-rate=0.5,1,2", "--vary", "search.batches=3,4"]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert run(folder, monkeypatch, Runs(), *vary, *METHODS, "--seeds", "1") == 0
+    return folder
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_a_map_has_a_panel_a_method_and_a_cell_a_regime(mapped):
+    figures = drawn(saved.read(mapped / "report"))
+    assert list(figures) == [
+        *(f"map_forgetting_{kind}" for kind in ("mean", "best5", "max")),
+        *("map_err2_mean", "map_tau_within_epoch", "forgetting"),
+    ]
+    plain, wpl, _ = figures["map_forgetting_mean"].axes
+    assert [ax.get_title() for ax in (plain, wpl)] == ["plain", "WPL"]
+    assert (plain.get_xlabel(), plain.get_ylabel()) == ("search.batches", "learning-rate")
+    assert [label.get_text() for label in plain.get_yticklabels()] == ["0.5", "1", "2"]
+    assert texts(plain) == ["5.0", "5.0", "10.0", "10.0", "20.0", "20.0"]
+    assert texts(wpl) == ["1.0", "1.0", "2.0", "2.0", "4.0", "4.0"]
+    titles = [ax.get_title() for ax in figures["forgetting"].axes]
+    assert len(titles) == 6 and titles[1] == "learning-rate=0.5\nsearch.batches=4"
+
+
+def test_differences_are_from_the_first_arm_at_the_same_place(mapped):
+    arms = {arm["name"]: arm for arm in summary_in(mapped)["arms"]}
+    of = arms["WPL, learning-rate=2, search.batches=3"]["differences"]
+    assert of["after_warmup/forgetting_mean"] == {
+        **{"mean": -16, "low": None, "high": None, "n": 1},
+        **{"seeds": [-16], "detectable": None},
+    }
+    page = page_in(mapped)
+    assert "±" not in page and "Numbers are those of one seed" in page
+    assert "of `--learning-rate` (0.5, 1, 2) and `--search.batches` (3, 4)" in page
+    assert "is trained on 3 to 4 batches" in page
+
+
+@pytest.mark.parametrize(
+    ("vary", "titles", "rows"),
+    [
+        (["sampler=uniform,fair"], [""], ["plain", "WPL"]),
+        (
+            ["learning-rate=1,2", "search.batches=3,4", "sampler=uniform,fair"],
+            [f"{m}, sampler={s}" for s in ("uniform", "fair") for m in ("plain", "WPL")],
+            ["1", "2"],
+        ),
+    ],
+)
+def test_maps_of_one_and_of_three_axes(vary, titles, rows, tmp_path, monkeypatch):
+    flags = [part for axis in vary for part in ("--vary", axis)]
+    assert run(tmp_path, monkeypatch, Runs(), *flags, *METHODS, "--seeds", "2") == 0
+    figures = drawn(saved.read(tmp_path / "report"))
+    *panels, _ = figures["map_forgetting_mean"].axes
+    assert [ax.get_title() for ax in panels] == titles
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == rows
+    assert ("seeds_forgetting_mean" in figures) == (len(vary) == 1)
+    places = 2 ** len(vary)
+    assert f"WPL lower at {places} of {places} places." in page_in(tmp_path)
+
+
+def test_one_search_at_several_places_has_no_reference(tmp_path, monkeypatch):
+    assert run(tmp_path, monkeypatch, Runs(), "--vary", "method=none,wpl", "--seeds", "2") == 0
+    assert not any(arm["differences"] for arm in summary_in(tmp_path)["arms"])
+    assert "2 kinds of search, each with the seeds 0 to 1." in page_in(tmp_path)
+    figures = drawn(saved.read(tmp_path / "report"))
+    assert len(figures["map_err2_mean"].axes[0].get_yticklabels()) == 1
+
+
+# --- Rankings -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def truth_file(tmp_path_factory):
+    """The accuracies of the toy space, of which the first architectures are the best."""
+    config = test_rank.RankedDigits.searches["smoke"]
+    names = names_of(config, config.search_space.every())
+    path = tmp_path_factory.mktemp("truth") / "truth.csv"
+    with path.open("w", newline="") as file:
+        rows = ([name, 90 - i] for i, name in enumerate(names))
+        csv.writer(file).writerows([["architecture", "toy_accuracy"], *rows])
+    return path
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory, truth_file):
+    folder, runs = tmp_path_factory.mktemp("ranked"), Runs()
+    flags = ["--space", "test_rank:RankedDigits", *METHODS, "--seeds", "2", "--rank-batches", "3"]
+    flags += ["--truth", str(truth_file), f"--search-flags={COMMON} --probes 6 --probe-every 4"]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert run(folder, monkeypatch, runs, *flags, draw=True) == 0
+    return folder, runs, flags
+
+
+def test_all_architectures_are_ranked_after_the_searches(judged):
+    folder, runs, _ = judged
+    names = [f"search/{name}_{seed}" for seed in "01" for name in ("plain", "WPL")]
+    assert runs.launched == [*(f"search {n}" for n in names), *(f"rank {n}" for n in names)]
+    plain, wpl = summary_in(folder)["arms"]
+    assert plain["numbers"]["error rate/kendall"]["seeds"] == pytest.approx([0.2, 0.3])
+    assert wpl["numbers"]["cross-entropy/regret"]["seeds"] == pytest.approx([0, -0.1])
+    assert wpl["differences"]["error rate/spearman"]["mean"] == pytest.approx(-0.2)
+    baselines = summary_in(folder)["baselines"]
+    assert list(baselines) == ["random choice"] and baselines["random choice"]["kendall"] == 0
+    page = page_in(folder)
+    assert "- **Kendall's τ of all architectures, by error rate**, less that of plain: WPL" in page
+    assert "| plain | 2 | **0.250 ± 0.635** |" in page and "| random choice |  | 0.000 |" in page
+    there = files(folder / "report")
+    assert {"seeds_kendall_error_rate.png", "seeds_kendall_cross-entropy.png"} <= there
+
+
+def test_probes_are_judged_over_epochs(judged):
+    folder, _, _ = judged
+    grid_of = saved.read(folder / "report")
+    assert grid_of.curves["plain/probe_epoch"].tolist() == [4, 8]
+    np.testing.assert_allclose(grid_of.curves["plain/tau_error"], [[0, 1]] * 2)
+    np.testing.assert_allclose(grid_of.curves["WPL/tau_error"], [[0, -1]] * 2)
+    np.testing.assert_allclose(grid_of.curves["WPL/tau_loss"], [[0, 1]] * 2)
+    assert {"tau_error_rate.png", "tau_cross-entropy.png"} <= files(folder / "report")
+    assert "that of the 6 probes" in page_in(folder)
+
+
+@pytest.mark.parametrize(
+    ("changed", "launched"), [([], 0), (["--rank-batches", "2"], 4), (["--average-isomorphic"], 4)]
+)
+def test_rankings_are_done_again_where_they_are_others(
+    changed, launched, judged, tmp_path, monkeypatch
+):
+    shutil.copytree(judged[0] / "runs", tmp_path / "runs")
+    runs = Runs()
+    assert run(tmp_path, monkeypatch, runs, *judged[2], *changed) == 0
+    assert len(runs.launched) == launched
+    assert all(name.startswith("rank ") for name in runs.launched)
+
+
+# --- What cannot work -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--seeds", "3"], "--arms or --vary must say what to compare"),
+        (["--seeds", "1", *METHODS], "--seeds must be at least 2, for intervals, got 1; 1 is for"),
+        (["--seeds", "0", *METHODS], "--seeds must be at least 1, got 0"),
+        (["--jobs", "0", *METHODS], "--jobs must be at least 1, got 0"),
+        (["--average-isomorphic", *METHODS], "--column and --average-isomorphic need --truth"),
+        ([*COMPARED, "--trial-seeds", "2"], "--trial-seeds must be one or more different seeds"),
+        ([*COMPARED, "--trial-seeds", "7", "7"], ">= 3, which no other search uses, got (7, 7)"),
+        (["--arms", "a:", "a: --method wpl"], "--arms must have different names, got a, a"),
+        (["--arms", "a:", "b: --strenth 3"], "the arm b: Unrecognized options: --strenth, 3; did"),
+        (["--arms", "a:", "b: --strength 0"], "the arm b: --strength must be finite and above 0"),
+        (["--arms", "a: --space micro_cnn", "b:"], "the arm a: --space must be that of all, rnn"),
+        (["--arms", "a: --epochs 2", "b:"], "--epochs must be more than the 2 of the warm-up, got"),
+        (
+            ["--vary", "search.batches=3,999"],
+            "the arm search.batches=999: --search.batches must be",
+        ),
+        (["--vary", "sampler=uniform,distinct"], "Distinct needs distinct of the space"),
+        (["--arms", "a:", "b:", "--space", "nowhere"], "--space must be one of rnn"),
+        (["--arms", "a:", "b:", "--truth", "nothing.csv"], "nothing.csv"),
+        (["--arms", "a:", "b:", "--truth", "{truth}"], "--truth needs a space that has every()"),
+        (["--seedz", "3"], "Unrecognized options: --seedz, 3; did you mean --seeds?"),
+    ],
+)
+def test_what_cannot_work_is_one_line_before_anything_runs(
+    flags, message, tmp_path, monkeypatch, truth_file, capsys
+):
+    runs = Runs()
+    flags = [flag.format(truth=truth_file) for flag in flags]
+    assert run(tmp_path, monkeypatch, runs, *flags) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert said.err.startswith("grid: ") and message in said.err
+    assert runs.launched == [] and not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--rank-batches", "99"], "--rank-batches must be at most 6, all the validation batches"),
+        (["--truth", "{tmp}/other.csv"], "1 architectures that the space has not, as 'here'"),
+    ],
+)
+def test_a_ranking_that_cannot_work_is_one_line(
+    flags, message, judged, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "other.csv").write_text("architecture,toy_accuracy\nhere,10\n")
+    flags = [flag.format(tmp=tmp_path) for flag in flags]
+    assert run(tmp_path, monkeypatch, Runs(), *judged[2], *flags) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", '{"configuration": {}}'])
+def test_a_folder_without_a_grid_is_said_in_a_line(content, tmp_path, capsys):
+    if content:
+        (tmp_path / "summary.json").write_text(content)
+        np.savez(tmp_path / "curves.npz", epochs=np.arange(3))
+    assert report.main([str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"report: {tmp_path} must hold summary.json") and said.count("\n") == 1
+
+
+def test_help_is_in_plain_words(capsys):
+    with pytest.raises(SystemExit) as end:
+        grid.main(["--help"])
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: python -m experiments.grid ") and "--vary" in said
+
+
+# --- The scripts themselves -----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_tiniest_grid_runs(truth_file, tmp_path, monkeypatch):
+    paths = [str(folder) for folder in Path(__file__).parents[:4]]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    flags = ["--space", "test_rank:RankedDigits", "--seeds", "2", "--trial-seeds", "5"]
+    flags += ["--search-flags=--warmup-epochs 0 --probes 6 --probe-every 1 --devices 1"]
+    flags += ["--truth", str(truth_file), "--rank-batches", "2", "--average-isomorphic"]
+    flags += ["--arms", "plain: --method none", "WPL: --method wpl | --method wpl --strength 1"]
+    flags += ["--out", str(tmp_path / "report")]
+    assert grid.main(flags) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "report").iterdir()}
+    plain, wpl = summary_in(tmp_path)["arms"]
+    assert (plain["runs"], wpl["runs"]) == (2, 2) and wpl["chosen"] is not None
+    taus = [n for arm in (plain, wpl) for n in arm["numbers"]["error rate/kendall"]["seeds"]]
+    assert np.isfinite(taus).all()
+    assert (tmp_path / "report" / "tau_error_rate.png") in before
+
+    monkeypatch.setattr(pool, "launch", Runs())  # there is nothing left to do
+    assert grid.main(flags) == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "report").iterdir()} == before

@@ -7,7 +7,7 @@ _wpl_jax_complete() {
   [[ ${COMP_WORDS[1]} == -m ]] || return
   local python=${COMP_WORDS[0]} script=${COMP_WORDS[2]} word=${COMP_WORDS[COMP_CWORD]} i space=rnn
   if ((COMP_CWORD == 2)); then
-    COMPREPLY=($(compgen -W "$(echo experiments.{search,train_final,rank,compare,two_models,importances,report})" -- "$script"))
+    COMPREPLY=($(compgen -W "$(echo experiments.{search,train_final,rank,compare,grid,two_models,importances,report})" -- "$script"))
     return
   fi
   [[ $script == experiments.* ]] || return

@@ -82,6 +82,7 @@ def heat_maps(measure, panels, *names) -> Figure:
         *names,
         digits=max(0, min(digits, measure.digits)),
         diverging="err2" not in measure.key,
+        high_is_good=not measure.low_is_good,
     )
 
 
@@ -132,7 +133,8 @@ def over_epochs(saved: Saved) -> Figure:
             }
             for place, arms in saved.places.items()
         }
-        return figures.forgetting_curves(panels, epochs, of_methods, warmup, f"forgetting\n{rise}")
+        heading = saved.measure("after_warmup", "forgetting_mean").heading.replace(", ", ",\n")
+        return figures.forgetting_curves(panels, epochs, of_methods, warmup, heading)
     scales = {name: saved.scale for name in FORGETTING} | {"reward": 1.0}
     runs = {
         arm["name"]: {name: curve(arm, name, scale) for name, scale in scales.items()}

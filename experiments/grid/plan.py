@@ -36,10 +36,6 @@ class Plan(NamedTuple):
     def task(self) -> Task:
         return spaces.find(self.config.space)
 
-    @property
-    def several_methods(self) -> bool:
-        return len({arm.method for arm in self.arms}) > 1
-
 
 class Searched(NamedTuple):
     """A search that has finished."""

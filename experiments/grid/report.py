@@ -107,10 +107,8 @@ def failures(summary: dict) -> str:
 
 
 def in_short(grid: Saved) -> str:
-    """For each of the main numbers, how the arms differ from the reference."""
+    """For each of the main numbers, its range over a map, and how arms differ from the first."""
     reference, *others = grid.methods
-    if not others or seeds(grid) == "seed 0":
-        return f"{len(grid.arms)} kinds of search, each with {seeds(grid)}."
     measures = [grid.measure("after_warmup", n) for n in ("forgetting_mean", "err2_mean")]
     asked = [(m, m.heading) for m in measures]
     for order in grid.orders:
@@ -118,9 +116,30 @@ def in_short(grid: Saved) -> str:
         asked.append((measure, f"{measure.heading} of all architectures, by {order}"))
     lines = []
     for measure, heading in asked:
-        said = [compared(grid, measure, method) for method in others]
-        lines.append(f"- **{heading}**, less that of {reference}: {'; '.join(said)}.")
+        if grid.axes:
+            said = [reached(grid, measure, method) for method in grid.methods]
+            lines.append(f"- **{heading}**: {'; '.join(filter(None, said))}.")
+        if others and grid.seeds > 1:
+            said = [compared(grid, measure, method) for method in others]
+            lines.append(f"- **{heading}**, less that of {reference}: {'; '.join(said)}.")
     return "\n".join(lines)
+
+
+def reached(grid: Saved, measure: Measure, method: str) -> str:
+    """The lowest and the highest mean of a method, and where."""
+    arms = [arm for arm in grid.arms if arm["method"] == method]
+    known = [arm for arm in arms if arm["numbers"][measure.key]["mean"] is not None]
+    if not known:
+        return ""
+
+    def mean(arm):
+        return arm["numbers"][measure.key]["mean"]
+
+    ends = [
+        f"{signed(measure.scale * mean(arm), measure.digits)} ({saved.words(arm['place'])})"
+        for arm in (min(known, key=mean), max(known, key=mean))
+    ]
+    return (f"{method} " if len(grid.methods) > 1 else "") + f"from {ends[0]} to {ends[1]}"
 
 
 def compared(grid: Saved, measure: Measure, method: str) -> str:
@@ -147,7 +166,7 @@ def how_to_read(grid: Saved) -> str:
         if "%" in grid.unit
         else ""
     )
-    if grid.summary["configuration"]["grid"]["seeds"] == 1:
+    if grid.seeds == 1:
         return f"Numbers are those of one seed: nothing is known of how they scatter.{percentages}"
     said = "Numbers are means over seeds, ± half of their 95 % interval. "
     said += "In a column of the tables of numbers, bold marks the best and those that cannot be "
@@ -164,8 +183,7 @@ def how_to_read(grid: Saved) -> str:
 
 
 def seeds(grid: Saved) -> str:
-    number = grid.summary["configuration"]["grid"]["seeds"]
-    return "seed 0" if number == 1 else f"the seeds 0 to {number - 1}"
+    return "seed 0" if grid.seeds == 1 else f"the seeds 0 to {grid.seeds - 1}"
 
 
 def what_was_run(grid: Saved) -> str:
@@ -233,10 +251,9 @@ def images(drawn: Sequence[str], *prefixes: str) -> str:
 
 
 def in_the_curves(grid: Saved) -> str:
-    number = grid.summary["configuration"]["grid"]["seeds"]
-    if number == 1:
+    if grid.seeds == 1:
         return ""
-    if number > FEW_SEEDS:
+    if grid.seeds > FEW_SEEDS:
         return "Lines over epochs are means over seeds, and bands their 95 % intervals."
     return "Thin lines over epochs are seeds, and thick ones their means."
 

@@ -50,6 +50,11 @@ class Saved:
         return self.summary["arms"]
 
     @property
+    def seeds(self) -> int:
+        """How many searches of each arm there were to be."""
+        return self.summary["configuration"]["grid"]["seeds"]
+
+    @property
     def methods(self) -> list[str]:
         """What is compared at every place, the reference first."""
         return list(dict.fromkeys(arm["method"] for arm in self.arms))

@@ -23,8 +23,8 @@ all published. module:Class: a task of your own."""
     """More flags for every search, as in --search-flags='--epochs 30 --probes 100'."""
 
     arms: tuple[str, ...] = ()
-    """What is compared, each 'NAME: FLAGS', with the first one; or 'NAME: FLAGS | FLAGS | …' to \
-choose from by searches of their own."""
+    """What is compared, each 'NAME: FLAGS'; differences are from the first. Among the flags of \
+'NAME: FLAGS | FLAGS | …' searches of their own choose."""
     vary: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """FLAG=V1,V2,… runs every arm with each of the values; may be given several times, for every \
 combination. Two of them are the axes of maps, others are maps side by side."""

@@ -28,6 +28,17 @@ def test_a_difference_is_welchs_where_they_have_not():
     assert intervals.difference(intervals.interval(A[:0]), intervals.interval(B))["mean"] is None
 
 
+def test_the_difference_that_could_be_seen_is_seen_in_four_of_five_experiments():
+    rng = np.random.default_rng(0)
+    number = intervals.interval(np.array([1.0, 4.0, 2.0, 6.0]))
+    deviation = np.std([1, 4, 2, 6], ddof=1)
+    experiments = rng.normal(intervals.detectable(number), deviation, (4_000, 4))
+    told = [intervals.is_above_0(intervals.interval(seeds)) for seeds in experiments]
+    assert np.mean(told) == pytest.approx(0.8, abs=0.02)
+    assert intervals.detectable(intervals.interval(np.array([1.0]))) is None
+    assert intervals.detectable(intervals.interval(np.ones(3))) == 0
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_bold_are_the_best_and_those_that_cannot_be_told_from_it(sign):
     rng = np.random.default_rng(0)

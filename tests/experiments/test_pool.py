@@ -105,6 +105,28 @@ def test_a_finished_run_with_fewer_epochs_goes_on(tmp_path, scripts):
     runs.close()
 
 
+def test_a_run_may_have_another_result_and_be_done_again(tmp_path, scripts):
+    class Other(Run):
+        result = "summary.json"
+
+        def place(self, folder):
+            return ["--out", str(folder)]
+
+        def goes_on(self, found):
+            return found["epochs"] != 3
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "saved").touch()
+    (tmp_path / "a" / "summary.json").write_text(json.dumps(SUMMARY | {"epochs": 4}))
+    runs, other = Pool(tmp_path, 1, Stop()), Other("a", "search", (), SUMMARY)
+    runs.execute("stage", [other])
+    assert scripts == [[sys.executable, "-m", "experiments.search", "--out", str(tmp_path / "a")]]
+    assert runs.summary(other) == SUMMARY and runs.failed == []
+    runs.execute("stage", [other])
+    assert len(scripts) == 1
+    runs.close()
+
+
 def test_a_folder_is_one_pool_s_and_that_of_the_runs_it_has_left(tmp_path, scripts):
     pools = Pool(tmp_path, 1, Stop())
     with pytest.raises(OSError, match="at work in .*--runs"):

@@ -138,6 +138,31 @@ def test_heat_maps_write_every_number_and_frame_the_marked_one(marked):
     assert frames == ([] if marked is None else [pytest.approx(marked[::-1])])
 
 
+def test_heat_maps_have_a_dash_where_there_is_no_number_and_other_names():
+    numbers = {"one": np.array([[1.04, np.nan, -0.04]]), "two": np.array([[2.0, 3.0, 999.0]])}
+    flags = {"digits": 1, "diverging": False}
+    names = ("first",), ("a", "b", "c"), "", "choice", "error"
+    figure = figures.heat_maps(numbers, *names, **flags)
+    one, two, _ = figure.axes
+    assert [text.get_text() for text in one.texts] == ["1.0", "–", "0.0"]
+    assert [text.get_text() for text in two.texts] == ["2.0", "3.0", "999.0"]
+    assert [label.get_text() for label in one.get_xticklabels()] == ["a", "b", "c"]
+    (image,) = one.images
+    assert image.get_clim()[0] == -0.04
+    empty = figures.heat_maps({"one": np.full((1, 3), np.nan)}, *names)
+    assert [text.get_text() for text in empty.axes[0].texts] == ["–"] * 3
+
+
+def test_a_number_that_is_far_off_does_not_make_the_others_look_alike():
+    numbers = np.append(np.arange(20.0), 1e6).reshape(3, 7)
+    figure = figures.heat_maps({"one": numbers}, "abc", "defghij", "", "", "")
+    (image,) = figure.axes[0].images
+    assert 20 < image.get_clim()[1] == -image.get_clim()[0] < 50
+    assert image.get_cmap().name == "RdBu_r"
+    figure = figures.heat_maps({"one": numbers}, "abc", "defghij", "", "", "", high_is_good=True)
+    assert figure.axes[0].images[0].get_cmap().name == "RdBu"
+
+
 def test_band_is_of_the_seeds_that_were_measured(values):
     values[0, 1] = values[1:, 2] = values[:, 3] = np.nan
     ax = Figure().subplots()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from wpl_jax import figures
+from wpl_jax.figures import style
 
 COLORS = {"plain": "tab:blue", "WPL": "tab:red"}
 KEYS = ("forgetting_mean", "forgetting_best5", "forgetting_max", "reward")
@@ -159,3 +160,28 @@ def test_texts_of_search_figures_are_inside(epochs):
             box = ax.get_tightbbox()
             assert bounds.contains(box.x0, box.y0)
             assert bounds.contains(box.x1, box.y1)
+
+
+def test_forgetting_curves_have_a_panel_a_regime_and_one_scale():
+    rng = np.random.default_rng(0)
+    panels = {
+        rate: {label: rng.normal(size=(2, len(EPOCHS))) for label in COLORS}
+        for rate in ("rate=1", "rate=2", "rate=3")
+    }
+    panels["rate=2"]["WPL"][:, :3] = np.nan
+    panels["rate=3"]["WPL"][:] = np.nan
+    figure = figures.forgetting_curves(panels, EPOCHS, COLORS, 2, "rise")
+    assert [ax.get_title() for ax in figure.axes[:3]] == list(panels)
+    assert len({ax.get_ylim() for ax in figure.axes[:3]}) == 1
+    for ax, of in zip(figure.axes, panels.values(), strict=False):
+        for line, (label, values) in zip(ax.lines, of.items(), strict=False):
+            np.testing.assert_allclose(line.get_ydata(), values.mean(0))
+            assert line.get_color() == COLORS[label]
+    assert {text.get_text() for text in figure.axes[2].texts} >= {"plain"}
+
+
+def test_names_that_are_methods_have_their_colours_and_no_two_the_same():
+    colors = style.colors_of(["plain", "replay", "WPL", "momentum", "L2 anchor", "distillation"])
+    assert colors["plain"] == style.METHOD_COLORS["plain"]
+    assert len(set(colors.values())) == 6
+    assert len(style.colors_of([f"arm {i}" for i in range(20)])) == 20

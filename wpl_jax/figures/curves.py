@@ -174,6 +174,7 @@ def heat_maps(
     *,
     digits: int = 0,
     diverging: bool = True,
+    high_is_good: bool = False,
 ) -> Figure:
     """Numbers over two settings, one panel a quantity, on one scale of colours.
 
@@ -189,7 +190,9 @@ def heat_maps(
       value_name: what the numbers are.
       marked: the cell to frame, as ``(row, column)``, or none.
       digits: of the numbers, after the point.
-      diverging: whether what is above and below 0 is told apart: red and blue.
+      diverging: whether what is above and below 0 is told apart by red and blue; otherwise colours
+        begin at the lowest number.
+      high_is_good: with blue for what is above 0.
     """
     wide = len(columns) > MANY_COLUMNS
     fig, axes = style.panels(
@@ -199,10 +202,12 @@ def heat_maps(
         xlabel=column_name,
         ylabel=row_name,
     )
-    scale = _color_scale(np.concatenate([np.ravel(v) for v in panels.values()]), diverging)
+    every = np.concatenate([np.ravel(values) for values in panels.values()])
+    low, high = _ends(every, diverging)
+    cmap = "Blues" if not diverging else "RdBu" if high_is_good else "RdBu_r"
     for ax, (title, values) in zip(axes, panels.items(), strict=True):
-        image = ax.imshow(values, aspect="auto", **scale)
-        dark = image.to_rgba(values)[..., :3] @ [0.3, 0.6, 0.1] < 0.55  # as bright as it looks
+        image = ax.imshow(values, cmap=cmap, vmin=low, vmax=high, aspect="auto")
+        dark = image.to_rgba(values)[..., :3] @ [0.3, 0.6, 0.1] < 0.45  # as bright as it looks
         for (i, j), value in np.ndenumerate(values):
             color = "white" if dark[i, j] and np.isfinite(value) else "black"
             number = _number(value, digits)
@@ -231,16 +236,14 @@ def _setting(value):
     return value if isinstance(value, str) else f"{value:g}"
 
 
-def _color_scale(values, diverging):
-    """The colours of numbers and where they end."""
+def _ends(values, diverging):
+    """Where the scale of the colours of numbers begins and ends."""
     there = values[np.isfinite(values)]
     there = there if len(there) else np.zeros(1)
     low = 0.0 if diverging else there.min()
     off = np.abs(there - low)
     end = min(off.max(), 2 * np.quantile(off, 0.9) or np.inf) or 1.0
-    if diverging:
-        return {"cmap": "RdBu_r", "vmin": -end, "vmax": end}
-    return {"cmap": "Blues", "vmin": low, "vmax": low + end}
+    return -end if diverging else low, low + end
 
 
 def _percent(values):

@@ -76,7 +76,7 @@ def _scatter(ax: Axes, x: Array, accuracy: Array) -> None:
         c=density[order],
         cmap=_DENSITY,
         norm=LogNorm(density.min(initial=1), density.max(initial=2)),
-        s=5,
+        s=np.clip(800 / max(len(x), 1), 5, 25),  # points²; a few are hardly seen otherwise
         linewidths=0,
         rasterized=True,
     )

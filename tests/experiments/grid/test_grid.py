@@ -345,6 +345,7 @@ def test_differences_are_from_the_first_arm_at_the_same_place(mapped):
     assert "±" not in page and "Numbers are those of one seed" in page
     assert "of `--learning-rate` (0.5, 1, 2) and `--search.batches` (3, 4)" in page
     assert "is trained on 3 to 4 batches" in page
+    assert "**: plain from 5.00 (learning-rate=0.5, search.batches=3) to 20.00 (learning-" in page
 
 
 @pytest.mark.parametrize(
@@ -361,11 +362,11 @@ def test_differences_are_from_the_first_arm_at_the_same_place(mapped):
 def test_maps_of_one_and_of_three_axes(vary, titles, rows, tmp_path, monkeypatch):
     flags = [part for axis in vary for part in ("--vary", axis)]
     assert run(tmp_path, monkeypatch, Runs(), *flags, *METHODS, "--seeds", "2") == 0
-    figures = drawn(saved.read(tmp_path / "report"))
-    *panels, _ = figures["map_forgetting_mean"].axes
+    grid_of = saved.read(tmp_path / "report")
+    measure = grid_of.measure("after_warmup", "forgetting_mean")
+    *panels, _ = pictures.map_of(grid_of, measure, "forgetting").axes
     assert [ax.get_title() for ax in panels] == titles
     assert [label.get_text() for label in panels[0].get_yticklabels()] == rows
-    assert ("seeds_forgetting_mean" in figures) == (len(vary) == 1)
     places = 2 ** len(vary)
     assert f"WPL lower at {places} of {places} places." in page_in(tmp_path)
 
@@ -373,9 +374,10 @@ def test_maps_of_one_and_of_three_axes(vary, titles, rows, tmp_path, monkeypatch
 def test_one_search_at_several_places_has_no_reference(tmp_path, monkeypatch):
     assert run(tmp_path, monkeypatch, Runs(), "--vary", "method=none,wpl", "--seeds", "2") == 0
     assert not any(arm["differences"] for arm in summary_in(tmp_path)["arms"])
-    assert "2 kinds of search, each with the seeds 0 to 1." in page_in(tmp_path)
+    assert "- **err2**: from 70.5 (method=wpl) to 75.5 (method=none).\n" in page_in(tmp_path)
     figures = drawn(saved.read(tmp_path / "report"))
     assert len(figures["map_err2_mean"].axes[0].get_yticklabels()) == 1
+    assert len(figures["seeds_err2_mean"].axes[0].get_yticklabels()) == 2
 
 
 # --- Rankings -------------------------------------------------------------------------------------

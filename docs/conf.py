@@ -54,6 +54,7 @@ def what_notebooks_import():
     """Name the state of the modules that the notebooks import: outputs are kept for each."""
     paths = [
         *sorted((HERE.parent / "wpl_jax").rglob("*.py")),
+        *sorted((HERE.parent / "experiments/ranking").glob("*.py")),
         HERE.parent / "examples/layers_space.py",
     ]
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
@@ -80,9 +81,9 @@ nb_execution_mode = "cache"
 nb_execution_cache_path = str(HERE / "_build/notebooks" / what_notebooks_import())
 nb_execution_show_tb = True
 nb_execution_timeout = 600
-# The two that compile a search take the longest; CI shows them without outputs.
+# Those that compile a search take the longest; CI shows them without outputs.
 quick = "WPL_DOCS_QUICK" in os.environ
-nb_execution_excludepatterns = ["03_*.ipynb", "04_*.ipynb"] if quick else []
+nb_execution_excludepatterns = ["03_*.ipynb", "04_*.ipynb", "05_*.ipynb"] if quick else []
 nb_merge_streams = True
 
 autodoc_member_order = "bysource"

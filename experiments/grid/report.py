@@ -202,8 +202,8 @@ def what_was_run(grid: Saved) -> str:
         f"Searches on {summary['task']['source']}, with the flags "
         f"`{summary['configuration']['common_flags']}` and those of the arm, and {seeds(grid)}. "
         f"A search has {span(grid, 'epochs')} epochs of {span(grid, 'architectures')} "
-        f"architectures, each of which is trained on {span(grid, 'batches')} batches. The warm-up, "
-        f"in which nothing is held yet, is of {span(grid, 'warmup_epochs')} epochs.{varied}\n\n"
+        f"architectures, each of which is trained on {span(grid, 'batches')} batches. Epochs of "
+        f"warm-up, in which nothing is held yet: {span(grid, 'warmup_epochs')}.{varied}\n\n"
         + markdown(["arm", "flags"], rows, left=2)
     )
 

@@ -51,9 +51,7 @@ def forms(space, of_form):
     random = np.random.default_rng(0).integers(space.decisions, size=one.shape)
     return {
         "an architecture as data": functools.partial(of_form, space, space.apply, one),
-        "the same written out, of XLA's convolutions": functools.partial(
-            of_form, space, written_out, one[:1]
-        ),
+        "written out, XLA's convolutions": functools.partial(of_form, space, written_out, one[:1]),
         f"{BATCHES} random architectures as data": functools.partial(
             of_form, space, space.apply, random
         ),

@@ -17,7 +17,9 @@ from experiments.train_many import TrainMany
 PAGE = (Path(__file__).parents[2] / "docs" / "nas_bench_201.md").read_text()
 COMMANDS = [
     shlex.split(line)
-    for line in re.findall(r"^    python -m experiments\.(.*)$", PAGE, re.MULTILINE)
+    for line in re.findall(
+        r"^    python -m experiments\.(.*)$", PAGE.replace("\\\n", ""), re.MULTILINE
+    )
 ]
 (WRITE,) = re.findall(r"```python\n(import csv.*?)```", PAGE, re.DOTALL)
 

@@ -8,6 +8,10 @@ With --truth, a file of accuracies after full training, also writes rank.json an
 how well the order by error rate and that by cross-entropy agree with the truth, beside orders that
 know nothing. The truth is for judging a search. Nothing is chosen by it.
 
+With --trained, the errors of a few random architectures that experiments.train_many has trained
+from scratch, also predicts those of all by a regression on what the search predicts, and on what
+architectures are made of. Beside it stands one that knows nothing of the search.
+
 Given several searches, which share nothing but the space, ranks by each, and by the mean of their
 predictions, which goes to --out.
 """
@@ -29,8 +33,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
 from experiments import search, spaces
 from experiments.compare.saved import restored
-from experiments.ranking import baselines, measuring, statistics, truth
-from experiments.ranking.measuring import Measured
+from experiments.ranking import baselines, calibration, measuring, statistics, truth
+from experiments.ranking.measuring import Floats, Measured
 from experiments.ranking.statistics import Estimate
 from experiments.running import command_line, processes, records
 from experiments.running.progress import Shown, Stop, interruptible
@@ -40,6 +44,7 @@ from wpl_jax import figures
 from wpl_jax.checkpoint import fingerprint_in
 
 CHUNK = 125  # architectures in a call, after which they are kept
+REGRESSION = "regression"  # an order, and its array in predictions.npz
 
 # Statistics by their names in rank.json: heading.
 COLUMNS = {
@@ -68,6 +73,8 @@ class Rank:
     """Which accuracy of the truth, if there are several."""
     out: Path | None = None
     """Folder of the ranking by the mean of several searches."""
+    trained: Path | None = None
+    """errors.csv of experiments.train_many: predict by a regression on these architectures, too."""
     average_isomorphic: bool = False
     """Predict of each architecture the mean over those that the space says compute the same."""
     search_flags: str = ""
@@ -75,8 +82,10 @@ class Rank:
 
     def __post_init__(self) -> None:
         command_line.check(self, at_least_1=("batches",))
-        if self.truth is None and (self.column is not None or self.average_isomorphic):
-            raise ValueError("--column and --average-isomorphic need --truth")
+        if self.truth is None and self.column is not None:
+            raise ValueError("--column needs --truth")
+        if self.truth is None and self.trained is None and self.average_isomorphic:
+            raise ValueError("--average-isomorphic needs --truth or --trained")
 
 
 class Ranking(NamedTuple):
@@ -87,7 +96,8 @@ class Ranking(NamedTuple):
     params: chex.ArrayTree  # the shared ones
     actions: npt.NDArray[np.integer]  # shape=(n, decisions), of all architectures
     names: list[str]
-    accuracy: npt.NDArray[np.floating] | None  # shape=(n,), NaN where it is not known
+    accuracy: Floats | None  # shape=(n,), NaN where it is not known
+    trained: Floats | None  # shape=(n,), errors in percent, NaN of those that were not
     settings: dict[str, object]  # what the predictions depend on
     out: Path
 
@@ -115,8 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     return stop.exit_code
             if together is not None:
                 mean = Measured(*(np.mean(of_runs, axis=0) for of_runs in zip(*found, strict=True)))
-                write(together, mean)
-                tell(together, mean)
+                conclude(together, mean)
         return 0
     except KeyboardInterrupt:
         print("rank: interrupted; the same command goes on from the last chunk", file=sys.stderr)
@@ -126,6 +135,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def prepare(config: Rank, folder: Path) -> Ranking:
     """Read the search and the truth; refuses what does not fit together."""
     accuracies = None if config.truth is None else truth.read(config.truth, config.column)
+    trained = None if config.trained is None else truth.read(config.trained)
+    if trained is not None and len(trained) < calibration.FEWEST:
+        raise ValueError(
+            f"--trained must have at least {calibration.FEWEST} architectures, has {len(trained)}"
+        )
     settings = settings_of(config, folder)
     space = settings.search_space
     isomorphic = ["classes_of_isomorphism"] if config.average_isomorphic else []
@@ -143,15 +157,16 @@ def prepare(config: Rank, folder: Path) -> Ranking:
         )
     actions = np.asarray(space.every(), np.int32)
     names = measuring.names(space, actions)
-    accuracy = None if accuracies is None else matched(accuracies, names)
+    accuracy = None if accuracies is None else matched("--truth", accuracies, names)
+    errors = None if trained is None else 100 - matched("--trained", trained, names)
     out = records.writable_folder(job.out / "untrained" if config.untrained else job.out)
-    params, trained = restore(job, config.untrained)
+    params, steps = restore(job, config.untrained)
     depends_on = {
         "search": search.settings(job.config) | job.fingerprint,
-        "trained": trained,
+        "trained": steps,
         "batches": config.batches,
     }
-    return Ranking(config, job, params, actions, names, accuracy, depends_on, out)
+    return Ranking(config, job, params, actions, names, accuracy, errors, depends_on, out)
 
 
 def settings_of(config: Rank, folder: Path) -> SearchRun:
@@ -167,11 +182,11 @@ def settings_of(config: Rank, folder: Path) -> SearchRun:
     return dataclasses.replace(settings, out=folder, resume=True)
 
 
-def matched(accuracies: Mapping[str, float], names: Sequence[str]) -> np.ndarray:
+def matched(flag: str, accuracies: Mapping[str, float], names: Sequence[str]) -> Floats:
     """Accuracies in the order of the names, NaN where there is none."""
     if strangers := sorted(accuracies.keys() - set(names)):
         raise ValueError(
-            f"--truth has {len(strangers):,} architectures that the space has not, as "
+            f"{flag} has {len(strangers):,} architectures that the space has not, as "
             f"{strangers[0]!r}; the space has {len(names):,}, as {names[0]!r}"
         )
     return np.array([accuracies.get(name, np.nan) for name in names])
@@ -207,25 +222,49 @@ def run(ranking: Ranking, stop: Stop) -> Measured:
         if stop:
             processes.say("rank: interrupted and kept; the same command goes on from here")
             return measured
-        write(ranking, measured)
+        measuring.write(ranking.out / "predictions.npz", measured, ranking.settings)
         part.unlink(missing_ok=True)
-    tell(ranking, measured)
+    conclude(ranking, measured)
     return measured
 
 
-def write(ranking: Ranking, measured: Measured) -> None:
-    names = np.array(ranking.names)
-    path = ranking.out / "predictions.npz"
-    measuring.write(path, measured, ranking.settings, architectures=names)
-
-
-def tell(ranking: Ranking, measured: Measured) -> None:
-    """Say what was measured, and judge it if the truth is known."""
+def conclude(ranking: Ranking, measured: Measured) -> None:
+    """Write what is predicted, and judge it if the truth is known."""
+    orders = predictions(ranking, measured)
+    arrays = {"architectures": np.array(ranking.names)}
+    if ranking.trained is not None:
+        arrays[REGRESSION] = orders[REGRESSION].astype(np.float32)
+    measuring.write(ranking.out / "predictions.npz", measured, ranking.settings, **arrays)
     batches = ranking.config.batches
     print(f"{len(ranking.names):,} architectures, measured on {batches} validation batches.")
     if ranking.accuracy is not None:
-        judge(ranking, ranking.accuracy, measured)
+        judge(ranking, ranking.accuracy, orders)
     print(f"Written to {ranking.out}")
+
+
+def predictions(ranking: Ranking, measured: Measured) -> dict[str, Floats]:
+    """Errors of all architectures, by the names of the orders: the lowest is the best."""
+    space = ranking.job.search.space
+    of_search = {ranking.job.task.error: measured.error, "cross-entropy": measured.loss}
+    baseline = baselines.errors(space, ranking.actions, ranking.names)
+    if ranking.trained is None:
+        regressions, without = {}, {}
+    else:
+        known = ranking.actions, ranking.trained
+        sizes = baselines.num_parameters(space, ranking.actions)
+        from_search = [average(ranking, errors) for errors in of_search.values()]
+        regressions = {REGRESSION: calibration.predicted([*from_search, sizes], *known)}
+        without = {"regression without the search": calibration.predicted([sizes], *known)}
+    # The baselines are averaged too, so that no order has an advantage.
+    orders = of_search | regressions | without | baseline
+    return {name: average(ranking, errors) for name, errors in orders.items()}
+
+
+def average(ranking: Ranking, errors: Floats) -> Floats:
+    """Over the architectures that compute the same, if this is asked for."""
+    if not ranking.config.average_isomorphic:
+        return errors
+    return measuring.averaged(errors, ranking.job.search.space.classes_of_isomorphism())
 
 
 def measure(ranking: Ranking, part: Path, stop: Stop) -> Measured:
@@ -253,15 +292,10 @@ def measure(ranking: Ranking, part: Path, stop: Stop) -> Measured:
     return measured
 
 
-def judge(ranking: Ranking, accuracy: np.ndarray, measured: Measured) -> None:
+def judge(ranking: Ranking, accuracy: Floats, predicted: Mapping[str, Floats]) -> None:
     """Write and print how well the architectures are ordered whose accuracy is known."""
-    space, known = ranking.job.search.space, np.isfinite(accuracy)
-    predicted = {ranking.job.task.error: measured.error, "cross-entropy": measured.loss}
-    orders = predicted | baselines.errors(space, ranking.actions, ranking.names)
-    if ranking.config.average_isomorphic:  # the baselines' too, so that none has an advantage
-        classes = space.classes_of_isomorphism()
-        orders = {name: measuring.averaged(errors, classes) for name, errors in orders.items()}
-    orders = {name: np.asarray(errors[known], np.float64) for name, errors in orders.items()}
+    known = np.isfinite(accuracy)
+    orders = {name: np.asarray(errors[known], np.float64) for name, errors in predicted.items()}
     found = {name: statistics.estimates(e, accuracy[known]) for name, e in orders.items()}
     summary = {
         "architectures": int(known.sum()),
@@ -273,10 +307,13 @@ def judge(ranking: Ranking, accuracy: np.ndarray, measured: Measured) -> None:
         "truth": str(ranking.config.truth),
         "column": ranking.config.column,
         "average_isomorphic": ranking.config.average_isomorphic,
+        "trained_from_scratch": 0
+        if ranking.trained is None
+        else int(np.isfinite(ranking.trained).sum()),
     }
     records.write_json(ranking.out / "rank.json", summary | ranking.settings | records.provenance())
     buffer = io.BytesIO()
-    shown = {name: orders[name] for name in predicted}
+    shown = {name: orders[name] for name in list(orders)[: 2 if ranking.trained is None else 3]}
     figures.predicted_against_true(shown, accuracy[known]).savefig(buffer, format="png", dpi=150)
     records.write_atomically(ranking.out / "rank.png", buffer.getvalue())
     print(f"{known.sum():,} of them have a true accuracy. In brackets: 95 % intervals.")

@@ -2,7 +2,8 @@
 
 One compiled program trains them all, one after another. Their validation errors go, as they come,
 to errors.csv in --out, which `experiments.rank --truth` reads; the same command goes on from there.
-Searches that measure --probes measure the same architectures, those of the seeds 0, 1, …
+Searches that measure --probes measure the same architectures, those of the seeds 0, 1, …, as long
+as --first is 0.
 """
 
 import csv
@@ -35,13 +36,17 @@ class TrainMany:
     out: Path
     """Folder of the results."""
     count: int = 50
-    """How many architectures, those of the seeds 0, 1, …"""
+    """How many architectures, those of the seeds --first, --first + 1, …"""
+    first: int = 0
+    """The first seed; with another one, other architectures."""
     training_flags: str = ""
     """Flags of train_final, as in --training-flags='--space micro_cnn --preset cpu'."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         command_line.check(self, at_least_1=("count",))
+        if not 0 <= self.first < 2**32 - self.count:
+            raise ValueError(f"--first must be from 0 to 2^32 - --count, got {self.first}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         first = task.training(final, final.search_space.decode(actions), task)
         data = jax.device_put(first.cut(corpus))
         out = records.writable_folder(config.out)
-        rows = begun(out, train_final.settings(final) | task.fingerprint(corpus))
+        settings = train_final.settings(final) | task.fingerprint(corpus)
+        rows = begun(out, settings | {"first": config.first})
     except (ValueError, OSError, ImportError) as error:
         print(f"train_many: {error}", file=sys.stderr)
         return 2
@@ -101,7 +107,8 @@ def run(config: TrainMany, first: Training, data: Data, rows: list[dict[str, str
         Shown(TextColumn("trained"), BarColumn(20), count, TextColumn("architectures")) as display,
     ):
         bar = display.add_task("", total=config.count, completed=len(rows))
-        for seed in range(len(rows), config.count):
+        for done in range(len(rows), config.count):
+            seed = config.first + done
             actions = cells.random_actions(space, seed)
             state = init(jax.random.key(seed), space.decode(actions))
             while int(state.trained) < first.config.epochs * size:
@@ -113,8 +120,8 @@ def run(config: TrainMany, first: Training, data: Data, rows: list[dict[str, str
             name = measuring.names(space, np.asarray(actions)[None])[0]
             rows.append({"seed": str(seed), "architecture": name, error_key: str(error)})
             write(config.out / "errors.csv", rows)
-            display.update(bar, completed=seed + 1)
-            display.say(f"trained {seed + 1}/{config.count}  {error_key} {error:.4g}")
+            display.update(bar, completed=done + 1)
+            display.say(f"trained {done + 1}/{config.count}  {error_key} {error:.4g}")
     print(f"Written to {config.out}")
     return 0
 

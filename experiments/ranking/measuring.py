@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.running import records
+from wpl_jax.search import evaluation
 from wpl_jax.spaces import Space, StoredSpace
 from wpl_jax.spaces.images import ImageSpace, cross_entropy, misclassified
 
@@ -64,7 +65,7 @@ def measure(
         total, loss, count = (x.sum() for x in sums)
         return Measured(space.error(total / count), loss / count)
 
-    return jax.lax.map(of_one, actions, batch_size=min(at_once, len(actions)))
+    return evaluation.in_turn(of_one, actions, at_once)
 
 
 def names(space: StoredSpace, actions: npt.NDArray[np.integer]) -> list[str]:

@@ -1,7 +1,9 @@
 """The file that has the accuracies of architectures after full training."""
 
+import collections
 import csv
 import math
+import statistics
 from pathlib import Path
 
 SUFFIXES = ("_accuracy", "_error_rate")
@@ -11,7 +13,8 @@ def read(path: Path, column: str | None = None) -> dict[str, float]:
     """Accuracies by the names of the architectures, as a CSV file has them.
 
     Its first line names the columns: ``architecture``, and one or more whose names end in
-    ``_accuracy``, in percent, or in ``_error_rate``, from 0 to 1. Others are left alone.
+    ``_accuracy``, in percent, or in ``_error_rate``, from 0 to 1. Others are left alone. Of an
+    architecture that has several lines, as one that was trained with several seeds, it is the mean.
 
     Args:
       path: the file.
@@ -25,17 +28,15 @@ def read(path: Path, column: str | None = None) -> dict[str, float]:
         try:
             rows = csv.DictReader(file, strict=True)
             column = _chosen(path, list(rows.fieldnames or ()), column)
-            found: dict[str, float] = {}
+            found: dict[str, list[float]] = collections.defaultdict(list)
             for row in rows:
-                where, name = f"{path}, line {rows.line_num}", row["architecture"]
-                if name in found:
-                    raise ValueError(f"{where}: {name!r} is there for the second time")
-                found[name] = _accuracy(where, column, row[column])
+                where = f"{path}, line {rows.line_num}"
+                found[row["architecture"]].append(_accuracy(where, column, row[column]))
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a CSV file: {error}") from error
     if not found:
         raise ValueError(f"{path} has no architectures below its first line")
-    return found
+    return {name: statistics.fmean(accuracies) for name, accuracies in found.items()}
 
 
 def _chosen(path, columns, column):

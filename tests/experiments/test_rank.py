@@ -168,14 +168,16 @@ def test_one_that_is_interrupted_goes_on(run, ranked, number, monkeypatch, capsy
         np.testing.assert_array_equal(values, read(ranked)[name])
 
 
-def test_what_is_measured_is_not_measured_again(run, capsys, monkeypatch):
-    assert rank.main([str(run), *FLAGS]) == 0
-    before = (run / "predictions.npz").stat().st_mtime_ns
-    assert rank.main([str(run), *FLAGS]) == 0
-    assert (run / "predictions.npz").stat().st_mtime_ns == before
+def test_what_is_measured_is_not_measured_again(run, ranked, monkeypatch):
+    calls, whole = [], rank.measure
+    monkeypatch.setattr(rank, "measure", lambda *args: [calls.append(args), whole(*args)][1])
+    for _ in range(2):
+        assert rank.main([str(run), *FLAGS]) == 0
+        assert len(calls) == 1
+        for name, values in read(run).items():
+            np.testing.assert_array_equal(values, read(ranked)[name])
     assert rank.main([str(run), "--batches", "2", *FLAGS[2:]]) == 0
-    assert (run / "predictions.npz").stat().st_mtime_ns != before
-    assert json.loads(str(read(run)["settings"]))["batches"] == 2
+    assert len(calls) == 2 and json.loads(str(read(run)["settings"]))["batches"] == 2
 
 
 @pytest.fixture
@@ -215,6 +217,28 @@ def test_isomorphic_architectures_are_averaged(ranked, true):
     found = json.loads((ranked / "rank.json").read_text())
     assert found["average_isomorphic"]
     assert 0 < found["orders"]["error rate"]["kendall"]["value"] < 0.95
+
+
+def test_a_regression_on_architectures_that_were_trained(run, ranked, true, tmp_path, capsys):
+    """What was measured is itself the truth here, so that a regression that has it is close."""
+    few = tmp_path / "errors.csv"
+    few.write_text("\n".join(true.read_text().splitlines()[:13]) + "\n")
+    flags = [*FLAGS, "--trained", str(few)]
+    assert rank.main([str(run), *flags, "--truth", str(true)]) == 0
+    found, orders = read(run), json.loads((run / "rank.json").read_text())["orders"]
+    for name in ("error", "loss", "architectures"):
+        np.testing.assert_array_equal(found[name], read(ranked)[name])
+    assert found["regression"].shape == (36,) and np.isfinite(found["regression"]).all()
+    assert list(orders)[2:4] == ["regression", "regression without the search"]
+    assert orders["regression"]["kendall"]["value"] > 0.6
+    assert orders["regression"]["kendall"] != orders["regression without the search"]["kendall"]
+    assert rank.main([str(run), *flags, "--average-isomorphic"]) == 0
+    averaged = read(run)["regression"]
+    same = measuring.averaged(averaged, job_of(run).search.space.classes_of_isomorphism())
+    np.testing.assert_allclose(averaged, same, rtol=1e-5)
+    few.write_text("\n".join(true.read_text().splitlines()[:5]) + "\n")
+    assert rank.main([str(run), *flags]) == 2
+    assert "--trained must have at least 10 architectures, has 4" in capsys.readouterr().err
 
 
 def test_averages_are_of_what_is_known():
@@ -282,7 +306,8 @@ def test_where_there_are_logits_one_pass_gives_both():
     [
         (["--batches", "0"], "--batches must be at least 1, got 0"),
         (["--batches", "99"], "--batches must be at most 6, all the validation batches, got 99"),
-        (["--column", "x"], "--column and --average-isomorphic need --truth"),
+        (["--column", "x"], "--column needs --truth"),
+        (["--average-isomorphic"], "--average-isomorphic needs --truth or --trained"),
         (["--truth", "nothing.csv"], "nothing.csv"),
         (["--search-flags=--devices 0"], "--devices must be at least 1, got 0"),
         (["--search-flags=--layers.width 7 --devices 1"], "width=6, not 7"),

@@ -1,11 +1,13 @@
 """Errors of architectures on the shared parameters."""
 
+from collections.abc import Callable
+
 import chex
 import jax
 
 from wpl_jax.spaces import Space
 
-__all__ = ["error", "errors", "random_step"]
+__all__ = ["error", "errors", "in_turn", "random_step"]
 
 
 def error(
@@ -51,7 +53,19 @@ def errors(
     def of_one(actions):
         return error(space, params, split, steps, actions)
 
-    return jax.lax.map(of_one, actions, batch_size=min(at_once, len(actions)))
+    return in_turn(of_one, actions, at_once)
+
+
+def in_turn(
+    of_one: Callable[[jax.Array], chex.ArrayTree], actions: jax.Array, at_once: int
+) -> chex.ArrayTree:
+    """What ``of_one`` gives for each of ``actions``, int32 [n, decisions], stacked.
+
+    ``at_once`` of them at a time. One at a time is no batch of one: with a batch, a branch becomes
+    a selection among all branches, so that every operation of a space would run wherever one does.
+    """
+    batch_size = min(at_once, len(actions))
+    return jax.lax.map(of_one, actions, batch_size=batch_size if batch_size > 1 else None)
 
 
 def random_step(space: Space, split: chex.ArrayTree, key: jax.Array) -> jax.Array:

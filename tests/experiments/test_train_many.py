@@ -1,0 +1,108 @@
+"""Random architectures from scratch: each as train_final trains it alone, kept as they come."""
+
+import csv
+import json
+import os
+import signal
+
+import haste
+import numpy as np
+import pytest
+
+from experiments import train_final, train_many
+from experiments.ranking import truth
+from experiments.running import progress as running
+from experiments.spaces import cells
+
+FLAGS = "--space examples.layers_space:Digits --layers.width 8 --epochs 2"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_in_haste(tmp_path_factory):
+    with haste.compiled_once(tmp_path_factory.mktemp("compiled")) as variables:
+        yield variables
+
+
+def main(out, *flags, training=FLAGS):
+    return train_many.main([f"--training-flags={training}", "--out", str(out), *flags])
+
+
+def rows(out):
+    with (out / "errors.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained")
+    assert main(out, "--count", "3") == 0
+    return out
+
+
+def test_each_is_trained_as_if_alone(trained, tmp_path):
+    found = rows(trained)
+    assert [row["seed"] for row in found] == ["0", "1", "2"]
+    space = train_final.parse(FLAGS.split()).search_space
+    for seed, row in enumerate(found):
+        stored = space.to_json(space.decode(cells.random_actions(space, seed)))
+        assert json.loads(row["architecture"]) == stored
+    alone = tmp_path / "alone"
+    cell = tmp_path / "cell.json"
+    cell.write_text(found[1]["architecture"])
+    flags = [*FLAGS.split(), "--architecture", str(cell), "--seed", "1"]
+    assert train_final.main([*flags, "--out", str(alone)]) == 0
+    error = json.loads((alone / "summary.json").read_text())["validation_error_rate"]
+    assert float(found[1]["validation_error_rate"]) == pytest.approx(error, abs=1e-6)
+    assert len({row["validation_error_rate"] for row in found}) > 1
+
+
+def test_it_is_a_truth(trained):
+    accuracies = truth.read(trained / "errors.csv")
+    errors = [float(row["validation_error_rate"]) for row in rows(trained)]
+    np.testing.assert_allclose(list(accuracies.values()), 100 * (1 - np.array(errors)))
+
+
+def test_more_are_added_and_none_is_trained_again(trained, tmp_path):
+    assert main(tmp_path, "--count", "1") == 0
+    assert main(tmp_path, "--count", "3") == 0
+    assert rows(tmp_path) == rows(trained)
+
+
+def test_others_begin_with_another_seed(trained, tmp_path):
+    assert main(tmp_path, "--first", "1", "--count", "2") == 0
+    assert rows(tmp_path) == rows(trained)[1:]
+
+
+def test_an_interrupted_one_goes_on(trained, tmp_path, monkeypatch, capsys):
+    class Display(running.Shown):
+        def update(self, task, *, completed):
+            super().update(task, completed=completed)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_many, "Shown", Display)
+        assert main(tmp_path, "--count", "3") == 128 + signal.SIGTERM
+    assert "go on by the same command" in capsys.readouterr().err
+    assert rows(tmp_path) == rows(trained)[:1]
+    assert main(tmp_path, "--count", "3") == 0
+    assert rows(tmp_path) == rows(trained)
+
+
+@pytest.mark.parametrize(
+    ("flags", "training", "says"),
+    [
+        (["--count", "0"], FLAGS, "--count must be at least 1, got 0"),
+        (["--first", "-1"], FLAGS, "--first must be from 0 to 2^32 - --count, got -1"),
+        ([], FLAGS + " --epochs 0", "--epochs must be at least 1, got 0"),
+        ([], "--space cnn", "--space must be one of"),
+        ([], FLAGS + " --epochs 1", "begun with other settings or data: choose another --out"),
+        (["--first", "1"], FLAGS, "begun with other settings or data: choose another --out"),
+    ],
+)
+def test_what_cannot_work_is_one_line(trained, flags, training, says, capsys):
+    before = rows(trained)
+    assert main(trained, *flags, training=training) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert said.err.startswith("train_many: ") and says in said.err
+    assert rows(trained) == before

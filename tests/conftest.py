@@ -5,17 +5,29 @@ import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-# What one process of a run of tests has compiled, the others and the programs that they start find.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="wpl_jax_compiled_")
-    os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = "4000000000"  # bytes; only then JAX locks it
+
+def temporary_folder() -> str:
+    folder = tempfile.mkdtemp(prefix="wpl_jax_compiled_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+# What one program that the tests start has compiled, the others find. JAX locks this folder, and
+# reads all of it whenever it adds to it, only if its size (in bytes) is limited.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = temporary_folder()
+    os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = "4000000000"
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import pytest
+
+# What a process of the tests itself compiles is kept in a folder that no other one uses.
+jax.config.update("jax_compilation_cache_dir", temporary_folder())
+jax.config.update("jax_compilation_cache_max_size", -1)
 
 # Before JAX starts. Arrays still go to the first device unless a test says otherwise.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -24,6 +36,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Programs live as long as the tests, in millions of objects: looking through them all is slow.
 gc.set_threshold(100_000, 50, 100)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_a_module() -> Iterator[None]:
+    """Forgets them after it: a worker would grow to many gigabytes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

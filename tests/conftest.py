@@ -8,25 +8,21 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-
-def temporary_folder() -> str:
-    folder = tempfile.mkdtemp(prefix="wpl_jax_compiled_")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
 # What one program that the tests start has compiled, the others find. JAX locks this folder, and
 # reads all of it whenever it adds to it, only if its size (in bytes) is limited.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = temporary_folder()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="wpl_jax_compiled_")
     os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = "4000000000"
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import pytest
 
-# What a process of the tests itself compiles is kept in a folder that no other one uses.
-jax.config.update("jax_compilation_cache_dir", temporary_folder())
+# What a process of the tests itself compiles is in a folder that no other one uses: no lock.
+COMPILED = tempfile.mkdtemp(prefix="wpl_jax_compiled_")
+atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", COMPILED)
 jax.config.update("jax_compilation_cache_max_size", -1)
 
 # Before JAX starts. Arrays still go to the first device unless a test says otherwise.

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -15,6 +16,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = "4000000000"
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    # Half of the time of the tests is the compiler's: it is to optimise little.
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+    if importlib.metadata.version("jax").startswith("0.10."):  # with a slow way to fuse
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import pytest
@@ -24,6 +29,8 @@ COMPILED = tempfile.mkdtemp(prefix="wpl_jax_compiled_")
 atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
 jax.config.update("jax_compilation_cache_dir", COMPILED)
 jax.config.update("jax_compilation_cache_max_size", -1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # Before JAX starts. Arrays still go to the first device unless a test says otherwise.
 jax.config.update("jax_num_cpu_devices", 8)

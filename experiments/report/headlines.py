@@ -13,6 +13,7 @@ from experiments.compare.saved import ERRORS
 from experiments.compare.wording import label
 from experiments.report.numbers import (
     Cell,
+    Error,
     at,
     difference,
     error_of,
@@ -28,6 +29,7 @@ from experiments.running.measures import FORGETTING
 from experiments.running.pool import clock
 
 TAU = "τ within the epoch"
+CROSS_ENTROPY = "cross-entropy"
 # By name in metrics.jsonl: heading. The others are shown after these, under their own names.
 METRICS = {
     "forgetting_mean": "forgetting, mean",
@@ -67,7 +69,7 @@ class Headline(NamedTuple):
 
 
 def headline(run: Run) -> Headline:
-    kinds = (search, final_training, comparison, two_models, importances)
+    kinds = (search, final_training, comparison, grid, two_models, importances)
     return next(found for kind in (*kinds, other) if (found := kind(run)))
 
 
@@ -153,6 +155,44 @@ def comparison(run: Run) -> Headline | None:
                 ] = curve
     tables = {"What was measured": measured, "What WPL changes": [*changed, published]}
     return Headline(f"Comparisons of searches{error.unit}", note, tables, curves)
+
+
+def grid(run: Run) -> Headline | None:
+    arms, task = objects(run.summary, "arms"), at(run.summary, "task", "error")
+    if not arms or not isinstance(task, str):
+        return None
+    error = Error(task.replace(" ", "_"))
+    names = {f"forgetting, {heading}": f"after_warmup/{key}" for key, heading in FORGETTING.items()}
+    of_errors = names | {"err2": "after_warmup/err2_mean"}
+    taus = {TAU: "after_warmup/tau_within_epoch"}
+    taus |= {f"τ with the truth, by {order}": f"{order}/kendall" for order in (task, CROSS_ENTROPY)}
+
+    def cells(arm, part, show):
+        values = at(arm, part)
+        return {h: show(at(values, key), error.of) for h, key in of_errors.items()} | {
+            h: show(at(values, key), number) for h, key in taus.items()
+        }
+
+    measured = [
+        Row(
+            str(arm.get("name")),
+            {"runs": number(arm.get("runs"), 0)} | cells(arm, "numbers", lambda v, f: f(v)),
+        )
+        for arm in arms
+    ]
+    changed = [
+        Row(str(arm.get("name")), cells(arm, "differences", difference))
+        for arm in arms
+        if at(arm, "differences")
+    ]
+    note = (
+        "Means over searches ± half of their 95 % interval. Forgetting, err2 and τ are as in "
+        "searches. τ with the truth says how well the order of all architectures on the shared "
+        "weights agrees with that after full training, where it is known. Differences are from "
+        "the first arm, paired by seed; in brackets what cannot be distinguished from 0."
+    )
+    tables = {"What was measured": measured} | ({"Differences": changed} if changed else {})
+    return Headline(f"Grids of searches{error.unit}", note, tables, {})
 
 
 def two_models(run: Run) -> Headline | None:

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import jit
+from jax import jit
 
 from benchmarks import nas_bench_201, static
 from wpl_jax.spaces.micro_cnn import MicroCNN

@@ -4,7 +4,6 @@ import functools
 import json
 import math
 
-import haste
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,13 +29,6 @@ def killed_at(monkeypatch, where, name, call):
         return method(*args, **kwargs)
 
     monkeypatch.setattr(where, name, counted)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_haste(tmp_path_factory):
-    """Nearly all of the time is the compiler's: programs are compiled once, and in haste."""
-    with haste.compiled_once(tmp_path_factory.mktemp("compiled")) as variables:
-        yield variables
 
 
 @pytest.fixture(scope="module")

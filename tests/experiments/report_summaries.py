@@ -44,6 +44,26 @@ SUMMARIES = {
         ],
         "published_reduction": {"forgetting_mean": 0.95},
     },
+    "grid": {
+        "task": {"name": "nas_bench_201", "error": "error rate"},
+        "arms": [
+            {
+                "name": "plain",
+                "runs": 2,
+                "numbers": {
+                    "after_warmup/err2_mean": around(0.6, 0.01),
+                    "error rate/kendall": {"mean": 0.5, "low": None, "high": None},
+                },
+                "differences": {},
+            },
+            {
+                "name": "WPL",
+                "runs": 2,
+                "numbers": {"after_warmup/err2_mean": around(0.61, 0.01)},
+                "differences": {"after_warmup/err2_mean": around(0.01, 0.02)},
+            },
+        ],
+    },
     "two_models": {
         "conditions": [
             {

@@ -4,7 +4,6 @@ import json
 import math
 import shlex
 
-import haste
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,13 +24,6 @@ TINY = shlex.split(
     "--steps-per-call 1"
 )
 STEPS = 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_haste(tmp_path_factory):
-    """Programs are compiled once and in haste: a run is compiling and a moment of training."""
-    with haste.compiled_once(tmp_path_factory.mktemp("compiled")) as variables:
-        yield variables
 
 
 @pytest.fixture(scope="module", autouse=True)

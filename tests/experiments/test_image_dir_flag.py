@@ -4,7 +4,6 @@ import json
 import shlex
 import shutil
 
-import haste
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,13 +20,6 @@ SEARCH = shlex.split(
 FINAL = shlex.split(f"{COMMON} --architecture random --steps-per-call 1 --test-batch-size 8")
 COUNTS = {"train": 24, "validation": 16, "test": 12}
 MAINS = {"search": (search, SEARCH), "train_final": (train_final, FINAL)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_haste(tmp_path_factory):
-    """Programs are compiled once and in haste: a run is compiling and a moment of training."""
-    with haste.compiled_once(tmp_path_factory.mktemp("compiled")) as variables:
-        yield variables
 
 
 @pytest.fixture(autouse=True)

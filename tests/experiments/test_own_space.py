@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import haste
 import pytest
 
 from examples.layers_space import Digits, Layers
@@ -15,12 +14,6 @@ from experiments.spaces.sgd import SGDSearch
 SPACE = ["--space", "examples.layers_space:Digits"]
 SMALL = ["--epochs", "3", "--derive-samples", "4", "--search.architectures", "2"]
 SMALL += ["--search.chunk", "2", "--search.batches", "3", "--layers.width", "8", "--devices", "1"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_haste(tmp_path_factory):
-    with haste.compiled_once(tmp_path_factory.mktemp("compiled")) as variables:
-        yield variables
 
 
 class Bare(spaces.Task):

@@ -7,7 +7,6 @@ import shutil
 import signal
 from types import SimpleNamespace
 
-import haste
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,12 +62,6 @@ class RankedDigits(Digits):
         )
         part = Images(images, labels)
         return Splits(part, part, part)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_haste(tmp_path_factory):
-    with haste.compiled_once(tmp_path_factory.mktemp("compiled")) as variables:
-        yield variables
 
 
 @pytest.fixture(scope="module")

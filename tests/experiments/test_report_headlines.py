@@ -46,6 +46,16 @@ def test_headline_of_a_final_training_is_in_percent_where_errors_are_shares():
     assert row == {"validation": "38.0", "test": "40.5", "parameters": "24,318", "epochs": "2"}
 
 
+def test_headline_of_a_grid_is_its_arms_and_how_they_differ():
+    measured, changed = tables_of(SUMMARIES["grid"]).values()
+    assert measured == {
+        "plain": {"runs": "2", "err2": "60.0 ± 1.0", "τ with the truth, by error rate": "0.50"},
+        "WPL": {"runs": "2", "err2": "61.0 ± 1.0"},
+    }
+    assert changed == {"WPL": {"err2": "(1.0 ± 2.0)"}}
+    assert headline(Run("a", SUMMARIES["grid"])).kind == "Grids of searches (error rate, %)"
+
+
 def test_headline_of_a_comparison_is_what_was_measured():
     measured, changed = tables_of(SUMMARIES["comparison"]).values()
     assert measured == {
@@ -107,6 +117,7 @@ def test_the_projects_own_results_have_headlines():
     assert left_out == []
     columns = {
         "Comparisons of searches": {"forgetting, mean", "τ within the epoch", "err2", "test"},
+        "Grids of searches": {"forgetting, mean", "τ within the epoch", "err2", "runs"},
         "Importances": {"mean", "first task", "last task", "beyond the L2 anchor"},
         "Searches": {"forgetting, mean", "τ within the epoch", "best perplexity", "parameters"},
         "Two models": {"A before", "A, plain", "A, WPL", "B, plain", "B, L2 anchor", "B, frozen"},

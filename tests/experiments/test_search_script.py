@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import haste
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,13 +38,6 @@ IMAGES = shlex.split(
     "--search.eval-batches 1 --warmup-epochs 1 --derive-samples 2 --derive-batches 2 "
     "--probes 2"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_programs(tmp_path_factory):
-    """Programs are compiled once and in haste: a run is compiling and a moment of training."""
-    with haste.compiled_once(tmp_path_factory.mktemp("compiled")) as variables:
-        yield variables
 
 
 @pytest.fixture(scope="module")
@@ -247,9 +239,7 @@ def test_the_summary_says_what_was_run_and_with_what(finished, text_dir):
     assert summary["memory_per_device"] > 0
 
 
-def test_a_run_killed_in_mid_epoch_goes_on_as_if_it_had_not_been(
-    finished, flags, tmp_path, compiled_programs
-):
+def test_a_run_killed_in_mid_epoch_goes_on_as_if_it_had_not_been(finished, flags, tmp_path):
     command = [*flags, "--out", str(tmp_path / "out")]
     code = "import sys; import test_search_script as test\n"
     code += "test.search.Display = test.signalled(9, after=3)\n"
@@ -258,7 +248,7 @@ def test_a_run_killed_in_mid_epoch_goes_on_as_if_it_had_not_been(
     devices = {"JAX_NUM_CPU_DEVICES": str(jax.config.jax_num_cpu_devices)}
     run = subprocess.run(
         [sys.executable, "-c", code, *command],
-        env=os.environ | compiled_programs | devices | {"PYTHONPATH": os.pathsep.join(folders)},
+        env=os.environ | devices | {"PYTHONPATH": os.pathsep.join(folders)},
         stderr=subprocess.PIPE,
         check=False,
     )
@@ -317,16 +307,14 @@ def two_processes(command, environment, stop=False):
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_resume_and_find_what_one_does(
-    finished, flags, tmp_path, compiled_programs
-):
+def test_two_processes_stop_together_resume_and_find_what_one_does(finished, flags, tmp_path):
     command = [*flags, "--out", str(tmp_path / "out")]
-    stopped = two_processes(command, compiled_programs, stop=True)
+    stopped = two_processes(command, {}, stop=True)
     assert [code for code, *_ in stopped] == [143, 143], stopped
     assert "--resume goes on from here" in stopped[0][2]
     assert checkpoints(tmp_path / "out") == [1]  # and no baseline yet: NaN
 
-    resumed = two_processes([*command, "--resume"], compiled_programs)
+    resumed = two_processes([*command, "--resume"], {})
     assert [code for code, *_ in resumed] == [0, 0], resumed
     assert "epoch 3/3" in resumed[0][2] and "epoch 3/3" not in resumed[1][2]
     assert "Best of 5" in resumed[0][1] and "Best of" not in resumed[1][1]

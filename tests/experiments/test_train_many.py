@@ -5,7 +5,6 @@ import json
 import os
 import signal
 
-import haste
 import numpy as np
 import pytest
 
@@ -15,12 +14,6 @@ from experiments.running import progress as running
 from experiments.spaces import cells
 
 FLAGS = "--space examples.layers_space:Digits --layers.width 8 --epochs 2"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_haste(tmp_path_factory):
-    with haste.compiled_once(tmp_path_factory.mktemp("compiled")) as variables:
-        yield variables
 
 
 def main(out, *flags, training=FLAGS):

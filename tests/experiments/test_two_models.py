@@ -5,7 +5,6 @@ import shlex
 import subprocess
 import sys
 
-import haste
 import numpy as np
 import pytest
 
@@ -32,13 +31,6 @@ FIGURES = (
     "trade_off",
     "regime_map",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_haste(tmp_path_factory):
-    """Programs are compiled once and in haste: a run is compiling and a moment of training."""
-    with haste.compiled_once(tmp_path_factory.mktemp("compiled")) as variables:
-        yield variables
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import programs
 import pytest
-from haste import jit
-from jax import lax
+from jax import jit, lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import wpl_jax

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
-from haste import jit
 from hypothesis import strategies as st
+from jax import jit
 
 import wpl_jax
 from wpl_jax.fisher.plan import Plan

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 import two_processes
-from haste import jit
+from jax import jit
 
 from wpl_jax.search import WPL, Data, Reinforced, Search, SearchConfig
 from wpl_jax.search.parallel import everywhere, split_batches

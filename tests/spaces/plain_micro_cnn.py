@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from haste import jit
+from jax import jit
 
 from wpl_jax.spaces.micro_cnn import OPERATIONS, Cell, MicroCNN
 from wpl_jax.trees import align_mask

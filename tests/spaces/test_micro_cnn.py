@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from haste import jit
+from jax import jit
 from plain_micro_cnn import (
     BATCH,
     EVEN,

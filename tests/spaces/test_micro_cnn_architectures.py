@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import networkx as nx
 import numpy as np
 import pytest
-from haste import jit
 from hypothesis import strategies as st
+from jax import jit
 from plain_micro_cnn import (
     EVEN,
     KERNELS,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import jax.test_util
 import numpy as np
 import pytest
-from haste import jit
+from jax import jit
 from plain_micro_cnn import BATCH, KERNELS, close, convolution, norm, operation
 
 from wpl_jax.spaces.micro_cnn import OPERATIONS, network

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from haste import jit
+from jax import jit
 from plain_micro_cnn import average_pool, classify, convolution, cross_entropy, norm
 
 from wpl_jax.spaces.nas_bench_201 import EDGES, OPERATIONS, Architecture, NASBench201

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haste import jit
+from jax import jit
 from plain import (
     ALIVE,
     BATCH,

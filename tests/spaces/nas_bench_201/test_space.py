@@ -5,13 +5,12 @@ import dataclasses
 import functools
 import itertools
 
-import haste
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from haste import jit
+from jax import jit
 from plain import ALIVE, EVEN, ODD, architecture_of, by_hand, draw, loss_and_grads
 from plain_micro_cnn import multiplications
 
@@ -127,8 +126,7 @@ def test_the_check_of_spaces_passes(tmp_path):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (3, 4, *EVEN.image_shape), np.uint8)
     split = pixels, rng.integers(0, EVEN.classes, (3, 4)).astype(np.int32)
-    with haste.compiled_once(tmp_path):
-        check(EVEN, jax.tree.map(jnp.asarray, split), [n for n in CHOSEN if n != DEAD_ENDS])
+    check(EVEN, jax.tree.map(jnp.asarray, split), [n for n in CHOSEN if n != DEAD_ENDS])
 
 
 # --- Sizes ----------------------------------------------------------------------------------------

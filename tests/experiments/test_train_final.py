@@ -156,18 +156,22 @@ def test_it_is_compiled_once(finished, traced):
     assert sorted(traced) == ["finish", "train"]
 
 
+def close(actual, expected):
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
 def test_the_average_is_the_mean_of_the_iterates_since_it_began(tiny):
     _, train, state, data = tiny
     for _ in range(5):
         state = train(state, data.train)
-        jax.tree.map(np.testing.assert_array_equal, state.average, state.params)
+        jax.tree.map(close, state.average, state.params)
     state = state._replace(averaged=jnp.ones_like(state.averaged))
     iterates = [state.params]
     for _ in range(20):
         state = train(state, data.train)
         iterates.append(state.params)
     mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *iterates)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.average, mean)
+    jax.tree.map(close, state.average, mean)
     assert optax.tree.norm(optax.tree.sub(mean, state.params)) > 1e-2
 
 

@@ -6,7 +6,9 @@ interrupted, but must not be running. If interrupted itself, the same command go
 
 With --truth, a file of accuracies after full training, also writes rank.json and rank.png there:
 how well the order by error rate and that by cross-entropy agree with the truth, beside orders that
-know nothing. The truth is for judging a search. Nothing is chosen by it.
+know nothing. The truth is for judging a search. Nothing is chosen by it. A search trains all alike,
+and not for long, which is least enough for the large ones; so one more order is by cross-entropy
+and size: the sum of the places in both, as normal scores.
 
 With --trained, the errors of a few random architectures that experiments.train_many has trained
 from scratch, also predicts those of all by a regression on what the search predicts, and on what
@@ -247,6 +249,10 @@ def predictions(ranking: Ranking, measured: Measured) -> dict[str, Floats]:
     space = ranking.job.search.space
     of_search = {ranking.job.task.error: measured.error, "cross-entropy": measured.loss}
     baseline = baselines.errors(space, ranking.actions, ranking.names)
+    with_size = {}
+    if baselines.SIZE in baseline:
+        places = average(ranking, measured.loss), baseline[baselines.SIZE]
+        with_size = {"cross-entropy and size": sum(map(statistics.normal_scores, places))}
     if ranking.trained is None:
         regressions, without = {}, {}
     else:
@@ -256,7 +262,7 @@ def predictions(ranking: Ranking, measured: Measured) -> dict[str, Floats]:
         regressions = {REGRESSION: calibration.predicted([*from_search, sizes], *known)}
         without = {"regression without the search": calibration.predicted([sizes], *known)}
     # The baselines are averaged too, so that no order has an advantage.
-    orders = of_search | regressions | without | baseline
+    orders = of_search | with_size | regressions | without | baseline
     return {name: average(ranking, errors) for name, errors in orders.items()}
 
 
@@ -313,7 +319,8 @@ def judge(ranking: Ranking, accuracy: Floats, predicted: Mapping[str, Floats]) -
     }
     records.write_json(ranking.out / "rank.json", summary | ranking.settings | records.provenance())
     buffer = io.BytesIO()
-    shown = {name: orders[name] for name in list(orders)[: 2 if ranking.trained is None else 3]}
+    knows_nothing = {"regression without the search", *baselines.NAMES}
+    shown = {name: errors for name, errors in orders.items() if name not in knows_nothing}
     figures.predicted_against_true(shown, accuracy[known]).savefig(buffer, format="png", dpi=150)
     records.write_atomically(ranking.out / "rank.png", buffer.getvalue())
     print(f"{known.sum():,} of them have a true accuracy. In brackets: 95 % intervals.")

@@ -12,6 +12,7 @@ from experiments.grid.choosing import RULE, late_error
 from experiments.grid.plan import Plan, Results, Searched, common_flags
 from experiments.grid.saved import METRICS, Saved
 from experiments.ranking import statistics
+from experiments.ranking.baselines import NAMES
 from experiments.running import records
 from experiments.running.intervals import detectable, finite, mean, of_seeds
 
@@ -40,7 +41,7 @@ def summarise(plan: Plan, results: Results) -> dict:
         | {"source": plan.task.source(first), "reward": plan.task.reward(first.search_space)},
         "axes": plan.axes,
         "arms": [of_arm(plan, results, arm, numbers) for arm in plan.arms],
-        "baselines": baselines(plan, results),
+        "baselines": baselines(results),
         "rule": RULE,
         "failed": results.failed,
         "configuration": {
@@ -100,27 +101,30 @@ def by_seed(plan: Plan, results: Results, arm: Arm) -> dict[str, Array]:
         **{f"last_epoch/{n}": [s and s.metrics[n][-1] for s in found] for n in METRICS},
         "seconds": [s and s.summary["seconds"] for s in found],
     }
-    for order in orders(plan) if plan.accuracies else ():
+    for order in orders(results):
         for name in statistics.STATISTICS:
             values[f"{order}/{name}"] = [r and r["orders"][order][name]["value"] for r in rankings]
     return {name: np.array(of_seeds, np.float64) for name, of_seeds in values.items()}
 
 
-def orders(plan: Plan) -> tuple[str, ...]:
-    """By what a search's shared weights rank, as rank.json calls it."""
-    return (plan.task.error, "cross-entropy")
+def orders(results: Results) -> list[str]:
+    """By what searches rank, as rank.json calls it."""
+    return [name for name in judged(results) if name not in NAMES]
 
 
-def baselines(plan: Plan, results: Results) -> dict[str, dict]:
+def baselines(results: Results) -> dict[str, dict]:
     """By name, the statistics of orders that know nothing of a search."""
-    found = [r for of_arm in results.rankings.values() for r in of_arm if r]
-    if not found:
-        return {}
     return {
         name: {statistic: estimate["value"] for statistic, estimate in estimates.items()}
-        for name, estimates in found[0]["orders"].items()
-        if name not in orders(plan)
+        for name, estimates in judged(results).items()
+        if name in NAMES
     }
+
+
+def judged(results: Results) -> dict[str, dict]:
+    """The orders of the first ranking, by name; none if there is no ranking."""
+    found = (ranking for of_arm in results.rankings.values() for ranking in of_arm if ranking)
+    return next((ranking["orders"] for ranking in found), {})
 
 
 def by_epoch(found: Sequence[Searched | None]) -> dict[str, Array]:

@@ -11,6 +11,8 @@ from wpl_jax.spaces.parameters import count_parameters
 
 Floats = npt.NDArray[np.floating]
 
+SIZE, CONVOLUTIONS, RANDOM = NAMES = "number of parameters", "2·(3×3) + (1×1)", "random choice"
+
 
 def errors(space: Space, actions: Floats, names: Sequence[str]) -> dict[str, Floats]:
     """By its name, the errors of each baseline, float [n].
@@ -19,11 +21,11 @@ def errors(space: Space, actions: Floats, names: Sequence[str]) -> dict[str, Flo
     two of 1×1; and a random choice knows no better or worse at all.
     """
     found = {
-        "number of parameters": -num_parameters(space, actions).astype(np.float64),
-        "2·(3×3) + (1×1)": -np.array([_convolutions(name) for name in names], np.float64),
-        "random choice": np.zeros(len(names)),
+        SIZE: -num_parameters(space, actions).astype(np.float64),
+        CONVOLUTIONS: -np.array([_convolutions(name) for name in names], np.float64),
+        RANDOM: np.zeros(len(names)),
     }
-    return {k: v for k, v in found.items() if np.ptp(v) or k == "random choice"}
+    return {k: v for k, v in found.items() if np.ptp(v) or k == RANDOM}
 
 
 def num_parameters(space: Space, actions: Floats) -> npt.NDArray[np.int32]:

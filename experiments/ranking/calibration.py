@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
-from scipy.stats import norm, rankdata
+
+from experiments.ranking.statistics import normal_scores
 
 Floats = npt.NDArray[np.floating]
 
@@ -64,9 +65,3 @@ def predicted(orders: Sequence[Floats], actions: npt.NDArray[np.integer], errors
     a, b, c, length = np.exp(logs)
     weights = cho_solve(cho_factor(with_noise(a, b, c, length)), targets)
     return covariance(a, b, length) @ weights
-
-
-def normal_scores(values: Floats) -> Floats:
-    """Blom's normal scores of the ranks of values, float [n]; equal ones share theirs."""
-    ranks = rankdata(np.where(np.isnan(values), np.inf, values))
-    return norm.ppf((ranks - 3 / 8) / (len(values) + 1 / 4))

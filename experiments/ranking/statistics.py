@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import norm, rankdata
 
 Floats = npt.NDArray[np.floating]
 OfWeights = Callable[[Floats], Floats]
@@ -29,6 +30,12 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
+
+
+def normal_scores(values: Floats) -> Floats:
+    """Blom's normal scores of the ranks of values, float [n]; equal ones share theirs."""
+    ranks = rankdata(np.where(np.isnan(values), np.inf, values))
+    return norm.ppf((ranks - 3 / 8) / (len(values) + 1 / 4))
 
 
 def kendall(errors: Floats, accuracy: Floats) -> OfWeights:

@@ -14,7 +14,7 @@ import pytest
 
 from examples.layers_space import Digits, Layers, LayersSearch
 from experiments import rank, search
-from experiments.ranking import baselines, measuring
+from experiments.ranking import baselines, measuring, statistics
 from experiments.running import progress as running
 from wpl_jax.data import Images, Splits
 from wpl_jax.search import SearchConfig
@@ -232,6 +232,28 @@ def test_a_regression_on_architectures_that_were_trained(run, ranked, true, tmp_
     few.write_text("\n".join(true.read_text().splitlines()[:5]) + "\n")
     assert rank.main([str(run), *flags]) == 2
     assert "--trained must have at least 10 architectures, has 4" in capsys.readouterr().err
+
+
+def test_size_is_added_where_it_differs(run):
+    """Here by hand: no parameters differ."""
+    ranking = rank.prepare(rank.Rank((run,), batches=3, search_flags="--devices 1"), run)
+    sizes = np.arange(36.0)[::-1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "num_parameters", lambda *args: sizes)
+        orders = rank.predictions(
+            ranking, measuring.Measured(np.arange(36.0), np.arange(36.0) ** 2)
+        )
+    assert list(orders) == [
+        "error rate",
+        "cross-entropy",
+        "cross-entropy and size",
+        "number of parameters",
+        "random choice",
+    ]
+    np.testing.assert_array_equal(np.argsort(orders["number of parameters"]), np.arange(36))
+    np.testing.assert_allclose(
+        orders["cross-entropy and size"], 2 * statistics.normal_scores(np.arange(36.0))
+    )
 
 
 def test_averages_are_of_what_is_known():

@@ -1,7 +1,6 @@
 """A regression on few architectures predicts all of them."""
 
 import numpy as np
-import pytest
 from scipy import stats
 
 from experiments.ranking import calibration
@@ -58,10 +57,3 @@ def test_only_the_order_of_errors_counts():
 def test_errors_that_are_all_equal_predict_nothing():
     found = calibration.predicted([], ACTIONS, few(np.full(len(ACTIONS), 90.0)))
     np.testing.assert_allclose(found, found[0], atol=1e-6)
-
-
-def test_normal_scores():
-    scores = calibration.normal_scores(np.array([3.0, np.nan, 1.0, 3.0]))
-    assert scores[2] == pytest.approx(stats.norm.ppf((1 - 3 / 8) / 4.25))
-    assert scores[0] == scores[3] == pytest.approx(0)
-    assert scores[1] == pytest.approx(-scores[2])

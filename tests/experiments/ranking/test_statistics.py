@@ -148,3 +148,10 @@ def test_intervals_are_the_same_for_the_same_seed():
     assert once != statistics.estimates(errors, accuracy, resamples=50, seed=1)
     for name, estimate in once.items():
         assert estimate.value == of_table(name, errors, accuracy)
+
+
+def test_normal_scores():
+    scores = statistics.normal_scores(np.array([3.0, np.nan, 1.0, 3.0]))
+    assert scores[2] == pytest.approx(stats.norm.ppf((1 - 3 / 8) / 4.25))
+    assert scores[0] == scores[3] == pytest.approx(0)
+    assert scores[1] == pytest.approx(-scores[2])

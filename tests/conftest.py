@@ -35,6 +35,8 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 # Before JAX starts. Arrays still go to the first device unless a test says otherwise.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Programs of many devices that are dispatched ahead can wait for each other's threads, and abort.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 # Programs live as long as the tests, in millions of objects: looking through them all is slow.

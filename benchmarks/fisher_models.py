@@ -14,7 +14,6 @@ Data are random: times do not depend on them.
 import argparse
 import functools
 import hashlib
-import inspect
 import json
 import signal
 import subprocess
@@ -33,6 +32,7 @@ from benchmarks.models import BACKPACK, KFAC, MODELS, PYTORCH, Model
 from benchmarks.page import RESULTS
 from benchmarks.report import machine, report
 from benchmarks.timing import FEW, REPEATS, ROOT, Jitted, Peer, compare
+from wpl_jax.fisher import averaging
 
 GRADIENT, OURS, ONE = "batch gradient", "wpl_jax.empirical_fisher", "grad, one example at a time"
 PEERS = {  # a module of benchmarks/peers, and what that calls it
@@ -40,7 +40,7 @@ PEERS = {  # a module of benchmarks/peers, and what that calls it
     BACKPACK: ("torch_fisher", "backpack"),
     KFAC: ("jax_fisher", "kfac-jax"),
 }
-MAX_BYTES = inspect.signature(wpl_jax.empirical_fisher).parameters["max_bytes"].default
+MAX_BYTES = averaging.MAX_BYTES.on_cpu
 GOAL = 1.25  # of the time of the better of a batch gradient and one example at a time
 
 
@@ -176,9 +176,9 @@ squared and added up. All but the first time are in times of JAX's batch gradien
 for ours. MiB is XLA's temporary buffers. *Difference* is the largest of an entry of ours from one
 at a time, relative to the entry and the mean of its array. The *goal* is at most {GOAL} times the
 better of batch gradient and one at a time, and at most the memory of the batch gradient and
-{MAX_BYTES // 2**20} MiB, the default of `max_bytes`. Where times are missing, the model was only
-compiled. A dash is what failed, or a library that does not take the model; an empty place is a
-library that was not tried."""
+{MAX_BYTES // 2**20} MiB, the default of `max_bytes` on a CPU. Where times are missing, the model
+was only compiled. A dash is what failed, or a library that does not take the model; an empty place
+is a library that was not tried."""
 
 
 def table_of(records: dict[str, dict[str, Any]]) -> dict[str, Any]:

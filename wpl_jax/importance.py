@@ -29,8 +29,8 @@ import optax
 from wpl_jax.fisher import routes
 from wpl_jax.fisher.averaging import (
     LONG_SUM,
-    MAX_BYTES,
     Estimator,
+    bound_of,
     check_sizes,
     estimator,
     mean,
@@ -42,7 +42,7 @@ from wpl_jax.fisher.program import flat, held_bytes
 from wpl_jax.modules import parameters
 from wpl_jax.plasticity import PlasticityState
 from wpl_jax.plasticity.state import find_one, put
-from wpl_jax.plasticity.term import zeros_in_place
+from wpl_jax.plasticity.term import rounded, zeros_in_place
 from wpl_jax.trees import align, is_hidden, path_name
 
 __all__ = [
@@ -56,7 +56,7 @@ __all__ = [
 def mas_importance(
     output_fn: Callable[[chex.ArrayTree, chex.ArrayTree], chex.ArrayTree],
     microbatch_size: int | None = None,
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int | None = None,
 ) -> Estimator:
     """Memory Aware Synapses: how much the output of a network changes with each weight.
 
@@ -75,7 +75,8 @@ def mas_importance(
       output_fn: ``output_fn(params, example)``, an array or a tree of arrays, for *one* example.
         For a classifier these are usually the logits.
       microbatch_size: examples in one backward pass; by default as many as ``max_bytes`` allows.
-      max_bytes: bound on the memory that examples add to a backward pass.
+      max_bytes: bound on the memory that examples add to a backward pass; by default 256 MiB on a
+        CPU and 1 GiB elsewhere.
 
     Returns:
       ``importance(params, batch, weights=None)``, giving a tree like ``params``, in float32 or the
@@ -120,10 +121,11 @@ def mas_importance(
 
         if microbatch_size is not None:
             return mean(total, batch, weights, microbatch_size, microbatch_size)
-        size = min(LONG_SUM, routes.fitting(max_bytes, held))
+        bound = bound_of(max_bytes)
         # On a CPU the gradients of a few examples fit the caches: see routes.in_turn.
-        on_cpu = routes.fitting(min(max_bytes, routes.CPU_BYTES), held)
-        return mean(total, batch, weights, on_cpu, size)
+        on_cpu = routes.fitting(min(bound.on_cpu, routes.CPU_BYTES), held)
+        elsewhere = min(LONG_SUM, routes.fitting(bound.elsewhere, held))
+        return mean(total, batch, weights, on_cpu, elsewhere)
 
     return estimator("output_fn", output_fn, estimate)
 
@@ -323,24 +325,20 @@ def _zero_path(params):
 def _add_step(path_integral, gradient, update, param):
     if gradient is None or update is None:
         return path_integral
-    movement = _movement(param, _rounded(optax.apply_updates(param, update)))
+    movement = _movement(param, optax.apply_updates(param, update))
     # What does not move has contributed nothing, whatever its gradient is.
     gradient = jnp.where((movement != 0) | jnp.isfinite(gradient), gradient, 0)
     contribution = jnp.real(jnp.conj(widen(gradient)) * movement)
     return path_integral - contribution.astype(path_integral.dtype)
 
 
-def _rounded(x):
-    """Rounded to its dtype for certain: within a compiled program XLA may leave that out."""
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-        return x
-    info = jnp.finfo(x.dtype)
-    return x if info.bits >= 32 else jax.lax.reduce_precision(x, info.nexp, info.nmant)
-
-
 def _movement(start, end):
-    """From start to end, the difference being taken before anything is rounded."""
-    return widen(jnp.asarray(end)) - widen(jnp.asarray(start))
+    """From start to end, both as they are stored, and the difference in float32 or wider."""
+    start, end = jnp.asarray(start), jnp.asarray(end)
+    after = widen(end)
+    if jnp.issubdtype(end.dtype, jnp.floating):
+        after = rounded(after, end.dtype)
+    return after - widen(start)
 
 
 def _check_outermost(opt_state, path):

@@ -18,6 +18,7 @@ from jax import jit
 
 import wpl_jax
 from wpl_jax.fisher.plan import Plan
+from wpl_jax.fisher.routes import Bound
 
 N = 5  # examples
 STEPS, WORDS, WIDTH = 6, 11, 4
@@ -36,7 +37,7 @@ def near(params, seed=1):
 
 def squares(fn, params, batch, weights=None, max_bytes=2**28):
     """By the library, of a function of any output: d (sum of outputs) / d params."""
-    outputs, of = Plan.of(fn, params, batch).per_example(params, max_bytes)(batch)
+    outputs, of = Plan.of(fn, params, batch).per_example(params, Bound(max_bytes, max_bytes))(batch)
     return of(jnp.ones_like(outputs), weights)
 
 

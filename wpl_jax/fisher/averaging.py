@@ -23,7 +23,8 @@ from wpl_jax.varying import varying_as
 PerExample = Callable[[chex.ArrayTree, chex.ArrayTree], jax.Array]
 Estimator = Callable[..., chex.ArrayTree]
 
-MAX_BYTES = 2**28
+MAX_BYTES = routes.Bound(on_cpu=2**28, elsewhere=2**30)
+"""By default; a GPU waits for its many short programs rather than for memory."""
 
 # So many examples are added up before a sum is added to that of the others: sums of float32 that
 # are longer lose digits.
@@ -183,9 +184,14 @@ def _as_array(x):
     return x if hasattr(x, "dtype") and hasattr(x, "shape") else jnp.asarray(x)
 
 
-def check_sizes(microbatch_size: int | None, max_bytes: int = MAX_BYTES) -> None:
+def bound_of(max_bytes: int | None) -> routes.Bound:
+    """The bound that a user gave, or the default."""
+    return MAX_BYTES if max_bytes is None else routes.Bound(max_bytes, max_bytes)
+
+
+def check_sizes(microbatch_size: int | None, max_bytes: int | None = None) -> None:
     """Refuse sizes of microbatches that cannot be."""
     if microbatch_size is not None and microbatch_size < 1:
         raise ValueError(f"microbatch_size must be at least 1, or None, got {microbatch_size}")
-    if max_bytes < 1:
+    if max_bytes is not None and max_bytes < 1:
         raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")

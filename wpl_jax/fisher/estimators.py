@@ -63,9 +63,9 @@ import jax.numpy as jnp
 from wpl_jax.fisher import routes
 from wpl_jax.fisher.averaging import (
     LONG_SUM,
-    MAX_BYTES,
     Estimator,
     PerExample,
+    bound_of,
     check_output,
     check_sizes,
     estimator,
@@ -87,7 +87,7 @@ __all__ = [
 
 
 def empirical_fisher(
-    nll: PerExample, microbatch_size: int | None = None, max_bytes: int = MAX_BYTES
+    nll: PerExample, microbatch_size: int | None = None, max_bytes: int | None = None
 ) -> Estimator:
     """Empirical Fisher: mean of the squared gradients at the labels of the data.
 
@@ -97,7 +97,8 @@ def empirical_fisher(
     Args:
       nll: ``nll(params, example)``, the negative log-likelihood, a scalar, of *one* example.
       microbatch_size: examples in one backward pass; by default as many as ``max_bytes`` allows.
-      max_bytes: bound on the memory that examples add to a backward pass.
+      max_bytes: bound on the memory that examples add to a backward pass; by default 256 MiB on a
+        CPU and 1 GiB elsewhere.
 
     Returns:
       ``fisher(params, batch, weights=None)``, giving a tree like ``params``.
@@ -125,7 +126,7 @@ def empirical_fisher(
 
 
 def sampled_fisher(
-    logits: PerExample, microbatch_size: int | None = None, max_bytes: int = MAX_BYTES
+    logits: PerExample, microbatch_size: int | None = None, max_bytes: int | None = None
 ) -> Estimator:
     """Sampled Fisher: squared gradients at labels drawn from the model itself.
 
@@ -135,7 +136,8 @@ def sampled_fisher(
     Args:
       logits: ``logits(params, example)``, shape ``(classes,)``, for *one* example.
       microbatch_size: examples in one backward pass; by default as many as ``max_bytes`` allows.
-      max_bytes: bound on the memory that examples add to a backward pass.
+      max_bytes: bound on the memory that examples add to a backward pass; by default 256 MiB on a
+        CPU and 1 GiB elsewhere.
 
     Returns:
       ``fisher(params, batch, key, weights=None)``, giving a tree like ``params``. An example's
@@ -178,7 +180,7 @@ def sampled_fisher(
 
 
 def exact_fisher(
-    logits: PerExample, microbatch_size: int | None = None, max_bytes: int = MAX_BYTES
+    logits: PerExample, microbatch_size: int | None = None, max_bytes: int | None = None
 ) -> Estimator:
     """Exact Fisher of a classifier: the expectation over the model's own label distribution.
 
@@ -189,7 +191,8 @@ def exact_fisher(
     Args:
       logits: ``logits(params, example)``, shape ``(classes,)``, for *one* example.
       microbatch_size: examples in one backward pass; by default as many as ``max_bytes`` allows.
-      max_bytes: bound on the memory that examples add to a backward pass.
+      max_bytes: bound on the memory that examples add to a backward pass; by default 256 MiB on a
+        CPU and 1 GiB elsewhere.
 
     Returns:
       ``fisher(params, batch, weights=None)``, giving a tree like ``params``.
@@ -212,9 +215,10 @@ def exact_fisher(
             check_output("logits", 1, scores)
             return jax.nn.log_softmax(scores)
 
-        plan = Plan.of(log_probs, params, batch, max_bytes // 2)
+        bound = bound_of(max_bytes).half()
+        plan = Plan.of(log_probs, params, batch, bound.on_cpu)
         warn_of_shared_noise("logits", plan.program, batch)
-        per_example = plan.per_example(params, max_bytes // 2)
+        per_example = plan.per_example(params, bound)
 
         def total(batch, weights):
             outputs, squares = per_example(batch)
@@ -228,7 +232,7 @@ def exact_fisher(
 
             return squares(cotangents, weights_of, rounds=jnp.arange(outputs.shape[1]))
 
-        return mean(total, batch, weights, *_sizes(plan, microbatch_size, max_bytes))
+        return mean(total, batch, weights, *_sizes(plan, microbatch_size, bound))
 
     return estimator("logits", logits, estimate)
 
@@ -281,26 +285,27 @@ def squared_batch_gradient(loss: PerExample, microbatch_size: int | None = None)
 def _mean_of_squares(name, nll, params, batch, weights, microbatch_size, max_bytes):
     """The empirical Fisher of a batch that has been checked; ``name`` is of what a user passed."""
     check = functools.partial(check_output, "nll", 0)
-    plan = Plan.of(nll, params, batch, max_bytes // 2, check)
+    bound = bound_of(max_bytes).half()
+    plan = Plan.of(nll, params, batch, bound.on_cpu, check)
     warn_of_shared_noise(name, plan.program, batch)
-    per_example = plan.per_example(params, max_bytes // 2)
+    per_example = plan.per_example(params, bound)
 
     def total(batch, weights):
         nlls, squares = per_example(batch)
         return squares(jnp.ones_like(nlls), weights)
 
-    return mean(total, batch, weights, *_sizes(plan, microbatch_size, max_bytes))
+    return mean(total, batch, weights, *_sizes(plan, microbatch_size, bound))
 
 
-def _sizes(plan, microbatch_size, max_bytes):
+def _sizes(plan, microbatch_size, bound):
     """Of microbatches, on a CPU and elsewhere."""
     if microbatch_size is not None:
         return microbatch_size, microbatch_size
-    size = min(LONG_SUM, routes.fitting(max_bytes // 2, plan.backward.held))
+    on_cpu, elsewhere = (min(LONG_SUM, routes.fitting(b, plan.backward.held)) for b in bound)
     # Where most of what an example holds is a gradient that JAX takes, or copies of parameters,
     # the cores are waiting for memory: see routes.in_turn.
     in_turn = 2 * plan.backward.gradient > plan.backward.held or plan.reading.copies
-    return routes.fitting(routes.CPU_BYTES, plan.backward.held) if in_turn else size, size
+    return routes.fitting(routes.CPU_BYTES, plan.backward.held) if in_turn else on_cpu, elsewhere
 
 
 def _square(grads):

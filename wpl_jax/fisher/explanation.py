@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wpl_jax.fisher.averaging import MAX_BYTES, PerExample, check_output, checked_inputs
+from wpl_jax.fisher.averaging import PerExample, bound_of, check_output, checked_inputs
 from wpl_jax.fisher.estimators import empirical_fisher
 from wpl_jax.fisher.plan import Plan
 from wpl_jax.fisher.program import wide_dtype
@@ -53,7 +53,7 @@ class Explanation:
 
 
 def explain(
-    fn: PerExample, params: chex.ArrayTree, batch: chex.ArrayTree, max_bytes: int = MAX_BYTES
+    fn: PerExample, params: chex.ArrayTree, batch: chex.ArrayTree, max_bytes: int | None = None
 ) -> Explanation:
     """How the estimators compute the squares of each parameter's gradients.
 
@@ -89,7 +89,8 @@ def explain(
     )
     check = functools.partial(check_output, "fn", None)
     fn = functools.partial(of_parts, rest)
-    return Explanation(Plan.of(fn, params, batch, max_bytes // 2, check).routes())
+    bound = bound_of(max_bytes).half()
+    return Explanation(Plan.of(fn, params, batch, bound.on_cpu, check).routes())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,6 +39,7 @@ from wpl_jax.fisher.program import Program, evaluate, flat, has_references, need
 from wpl_jax.fisher.program import read as read_atom
 from wpl_jax.fisher.reading import Reading, read
 from wpl_jax.fisher.routes import (
+    Bound,
     in_turn,
     matrices,
     outer_products,
@@ -170,23 +171,22 @@ class Plan:
         how = "used by " if part.own else "used, through functions of parameters, by "
         return how + " and ".join(through)
 
-    def per_example(self, params: Any, max_bytes: int) -> Callable[[Any], PerExample]:
+    def per_example(self, params: Any, bound: Bound) -> Callable[[Any], PerExample]:
         """What evaluates the function on each example of a batch, ready to be differentiated.
 
         What is computed of parameters alone is computed here, and not for each batch.
 
         Args:
           params: the parameters.
-          max_bytes: how much the gradients of examples may hold at a time; one example's always
-            may.
+          bound: how much the gradients of examples may hold at a time; one example's always may.
         """
         leaves = jax.tree.leaves(params)
         of_parameters = functools.partial(_derived, self.program, self.reading)
         _, pull, known = jax.vjp(of_parameters, leaves, has_aux=True)
         values = _values(self.reading, known)
-        return functools.partial(self._evaluate, leaves, values, pull, max_bytes)
+        return functools.partial(self._evaluate, leaves, values, pull, bound)
 
-    def _evaluate(self, leaves, values, pull, max_bytes, batch):
+    def _evaluate(self, leaves, values, pull, bound, batch):
         outputs, operands, pullback = self.backward.run(values, jax.tree.leaves(batch))
 
         def sums(cotangents, weights):
@@ -211,7 +211,7 @@ class Plan:
                     examples = _of(cluster, operands, deltas)
                     if cluster.uses[0].layout.patches:
                         # In a loop of their own sums stay in the cache, beside few positions.
-                        at_once[place] = in_turn(gradient, examples, weights, max_bytes)
+                        at_once[place] = in_turn(gradient, examples, weights, bound)
                     else:
                         in_loop[place] = gradient, examples
             gradients, examples = _unzip(in_loop)
@@ -220,7 +220,7 @@ class Plan:
                 return {place: gradients[place](example[place]) for place in gradients}
 
             # One loop for all others, which is compiled in less time than many.
-            looped = in_turn(all_gradients, examples, weights, max_bytes) if examples else {}
+            looped = in_turn(all_gradients, examples, weights, bound) if examples else {}
             return {**at_once, **looped}
 
         def squares(cotangents, weights=None, rounds=None):

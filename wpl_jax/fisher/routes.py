@@ -5,7 +5,7 @@ Wherever an example's weight is 0, nothing of it counts, not even a NaN.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,18 @@ _TERMS = 16
 
 # On a CPU, gradients of several examples are worth taking at once up to so many bytes.
 CPU_BYTES = 2**16
+
+
+class Bound(NamedTuple):
+    """How many bytes examples may take, by where a program runs."""
+
+    on_cpu: int
+    elsewhere: int
+
+    def half(self) -> "Bound":
+        """Half as many."""
+        return Bound(self.on_cpu // 2, self.elsewhere // 2)
+
 
 Examples = Mapping[int, Any]  # by the place of a use, with a leading axis of examples
 
@@ -164,7 +176,7 @@ def in_turn(
     gradient: Callable[[Any], Any],
     examples: Any,
     weights: jax.Array | None,
-    max_bytes: int,
+    bound: Bound,
 ) -> Any:
     """``sum_i weights[i] * gradient(examples[i])**2``, of as many at a time as the bound allows.
 
@@ -176,8 +188,8 @@ def in_turn(
     held = held_bytes(jaxpr, [True] * len(jaxpr.in_avals))
     return on_platform(
         lambda size, examples, weights: sums_of_squares(gradient, examples, weights, size),
-        fitting(min(max_bytes, CPU_BYTES), held),
-        fitting(max_bytes, held),
+        fitting(min(bound.on_cpu, CPU_BYTES), held),
+        fitting(bound.elsewhere, held),
         examples,
         weights,
     )

@@ -15,6 +15,7 @@ from wpl_jax.plasticity.term import (
     differentiated_as,
     distance,
     importance,
+    rounded,
     zeros_in_place,
 )
 from wpl_jax.trees import (
@@ -283,15 +284,16 @@ def _round(x, dtype, seed, number):
         return jnp.round(x).astype(dtype)
     if jnp.iscomplexobj(x) or jnp.finfo(dtype).nmant >= jnp.finfo(x.dtype).nmant:
         return x.astype(dtype)
-    nearest = x.astype(dtype)
+    nearest = rounded(x, dtype)
     fixed = jax.lax.stop_gradient(nearest)
-    error = jax.lax.stop_gradient(x) - fixed.astype(x.dtype)
-    other = jnp.nextafter(fixed, jnp.where(error > 0, jnp.inf, -jnp.inf).astype(dtype))
-    gap = jnp.abs(other.astype(x.dtype) - fixed.astype(x.dtype))
+    error = jax.lax.stop_gradient(x) - fixed
+    toward = jnp.where(error > 0, jnp.inf, -jnp.inf).astype(dtype)
+    other = jnp.nextafter(fixed.astype(dtype), toward)
+    gap = jnp.abs(other.astype(x.dtype) - fixed)
     share = jnp.abs(error) / jnp.where(gap > 0, gap, 1)
     key = jax.random.fold_in(jax.random.key(seed), number)
-    step = jnp.where(_uniform(key, share) < share, other - fixed, 0)
-    return nearest + step.astype(dtype)
+    step = jnp.where(_uniform(key, share) < share, other - fixed.astype(dtype), 0)
+    return nearest.astype(dtype) + step.astype(dtype)
 
 
 def _uniform(key, like):

@@ -172,8 +172,12 @@ def _for_rows(kernel, x):
 
 
 def _rows(x):
-    """Each row of the image as one matrix, [groups, height, channels, width * batch]."""
-    return x.reshape(*x.shape[:3], -1)
+    """Each row of the image as one matrix, [groups, height, channels, width * batch].
+
+    The barrier keeps XLA from fusing what made the image into a product: for some shapes, that
+    aborts the compiler for NVIDIA's GPUs (openxla/xla, issue 47381).
+    """
+    return jax.lax.optimization_barrier(x.reshape(*x.shape[:3], -1))
 
 
 def convolution_3x3(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:

@@ -1,0 +1,134 @@
+"""The Fishers of four networks, and training steps of the published searches, on a GPU or TPU.
+
+    python -m benchmarks.accelerator
+    python -m benchmarks.accelerator peaks fisher micro_cnn  # some of it; no file is written
+
+First, what the device can do at most. The searches are the presets ``paper`` of the three spaces,
+on random words and pixels of a fixed seed, which take as long as real ones. A step's time includes
+its share of what is done once an architecture: with WPL, also the Fisher of a validation batch and
+the move of the anchor. What is measured of the architectures (err1, err2) is left out. Products are
+rounded as JAX does by default, on NVIDIA's tensor cores to TF32, unless a row says ``float32``.
+"""
+
+import dataclasses
+import functools
+import sys
+
+import jax
+import jax.numpy as jnp
+
+import wpl_jax
+from benchmarks import end_to_end
+from benchmarks.fisher import OURS, in_jax
+from benchmarks.networks import NETWORKS
+from benchmarks.report import report
+from benchmarks.search_step import Training
+from benchmarks.timing import Jitted, Steps, compare
+from experiments import spaces
+from experiments.search import search_of
+from experiments.spaces.rnn.settings import RNNSearch
+from wpl_jax.search import Data
+
+ARCHITECTURES = {"rnn": 10, "micro_cnn": 8, "nas_bench_201": 50}  # trained in a call
+
+
+def main():
+    made = {"peaks": peaks, "fisher": fishers}
+    made |= {space: functools.partial(steps, space) for space in ARCHITECTURES}
+    chosen = sys.argv[1:] or list(made)
+    tables = []
+    for name in chosen:
+        tables += made[name]()
+        if chosen == list(made):  # after each, so that what was measured outlives an interruption
+            report("accelerator", tables)
+
+
+def peaks():
+    """A copy, and products of matrices."""
+    size, bytes_moved = 8192, 2 * 2**31
+    key = jax.random.key(0)
+    long = jax.random.normal(key, (2**29,))
+    square = jax.random.normal(key, (size, size))
+    narrow = square.astype(jnp.bfloat16)
+
+    def product(precision):
+        return functools.partial(jnp.matmul, precision=precision)
+
+    forms = {
+        "copy of 2 GiB": (jnp.negative, (long,)),
+        "product in bfloat16": (product(None), (narrow, narrow)),
+        "product in float32, rounded as by default": (product(None), (square, square)),
+        "product in float32": (product("highest"), (square, square)),
+    }
+    table = compare(
+        f"A copy, and products of two matrices {size} × {size}",
+        {name: functools.partial(Jitted, f, *arguments) for name, (f, arguments) in forms.items()},
+    )
+    of_product, rates = 2 * size**3, []
+    for row in table["rows"]:
+        seconds = row["milliseconds"]["median"] / 1000
+        if row["name"].startswith("copy"):
+            rates.append(f"{bytes_moved / seconds / 1e12:.2f} TB/s")
+        else:
+            rates.append(f"{of_product / seconds / 1e12:.0f} TFLOP/s")
+    return [table | {"text": f"In this order: {', '.join(rates)}."}]
+
+
+def fishers():
+    """Ours, within its usual bound on memory and a higher one, a batch gradient and vmap(grad)."""
+    tables = []
+    for name, network in NETWORKS.items():
+        problem = network()
+        forms = in_jax(*problem)
+        for bound, said in ((2**30, "1 GiB"), (2**32, "4 GiB")):
+            higher = wpl_jax.empirical_fisher(problem.nll, max_bytes=bound)
+            forms[f"{OURS}, max_bytes of {said}"] = functools.partial(
+                Jitted, higher, problem.params, problem.batch
+            )
+        tables.append(compare(name, forms))
+    return tables
+
+
+def steps(name):
+    """Plain, and with WPL."""
+    config = spaces.find(name).searches["paper"]
+    if isinstance(config, RNNSearch):
+        data = end_to_end.words(config.rnn, config.batch_size, config.length)
+    else:
+        data = end_to_end.pictures(config.search_space, config.batch_size)
+    plain, wpl = (dataclasses.replace(config, method=m, warmup_epochs=0) for m in ("none", "wpl"))
+    table = compare(
+        f"A training step of preset paper of {name}",
+        {
+            "plain": functools.partial(step, plain, data),
+            "WPL": functools.partial(step, wpl, data),
+            "plain, float32": functools.partial(step, plain, data, "highest"),
+        },
+        repeats=7,
+    )
+    search = config.search
+    of_run = config.epochs * search.architectures * search.batches
+    hours = [f"{row['milliseconds']['median'] * of_run / 3.6e6:.1f}" for row in table["rows"]]
+    text = f"Hours for the {of_run:,} steps of {config.epochs} epochs: {', '.join(hours)}."
+    print(text)
+    return [table | {"text": text}]
+
+
+def step(config, data: Data, precision=None):
+    """Steps of random architectures, or of those that the preset's controller samples."""
+    whole = search_of(config)
+    search = Training(*(getattr(whole, field.name) for field in dataclasses.fields(whole)))
+    count = ARCHITECTURES[config.space]
+
+    def run(state, data):
+        with jax.default_matmul_precision(precision):
+            return jax.lax.scan(lambda s, _: (search._next(s, data), None), state, length=count)[0]
+
+    state = jax.jit(search.init)(jax.random.key(0))
+    form = Steps(run, state, data, steps=count * config.search.batches)
+    print(f"{config.space}, {config.method}: compiled in {form.compile_seconds:.0f} s", flush=True)
+    return form
+
+
+if __name__ == "__main__":
+    main()

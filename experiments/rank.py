@@ -10,9 +10,8 @@ know nothing. The truth is for judging a search. Nothing is chosen by it. A sear
 and not for long, which is least enough for the large ones; so one more order is by cross-entropy
 and size: the sum of the places in both, as normal scores.
 
-With --trained, the errors of a few random architectures that experiments.train_many has trained
-from scratch, also predicts those of all by a regression on what the search predicts, and on what
-architectures are made of. Beside it stands one that knows nothing of the search.
+With --patterns, one more is by the activation patterns of the untrained network, and one by the sum
+of all three.
 
 Given several searches, which share nothing but the space, ranks by each, and by the mean of their
 predictions, which goes to --out.
@@ -35,7 +34,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
 from experiments import search, spaces
 from experiments.compare.saved import restored
-from experiments.ranking import baselines, calibration, measuring, statistics, truth
+from experiments.ranking import baselines, measuring, statistics, truth
 from experiments.ranking.measuring import Floats, Measured
 from experiments.ranking.statistics import Estimate
 from experiments.running import command_line, processes, records
@@ -46,7 +45,7 @@ from wpl_jax import figures
 from wpl_jax.checkpoint import fingerprint_in
 
 CHUNK = 125  # architectures in a call, after which they are kept
-REGRESSION = "regression"  # an order, and its array in predictions.npz
+PATTERNS = "activation patterns"
 
 # Statistics by their names in rank.json: heading.
 COLUMNS = {
@@ -75,8 +74,8 @@ class Rank:
     """Which accuracy of the truth, if there are several."""
     out: Path | None = None
     """Folder of the ranking by the mean of several searches."""
-    trained: Path | None = None
-    """errors.csv of experiments.train_many: predict by a regression on these architectures, too."""
+    patterns: bool = False
+    """Also order by how well the untrained network tells images apart (Mellor et al., 2021)."""
     average_isomorphic: bool = False
     """Predict of each architecture the mean over those that the space says compute the same."""
     search_flags: str = ""
@@ -86,8 +85,8 @@ class Rank:
         command_line.check(self, at_least_1=("batches",))
         if self.truth is None and self.column is not None:
             raise ValueError("--column needs --truth")
-        if self.truth is None and self.trained is None and self.average_isomorphic:
-            raise ValueError("--average-isomorphic needs --truth or --trained")
+        if self.truth is None and self.average_isomorphic:
+            raise ValueError("--average-isomorphic needs --truth")
 
 
 class Ranking(NamedTuple):
@@ -96,10 +95,10 @@ class Ranking(NamedTuple):
     config: Rank
     job: Job
     params: chex.ArrayTree  # the shared ones
+    untrained: chex.ArrayTree | None  # as they were at first, if activation patterns are asked for
     actions: npt.NDArray[np.integer]  # shape=(n, decisions), of all architectures
     names: list[str]
     accuracy: Floats | None  # shape=(n,), NaN where it is not known
-    trained: Floats | None  # shape=(n,), errors in percent, NaN of those that were not
     settings: dict[str, object]  # what the predictions depend on
     out: Path
 
@@ -127,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     return stop.exit_code
             if together is not None:
                 mean = Measured(*(np.mean(of_runs, axis=0) for of_runs in zip(*found, strict=True)))
+                write(together, mean)
                 conclude(together, mean)
         return 0
     except KeyboardInterrupt:
@@ -137,15 +137,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def prepare(config: Rank, folder: Path) -> Ranking:
     """Read the search and the truth; refuses what does not fit together."""
     accuracies = None if config.truth is None else truth.read(config.truth, config.column)
-    trained = None if config.trained is None else truth.read(config.trained)
-    if trained is not None and len(trained) < calibration.FEWEST:
-        raise ValueError(
-            f"--trained must have at least {calibration.FEWEST} architectures, has {len(trained)}"
-        )
     settings = settings_of(config, folder)
     space = settings.search_space
-    isomorphic = ["classes_of_isomorphism"] if config.average_isomorphic else []
-    for method in ("every", *isomorphic):
+    needed = {
+        "every": True,
+        "classes_of_isomorphism": config.average_isomorphic,
+        "activation_kernel": config.patterns,
+    }
+    for method in (name for name, asked in needed.items() if asked):
         if not hasattr(space, method):
             raise ValueError(
                 f"{folder} is a search of {settings.space}, whose {type(space).__name__} has "
@@ -159,16 +158,19 @@ def prepare(config: Rank, folder: Path) -> Ranking:
         )
     actions = np.asarray(space.every(), np.int32)
     names = measuring.names(space, actions)
-    accuracy = None if accuracies is None else matched("--truth", accuracies, names)
-    errors = None if trained is None else 100 - matched("--trained", trained, names)
+    accuracy = None if accuracies is None else matched(accuracies, names)
     out = records.writable_folder(job.out / "untrained" if config.untrained else job.out)
-    params, steps = restore(job, config.untrained)
+    untrained, params, steps = restore(job)
+    if config.untrained:
+        params, steps = untrained, 0
     depends_on = {
         "search": search.settings(job.config) | job.fingerprint,
         "trained": steps,
         "batches": config.batches,
+        "patterns": config.patterns,
     }
-    return Ranking(config, job, params, actions, names, accuracy, errors, depends_on, out)
+    at_first = untrained if config.patterns else None
+    return Ranking(config, job, params, at_first, actions, names, accuracy, depends_on, out)
 
 
 def settings_of(config: Rank, folder: Path) -> SearchRun:
@@ -184,22 +186,22 @@ def settings_of(config: Rank, folder: Path) -> SearchRun:
     return dataclasses.replace(settings, out=folder, resume=True)
 
 
-def matched(flag: str, accuracies: Mapping[str, float], names: Sequence[str]) -> Floats:
+def matched(accuracies: Mapping[str, float], names: Sequence[str]) -> Floats:
     """Accuracies in the order of the names, NaN where there is none."""
     if strangers := sorted(accuracies.keys() - set(names)):
         raise ValueError(
-            f"{flag} has {len(strangers):,} architectures that the space has not, as "
+            f"--truth has {len(strangers):,} architectures that the space has not, as "
             f"{strangers[0]!r}; the space has {len(names):,}, as {names[0]!r}"
         )
     return np.array([accuracies.get(name, np.nan) for name in names])
 
 
-def restore(job: Job, untrained: bool) -> tuple[chex.ArrayTree, int]:
-    """The shared parameters at the last checkpoint or before the first step; after how many."""
-    state = jax.jit(job.search.init, out_shardings=job.whole)(jax.random.key(job.config.seed))
+def restore(job: Job) -> tuple[chex.ArrayTree, chex.ArrayTree, int]:
+    """The shared parameters before the first step, and at the last checkpoint; after how many."""
+    first = jax.jit(job.search.init, out_shardings=job.whole)(jax.random.key(job.config.seed))
     with search.open_checkpoints(job) as checkpoints:  # which refuses other data
-        state = state if untrained else checkpoints.restore(state)
-    return state.params, int(state.trained)
+        state = checkpoints.restore(first)
+    return first.params, state.params, int(state.trained)
 
 
 def combined(rankings: Sequence[Ranking], out: Path) -> Ranking:
@@ -217,30 +219,34 @@ def combined(rankings: Sequence[Ranking], out: Path) -> Ranking:
 
 def run(ranking: Ranking, stop: Stop) -> Measured:
     """Measure what has not been measured, write it, and say how good it is."""
-    part = ranking.out / "predictions.part.npz"
-    measured = measuring.read(ranking.out / "predictions.npz", ranking.settings)
+    path, part = (ranking.out / f"predictions{end}.npz" for end in ("", ".part"))
+    # What has more than is asked for will do.
+    kept = [measuring.read(path, ranking.settings | more) for more in ({}, {"patterns": True})]
+    measured = max(kept, key=lambda found: len(found.error))
     if not len(measured.error):
         measured = measure(ranking, part, stop)
         if stop:
             processes.say("rank: interrupted and kept; the same command goes on from here")
             return measured
-        measuring.write(ranking.out / "predictions.npz", measured, ranking.settings)
+        write(ranking, measured)
         part.unlink(missing_ok=True)
     conclude(ranking, measured)
     return measured
 
 
+def write(ranking: Ranking, measured: Measured) -> None:
+    """Write what is predicted."""
+    names = np.array(ranking.names)
+    path = ranking.out / "predictions.npz"
+    measuring.write(path, measured, ranking.settings, architectures=names)
+
+
 def conclude(ranking: Ranking, measured: Measured) -> None:
-    """Write what is predicted, and judge it if the truth is known."""
-    orders = predictions(ranking, measured)
-    arrays = {"architectures": np.array(ranking.names)}
-    if ranking.trained is not None:
-        arrays[REGRESSION] = orders[REGRESSION].astype(np.float32)
-    measuring.write(ranking.out / "predictions.npz", measured, ranking.settings, **arrays)
+    """Say what has been done, and judge it if the truth is known."""
     batches = ranking.config.batches
     print(f"{len(ranking.names):,} architectures, measured on {batches} validation batches.")
     if ranking.accuracy is not None:
-        judge(ranking, ranking.accuracy, orders)
+        judge(ranking, ranking.accuracy, predictions(ranking, measured))
     print(f"Written to {ranking.out}")
 
 
@@ -249,20 +255,21 @@ def predictions(ranking: Ranking, measured: Measured) -> dict[str, Floats]:
     space = ranking.job.search.space
     of_search = {ranking.job.task.error: measured.error, "cross-entropy": measured.loss}
     baseline = baselines.errors(space, ranking.actions, ranking.names)
-    with_size = {}
-    if baselines.SIZE in baseline:
-        places = average(ranking, measured.loss), baseline[baselines.SIZE]
-        with_size = {"cross-entropy and size": sum(map(statistics.normal_scores, places))}
-    if ranking.trained is None:
-        regressions, without = {}, {}
-    else:
-        known = ranking.actions, ranking.trained
-        sizes = baselines.num_parameters(space, ranking.actions)
-        from_search = [average(ranking, errors) for errors in of_search.values()]
-        regressions = {REGRESSION: calibration.predicted([*from_search, sizes], *known)}
-        without = {"regression without the search": calibration.predicted([sizes], *known)}
+    if ranking.config.patterns:
+        baseline |= {PATTERNS: measured.patterns}
+    places = {
+        "cross-entropy": average(ranking, measured.loss),
+        "size": baseline.get(baselines.SIZE),
+        "patterns": baseline.get(PATTERNS),
+    }
+    scores = {name: statistics.normal_scores(e) for name, e in places.items() if e is not None}
+    sums = {}
+    if "size" in scores:
+        sums["cross-entropy and size"] = scores["cross-entropy"] + scores["size"]
+    if len(scores) == 3:
+        sums["cross-entropy, size and patterns"] = sum(scores.values())
     # The baselines are averaged too, so that no order has an advantage.
-    orders = of_search | with_size | regressions | without | baseline
+    orders = of_search | sums | baseline
     return {name: average(ranking, errors) for name, errors in orders.items()}
 
 
@@ -279,7 +286,8 @@ def measure(ranking: Ranking, part: Path, stop: Stop) -> Measured:
     space, size, chunk = job.search.space, len(actions), min(CHUNK, len(actions))
     batches, at_once = ranking.config.batches, job.config.search.at_once
     of_chunk = jax.jit(
-        lambda *args: measuring.measure(space, *args, batches, at_once), out_shardings=job.whole
+        lambda *args: measuring.measure(space, *args[:3], batches, at_once, args[3]),
+        out_shardings=job.whole,
     )
     measured = measuring.read(part, ranking.settings)
     unit = TextColumn("architectures")
@@ -287,7 +295,9 @@ def measure(ranking: Ranking, part: Path, stop: Stop) -> Measured:
         task = display.add_task("", total=size, completed=len(measured.error))
         while (done := len(measured.error)) < size and not stop:
             some = np.resize(actions[done : done + chunk], (chunk, actions.shape[1]))
-            found = jax.device_get(of_chunk(ranking.params, job.data.validation, some))
+            found = jax.device_get(
+                of_chunk(ranking.params, job.data.validation, some, ranking.untrained)
+            )
             both = zip(measured, found, strict=True)
             measured = Measured(*(np.append(*pair)[:size] for pair in both))
             measuring.write(part, measured, ranking.settings)
@@ -313,13 +323,10 @@ def judge(ranking: Ranking, accuracy: Floats, predicted: Mapping[str, Floats]) -
         "truth": str(ranking.config.truth),
         "column": ranking.config.column,
         "average_isomorphic": ranking.config.average_isomorphic,
-        "trained_from_scratch": 0
-        if ranking.trained is None
-        else int(np.isfinite(ranking.trained).sum()),
     }
     records.write_json(ranking.out / "rank.json", summary | ranking.settings | records.provenance())
     buffer = io.BytesIO()
-    knows_nothing = {"regression without the search", *baselines.NAMES}
+    knows_nothing = {PATTERNS, *baselines.NAMES}
     shown = {name: errors for name, errors in orders.items() if name not in knows_nothing}
     figures.predicted_against_true(shown, accuracy[known]).savefig(buffer, format="png", dpi=150)
     records.write_atomically(ranking.out / "rank.png", buffer.getvalue())

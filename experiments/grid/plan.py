@@ -163,9 +163,7 @@ def check_ranking(plan: Plan) -> None:
             f"--truth needs a space that has {missing[0]}(), which the {type(space).__name__} of "
             f"--space {plan.config.space} has not"
         )
-    rank.matched(
-        "--truth", plan.accuracies, measuring.names(space, np.asarray(space.every(), np.int32))
-    )
+    rank.matched(plan.accuracies, measuring.names(space, np.asarray(space.every(), np.int32)))
 
 
 def search_run(plan: Plan, stage: str, arm: Arm, candidate: int, seed: int) -> Run:

@@ -3,6 +3,5 @@
 - ``measuring``: all architectures of a space on the shared parameters of a search;
 - ``truth``: the file of the accuracies;
 - ``baselines``: orders that know nothing of the search;
-- ``calibration``: errors predicted from a few architectures that were trained from scratch;
 - ``statistics``: how well an order agrees with the truth, with intervals.
 """

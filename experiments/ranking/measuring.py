@@ -25,6 +25,7 @@ class Measured(NamedTuple):
 
     error: Floats  # shape=(n,), float32
     loss: Floats  # shape=(n,), float32: mean cross-entropy in nats
+    patterns: Any = np.nan  # float32 [n]: by the ReLUs of the untrained network; the lowest is best
 
 
 def measure(
@@ -34,6 +35,7 @@ def measure(
     actions: jax.Array,
     batches: int,
     at_once: int,
+    untrained: chex.ArrayTree | None = None,
 ) -> Measured:
     """The errors and the mean cross-entropies of architectures on the first batches of a split.
 
@@ -44,6 +46,7 @@ def measure(
       actions: int32 [n, decisions].
       batches: how many; static.
       at_once: how many architectures are measured at a time; static.
+      untrained: parameters to find activation patterns with, on the first batch; or None for NaN.
     """
 
     def of_one(actions):
@@ -63,7 +66,12 @@ def measure(
         start = space.start(space.batch(split, 0, None))
         _, sums = jax.lax.scan(of_batch, start, jnp.arange(batches))
         total, loss, count = (x.sum() for x in sums)
-        return Measured(space.error(total / count), loss / count)
+        patterns = jnp.float32(jnp.nan)
+        if untrained is not None:
+            images, _ = space.batch(split, 0, None)
+            kernel = space.activation_kernel(untrained, architecture, images)
+            patterns = -jnp.linalg.slogdet(kernel).logabsdet
+        return Measured(space.error(total / count), loss / count, patterns)
 
     return evaluation.in_turn(of_one, actions, at_once)
 
@@ -99,14 +107,13 @@ def averaged(values: Floats, classes: npt.NDArray[np.integer]) -> Floats:
 
 def read(path: Path, settings: Mapping[str, object]) -> Measured:
     """What a file has of architectures that were measured with these settings; maybe nothing."""
-    nothing = np.zeros(0, np.float32)
     try:
         with np.load(path) as file:
             if str(file["settings"]) == json.dumps(settings):
-                return Measured(file["error"], file["loss"])
+                return Measured(*(file[field] for field in Measured._fields))
     except FileNotFoundError:
         pass
-    return Measured(nothing, nothing)
+    return Measured(*(np.zeros(0, np.float32) for _ in Measured._fields))
 
 
 def write(path: Path, measured: Measured, settings: Mapping[str, object], **more: Any) -> None:

@@ -111,7 +111,7 @@ def test_every_architecture_is_measured(ranked):
             for step in range(3)
         ]
         np.testing.assert_allclose(found["loss"][i], np.mean(losses), rtol=1e-5)
-    assert json.loads(str(found["settings"])).keys() == {"search", "trained", "batches"}
+    assert json.loads(str(found["settings"])).keys() == {"search", "trained", "batches", "patterns"}
     assert not (ranked / "rank.json").exists()
 
 
@@ -212,28 +212,6 @@ def test_isomorphic_architectures_are_averaged(ranked, true):
     assert 0 < found["orders"]["error rate"]["kendall"]["value"] < 0.95
 
 
-def test_a_regression_on_architectures_that_were_trained(run, ranked, true, tmp_path, capsys):
-    """What was measured is itself the truth here, so that a regression that has it is close."""
-    few = tmp_path / "errors.csv"
-    few.write_text("\n".join(true.read_text().splitlines()[:13]) + "\n")
-    flags = [*FLAGS, "--trained", str(few)]
-    assert rank.main([str(run), *flags, "--truth", str(true)]) == 0
-    found, orders = read(run), json.loads((run / "rank.json").read_text())["orders"]
-    for name in ("error", "loss", "architectures"):
-        np.testing.assert_array_equal(found[name], read(ranked)[name])
-    assert found["regression"].shape == (36,) and np.isfinite(found["regression"]).all()
-    assert list(orders)[2:4] == ["regression", "regression without the search"]
-    assert orders["regression"]["kendall"]["value"] > 0.6
-    assert orders["regression"]["kendall"] != orders["regression without the search"]["kendall"]
-    assert rank.main([str(run), *flags, "--average-isomorphic"]) == 0
-    averaged = read(run)["regression"]
-    same = measuring.averaged(averaged, job_of(run).search.space.classes_of_isomorphism())
-    np.testing.assert_allclose(averaged, same, rtol=1e-5)
-    few.write_text("\n".join(true.read_text().splitlines()[:5]) + "\n")
-    assert rank.main([str(run), *flags]) == 2
-    assert "--trained must have at least 10 architectures, has 4" in capsys.readouterr().err
-
-
 def test_size_is_added_where_it_differs(run):
     """Here by hand: no parameters differ."""
     ranking = rank.prepare(rank.Rank((run,), batches=3, search_flags="--devices 1"), run)
@@ -254,6 +232,32 @@ def test_size_is_added_where_it_differs(run):
     np.testing.assert_allclose(
         orders["cross-entropy and size"], 2 * statistics.normal_scores(np.arange(36.0))
     )
+
+
+def test_activation_patterns_are_one_more_order(run):
+    config = rank.Rank((run,), batches=3, search_flags="--devices 1")
+    ranking = rank.prepare(config, run)
+    ranking = ranking._replace(config=dataclasses.replace(config, patterns=True))
+    loss, sizes, patterns = np.random.default_rng(0).normal(size=(3, 36))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "num_parameters", lambda *args: -sizes)
+        orders = rank.predictions(ranking, measuring.Measured(loss, loss, patterns))
+    np.testing.assert_array_equal(orders["activation patterns"], patterns)
+    np.testing.assert_allclose(
+        orders["cross-entropy, size and patterns"],
+        sum(map(statistics.normal_scores, (loss, sizes, patterns))),
+    )
+
+
+def test_what_has_patterns_need_not_be_measured_again_without(run, ranked, capsys):
+    """Nor is what has none taken for what has."""
+    settings = json.loads(str(read(ranked)["settings"])) | {"patterns": True}
+    measured = measuring.Measured(*3 * [np.arange(36.0)])
+    measuring.write(run / "predictions.npz", measured, settings)
+    assert rank.main([str(run), *FLAGS]) == 0
+    np.testing.assert_array_equal(read(run)["error"], np.arange(36.0))
+    assert rank.main([str(run), *FLAGS, "--patterns"]) == 2
+    assert "Listed has no method activation_kernel(), which this needs" in capsys.readouterr().err
 
 
 def test_averages_are_of_what_is_known():
@@ -296,6 +300,9 @@ class Linear(ImageSpace):
         pixel = images.reshape(len(images), -1)[:, architecture]
         return SimpleNamespace(logits=pixel[:, None] * params)
 
+    def activation_kernel(self, params, architecture, images):
+        return params * (1 + architecture) * jnp.eye(len(images))
+
 
 def test_where_there_are_logits_one_pass_gives_both():
     space, actions = Linear(), np.arange(8)[:, None]
@@ -303,8 +310,9 @@ def test_where_there_are_logits_one_pass_gives_both():
     split = images, np.array([[0, 1, 2, 0, 1], [2, 2, 0, -1, -1]], np.int32)
     params = np.array([[-1.0, 0.5, 1.0]], np.float32)
     found = jax.jit(measuring.measure, static_argnums=(0, 4, 5))(
-        space, params, jax.tree.map(jnp.asarray, split), actions, 2, 2
+        space, params, jax.tree.map(jnp.asarray, split), actions, 2, 2, jnp.float32(3)
     )
+    np.testing.assert_allclose(found.patterns, -5 * np.log(3 * (1 + np.arange(8.0))), rtol=1e-6)
     assert Linear.passes == 1  # traced once
     for i in (0, 5):
         wrong, loss = 0.0, 0.0
@@ -322,7 +330,7 @@ def test_where_there_are_logits_one_pass_gives_both():
         (["--batches", "0"], "--batches must be at least 1, got 0"),
         (["--batches", "99"], "--batches must be at most 6, all the validation batches, got 99"),
         (["--column", "x"], "--column needs --truth"),
-        (["--average-isomorphic"], "--average-isomorphic needs --truth or --trained"),
+        (["--average-isomorphic"], "--average-isomorphic needs --truth"),
         (["--truth", "nothing.csv"], "nothing.csv"),
         (["--search-flags=--devices 0"], "--devices must be at least 1, got 0"),
         (["--search-flags=--layers.width 7 --devices 1"], "width=6, not 7"),

@@ -49,6 +49,24 @@ def test_without_scales_and_biases_it_is_that_of_the_plain_network_too(float64):
     close(tuple(apply(EVEN, params, architecture, images)), expected)
 
 
+def test_images_agree_in_the_relus_of_the_plain_network(float64, monkeypatch):
+    """All that it passes, but for the second of each residual block."""
+    params, images, _ = draw(ODD, 1)
+    architecture, inputs, relu = architecture_of(ALIVE), [], jax.nn.relu
+    monkeypatch.setattr(jax.nn, "relu", lambda x: [inputs.append(np.asarray(x)), relu(x)][1])
+    by_hand(ODD, params, architecture, images)
+    monkeypatch.undo()
+    of_stage = ODD.cells * sum(OPERATIONS[i].startswith("nor_conv") for i in ALIVE)
+    assert len(inputs) == 3 * of_stage + 2 * 2 + 1
+    for inner in (2 * of_stage + 3, of_stage + 1):
+        del inputs[inner]
+    active = np.concatenate([x.reshape(BATCH, -1) > 0 for x in inputs], axis=1)
+    expected = (active[:, None] == active[None]).sum(-1)
+    kernel = jit(ODD.activation_kernel)(params, architecture, images)
+    np.testing.assert_array_equal(kernel, expected)
+    assert expected.min() < expected.max() == active.shape[1]
+
+
 def test_groups_are_a_matter_of_layout(float64):
     params, images, _ = draw(ODD, 3)
     architecture = architecture_of(ALIVE)

@@ -6,6 +6,7 @@ A pass runs the sampled operations alone: an edge is a branch on its operation
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -134,26 +135,64 @@ class Network(ImageSpace):
           key: unused; nothing is dropped.
         """
         del key
-        given: Params = statistics if statistics is not None else {}
+        return self._pass(params, architecture, images, statistics or {}, lambda x: ())[0]
+
+    def activation_kernel(
+        self, params: Params, architecture: Architecture, images: jax.Array
+    ) -> jax.Array:
+        r"""In how many ReLUs of the network two images agree, float [batch, batch].
+
+        .. math:: K_{ij} = \sum_r [x_{ri} > 0] [x_{rj} > 0] + [x_{ri} \le 0] [x_{rj} \le 0]
+
+        where :math:`x_{ri}` is what enters ReLU r of image i. Where an untrained network tells
+        images well apart, its determinant is large; by this, architectures can be ranked without
+        training (`Mellor et al., 2021 <https://arxiv.org/abs/2006.04647>`_, eq. 1). Here those two
+        ReLUs are left out that every network has within its residual blocks.
+
+        Args:
+          params: as :meth:`apply` has them.
+          architecture: the cell.
+          images: float [batch, height, width, channels].
+        """
+
+        def agreements(x):
+            signs = jnp.where(jnp.moveaxis(x, 0, -2) > 0, 1.0, -1.0).reshape(-1, len(images))
+            return (len(signs) + signs.T @ signs) / 2
+
+        return self._pass(params, architecture, images, {}, agreements)[1]
+
+    def _pass(
+        self,
+        params: Params,
+        architecture: Architecture,
+        images: jax.Array,
+        given: Params,
+        watch: Callable[[jax.Array], Any],
+    ) -> tuple[Output, Any]:
+        """The output, and the sum of what ``watch`` makes of the input of each ReLU."""
         new: Params = {"stages": [], "blocks": []}
         x, new["stem"] = _convolve(
             inward(images, self.groups), params["stem"], given.get("stem"), stride=1
         )
+        watched = []
         for stage, weights in enumerate(params["stages"]):
             if stage:
+                watched.append(watch(x))
                 seen = given["blocks"][stage - 1] if given else {}
                 x, stats = _halve(x, params["blocks"][stage - 1], seen)
                 new["blocks"].append(stats)
 
             def cell(x, inputs):
-                return _cell(x, architecture.operations, *inputs)
+                return _cell(x, architecture.operations, inputs, watch)
 
             seen = given["stages"][stage] if given else None
-            x, stats = jax.lax.scan(cell, x, (weights, seen))
+            x, (stats, of_cells) = jax.lax.scan(cell, x, (weights, seen))
             new["stages"].append(stats)
+            watched.append(jax.tree.map(lambda leaf: leaf.sum(0), of_cells))
         x, new["norm"] = batch_norm(x, params["norm"], given.get("norm"))
+        watched.append(watch(x))
         pooled = jax.nn.relu(x).mean((HEIGHT, WIDTH))
-        return Output(classify(pooled, params["classifier"]), new)
+        return Output(classify(pooled, params["classifier"]), new), _sum(watched)
 
     def init_statistics(self) -> Params:
         """Statistics of nothing yet: means 0 and variances 1."""
@@ -198,15 +237,32 @@ def _norm(channels, lead=()):
 # --- Layers ---------------------------------------------------------------------------------------
 
 
-def _cell(x, operations, weights, given):
-    """A cell: its last node, and the statistics of each edge, [edges, 2, channels]."""
+def _cell(x, operations, inputs, watch):
+    """A cell's last node; the statistics of each edge, [edges, 2, channels]; the sum watched.
+
+    ``inputs`` are its weights, and the statistics given, if any.
+    """
     nodes, statistics = {0: x}, []
     for edge, (source, node) in enumerate(EDGES):
-        own, seen = jax.tree.map(lambda leaf, edge=edge: leaf[edge], (weights, given))
+        own, seen = jax.tree.map(lambda leaf, edge=edge: leaf[edge], inputs)
         y, new = run_one(BRANCHES, operations[edge], nodes[source], own, seen)
         nodes[node] = nodes[node] + y if node in nodes else y
         statistics.append(new)
-    return nodes[NODES - 1], jnp.stack(statistics)
+    watched = [
+        jax.tree.map(lambda leaf, node=node: _relus(operations, node) * leaf, watch(nodes[node]))
+        for node in range(NODES - 1)
+    ]
+    return nodes[NODES - 1], (jnp.stack(statistics), _sum(watched))
+
+
+def _relus(operations, node):
+    """How many ReLUs a node's image enters: as many as convolutions lead out of it."""
+    convolves = [operations == OPERATIONS.index(name) for name in CONVOLUTIONS]
+    return (sum(convolves) * np.array([source == node for source, _ in EDGES])).sum()
+
+
+def _sum(trees):
+    return jax.tree.map(lambda *leaves: sum(leaves), *trees)
 
 
 def _convolve(x, params, given, stride):

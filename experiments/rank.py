@@ -10,8 +10,8 @@ know nothing. The truth is for judging a search. Nothing is chosen by it. A sear
 and not for long, which is least enough for the large ones; so one more order is by cross-entropy
 and size: the sum of the places in both, as normal scores.
 
-With --patterns, one more is by the activation patterns of the untrained network, and one by the sum
-of all three.
+With --patterns, one more is by the activation patterns of the untrained network, one by the sum of
+all three, and one by that of size and patterns, without the search.
 
 Given several searches, which share nothing but the space, ranks by each, and by the mean of their
 predictions, which goes to --out.
@@ -45,7 +45,7 @@ from wpl_jax import figures
 from wpl_jax.checkpoint import fingerprint_in
 
 CHUNK = 125  # architectures in a call, after which they are kept
-PATTERNS = "activation patterns"
+PATTERNS, WITHOUT = "activation patterns", "size and patterns"  # which know nothing of a search
 
 # Statistics by their names in rank.json: heading.
 COLUMNS = {
@@ -268,6 +268,7 @@ def predictions(ranking: Ranking, measured: Measured) -> dict[str, Floats]:
         sums["cross-entropy and size"] = scores["cross-entropy"] + scores["size"]
     if len(scores) == 3:
         sums["cross-entropy, size and patterns"] = sum(scores.values())
+        baseline[WITHOUT] = scores["size"] + scores["patterns"]
     # The baselines are averaged too, so that no order has an advantage.
     orders = of_search | sums | baseline
     return {name: average(ranking, errors) for name, errors in orders.items()}
@@ -326,7 +327,7 @@ def judge(ranking: Ranking, accuracy: Floats, predicted: Mapping[str, Floats]) -
     }
     records.write_json(ranking.out / "rank.json", summary | ranking.settings | records.provenance())
     buffer = io.BytesIO()
-    knows_nothing = {PATTERNS, *baselines.NAMES}
+    knows_nothing = {PATTERNS, WITHOUT, *baselines.NAMES}
     shown = {name: errors for name, errors in orders.items() if name not in knows_nothing}
     figures.predicted_against_true(shown, accuracy[known]).savefig(buffer, format="png", dpi=150)
     records.write_atomically(ranking.out / "rank.png", buffer.getvalue())

@@ -3,6 +3,7 @@
 Measures every architecture of the space on the shared parameters of a search, on the first
 validation batches, and writes predictions.npz to the search's folder. The search may be finished or
 interrupted, but must not be running. If interrupted itself, the same command goes on from there.
+The space must list its architectures, as nas_bench_201 does (docs/your_space.md).
 
 With --truth, a file of accuracies after full training, also writes rank.json and rank.png there:
 how well the order by error rate and that by cross-entropy agree with the truth, beside orders that
@@ -67,13 +68,13 @@ class Rank:
     batches: int = 10
     """Validation batches, the first ones, that every architecture is measured on."""
     untrained: bool = False
-    """Measure the parameters that the search began with; the files go to RUN/untrained."""
+    """Measure the parameters that the search began with; the files go to its folder's untrained."""
     truth: Path | None = None
     """A CSV file: a column architecture, and one that ends in _accuracy (%) or _error_rate."""
     column: str | None = None
     """Which accuracy of the truth, if there are several."""
     out: Path | None = None
-    """Folder of the ranking by the mean of several searches."""
+    """Folder of the ranking by the mean, needed where several searches are given."""
     patterns: bool = False
     """Also order by how well the untrained network tells images apart (Mellor et al., 2021)."""
     average_isomorphic: bool = False

@@ -16,7 +16,7 @@ class Grid:
     """rnn: recurrent cells. micro_cnn: cells for images. nas_bench_201: cells for images that are \
 all published. module:Class: a task of your own."""
     preset: str = "smoke"
-    """Of all searches. smoke: embedded data, seconds. cpu: real data. paper: for a GPU."""
+    """Of all searches. smoke: embedded data, minutes. cpu: real data. paper: for a GPU."""
     data_dir: Path | None = None
     """Folder of the data: their own default if not given."""
     search_flags: str = ""

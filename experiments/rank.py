@@ -113,6 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError("give the folder of a search, or of several")
         if (len(config.runs) > 1) != (config.out is not None):
             raise ValueError("several searches need --out, and one does not take it")
+        if config.out is not None and config.out.resolve() in {r.resolve() for r in config.runs}:
+            raise ValueError(f"--out must not be one of the searches, got {config.out}")
         rankings = [prepare(config, folder) for folder in config.runs]
         together = None if config.out is None else combined(rankings, config.out)
     except (ValueError, OSError, ImportError) as error:
@@ -258,6 +260,11 @@ def predictions(ranking: Ranking, measured: Measured) -> dict[str, Floats]:
     baseline = baselines.errors(space, ranking.actions, ranking.names)
     if ranking.config.patterns:
         baseline |= {PATTERNS: measured.patterns}
+        if not np.isfinite(measured.patterns).any():
+            processes.say(
+                "rank: no activation patterns differ: two images of the first validation batch may "
+                "be the same"
+            )
     places = {
         "cross-entropy": average(ranking, measured.loss),
         "size": baseline.get(baselines.SIZE),

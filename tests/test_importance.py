@@ -59,6 +59,27 @@ def written_out(params, batch, weights=None):
     return jax.tree.map(lambda t: t / weights.sum(), total)
 
 
+def test_a_path_in_a_narrow_dtype_is_that_of_the_stored_weights():
+    """In one program, which may leave out that they are rounded between its steps."""
+    tx, params = wpl_jax.synaptic_intelligence(optax.sgd(0.0123)), jnp.linspace(1, 2, 7)
+
+    def steps(state, params):
+        for _ in range(4):
+            updates, state = tx.update(jnp.ones(7, jnp.bfloat16), state, params)
+            params = optax.apply_updates(params, updates)
+        return state, params
+
+    start = params.astype(jnp.bfloat16)
+    state, end = jax.jit(steps)(tx.init(start), start)
+    moved = start.astype(float) - end.astype(float)
+    np.testing.assert_allclose(state.path_integral, moved, rtol=1e-6)
+
+    small = jnp.array([5e-5], jnp.float16)  # which is no normal number of that dtype
+    tx = wpl_jax.synaptic_intelligence(optax.sgd(0.0))
+    _, state = tx.update(jnp.ones(1, jnp.float16), tx.init(small), small)
+    assert state.path_integral == 0
+
+
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("size", [None, 1, 5, 16, 100])
 def test_mas_is_the_mean_absolute_gradient_of_single_examples(size, jit):

@@ -334,11 +334,13 @@ def _add_step(path_integral, gradient, update, param):
 
 def _movement(start, end):
     """From start to end, both as they are stored, and the difference in float32 or wider."""
-    start, end = jnp.asarray(start), jnp.asarray(end)
-    after = widen(end)
-    if jnp.issubdtype(end.dtype, jnp.floating):
-        after = rounded(after, end.dtype)
-    return after - widen(start)
+
+    def stored(x):
+        x = jnp.asarray(x)
+        wide = widen(x)
+        return rounded(wide, x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else wide
+
+    return stored(end) - stored(start)
 
 
 def _check_outermost(opt_state, path):

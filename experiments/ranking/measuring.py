@@ -1,6 +1,7 @@
 """All architectures of a space, measured on the shared parameters of a search."""
 
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from experiments.running import records
+from experiments.running import processes, records
 from wpl_jax.search import evaluation
 from wpl_jax.spaces import Space, StoredSpace
 from wpl_jax.spaces.images import ImageSpace, cross_entropy, misclassified
@@ -94,7 +95,7 @@ def names(space: StoredSpace, actions: npt.NDArray[np.integer]) -> list[str]:
 
 
 def averaged(values: Floats, classes: npt.NDArray[np.integer]) -> Floats:
-    """Values, float [n], each the mean of those of its class that are not NaN."""
+    """Values, float [n], each the mean of those of its class that are finite."""
     there = np.isfinite(values)
     _, place = np.unique(classes, return_inverse=True)
     total = np.bincount(place, np.where(there, values, 0))
@@ -108,11 +109,14 @@ def averaged(values: Floats, classes: npt.NDArray[np.integer]) -> Floats:
 def read(path: Path, settings: Mapping[str, object]) -> Measured:
     """What a file has of architectures that were measured with these settings; maybe nothing."""
     try:
-        with np.load(path) as file:
+        # np.load leaves some damaged files open, if it is left to open them.
+        with path.open("rb") as opened, np.load(opened) as file:
             if str(file["settings"]) == json.dumps(settings):
                 return Measured(*(file[field] for field in Measured._fields))
     except FileNotFoundError:
         pass
+    except (zipfile.BadZipFile, EOFError, ValueError, KeyError) as error:
+        processes.say(f"{path} is damaged ({error!r}): what it had is measured again")
     return Measured(*(np.zeros(0, np.float32) for _ in Measured._fields))
 
 

@@ -31,7 +31,7 @@ class InSpace:
     """rnn: recurrent cells. micro_cnn: cells for images. nas_bench_201: cells for images that are \
 all published. module:Class: a task of your own."""
     preset: str = "paper"
-    """smoke: embedded data, a minute. cpu: real data, minutes. paper: published sizes, for a GPU."""
+    """smoke: embedded data, minutes. cpu: real data, minutes. paper: full sizes, for a GPU."""
     out: Path | None = None
     """Folder of the results; one in results, named by the settings, if not given."""
     seed: int = 0

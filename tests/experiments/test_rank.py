@@ -125,6 +125,10 @@ def test_several_searches_are_ranked_by_their_mean(ranked, run, tmp_path, capsys
         np.testing.assert_array_equal(read(both)[name], mean)
     assert rank.main([str(ranked), str(run), *FLAGS]) == 2
     assert "several searches need --out" in capsys.readouterr().err
+    before = (run / "predictions.npz").read_bytes()
+    assert rank.main([str(ranked), str(run), *FLAGS, "--out", str(run)]) == 2
+    assert "--out must not be one of the searches" in capsys.readouterr().err
+    assert (run / "predictions.npz").read_bytes() == before
     assert rank.main([str(ranked), *FLAGS, "--out", str(both)]) == 2
 
 
@@ -258,6 +262,14 @@ def test_what_has_patterns_need_not_be_measured_again_without(run, ranked, capsy
     np.testing.assert_array_equal(read(run)["error"], np.arange(36.0))
     assert rank.main([str(run), *FLAGS, "--patterns"]) == 2
     assert "Listed has no method activation_kernel(), which this needs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", [b"", b"text", b"PK\3\4 cut off"])
+def test_what_is_damaged_is_measured_again(run, ranked, damage, capsys):
+    (run / "predictions.npz").write_bytes(damage)
+    assert rank.main([str(run), *FLAGS]) == 0
+    assert "predictions.npz is damaged" in capsys.readouterr().err
+    np.testing.assert_array_equal(read(run)["error"], read(ranked)["error"])
 
 
 def test_averages_are_of_what_is_known():

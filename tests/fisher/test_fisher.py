@@ -485,6 +485,8 @@ def test_refuses_microbatch_sizes_below_one(estimator, size):
 def test_refuses_no_memory(estimator):
     with pytest.raises(ValueError, match="max_bytes must be at least 1, got 0"):
         estimator(lambda params, example: params, max_bytes=0)
+    with pytest.raises(ValueError, match="max_bytes must be at least 1, got 0"):
+        wpl_jax.explain(lambda params, example: params, jnp.ones(2), jnp.ones(3), max_bytes=0)
 
 
 @estimators

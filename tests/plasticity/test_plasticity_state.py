@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 import wpl_jax
+from wpl_jax.plasticity.term import rounded
 
 PARAMS = {"trunk": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}, "head": jnp.ones((3, 4))}
 FISHER = jax.tree.map(lambda p: 2.0 + jnp.arange(p.size, dtype=float).reshape(p.shape), PARAMS)
@@ -185,6 +186,26 @@ def test_a_narrow_mean_anchor_moves_by_less_than_its_precision():
     state, _ = jax.lax.scan(add, state, length=1000)
     assert state.anchor.dtype == jnp.bfloat16
     assert 1.45 < np.asarray(state.anchor, np.float64).mean() < 1.55  # half of the weight is new
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_rounding_is_that_of_a_cast(dtype):
+    """Below the normal numbers, between them, at the ends, and with the derivative of a number."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=3000) * 2.0 ** rng.integers(-40, 40, size=3000)
+    x = np.float32([*x, 0, -0.0, 6e-8, 3e-8, 2.9e-8, 65519, 65520, np.inf, -np.inf, np.nan])
+    with np.errstate(over="ignore"):
+        expected = x.astype(dtype).astype(np.float32)
+    np.testing.assert_array_equal(jax.jit(lambda x: rounded(x, dtype))(x), expected)
+    grads = jax.grad(lambda x: 1e-6 * rounded(x, dtype).sum())(x[:3000])
+    np.testing.assert_array_equal(grads, np.full(3000, np.float32(1e-6)))
+
+
+def test_a_small_fisher_in_float16_keeps_its_size():
+    params = jnp.ones(1000)
+    state = wpl_jax.add_plasticity(1.0, fisher_dtype=jnp.float16).init(params)
+    state = wpl_jax.consolidate(state, params, jnp.full(1000, 1e-5))
+    assert 0.99e-5 < np.asarray(state.fisher, np.float64).mean() < 1.01e-5
 
 
 def test_what_a_narrow_dtype_holds_is_not_rounded():

@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wpl_jax.fisher.averaging import PerExample, bound_of, check_output, checked_inputs
+from wpl_jax.fisher.averaging import (
+    PerExample,
+    bound_of,
+    check_output,
+    check_sizes,
+    checked_inputs,
+)
 from wpl_jax.fisher.estimators import empirical_fisher
 from wpl_jax.fisher.plan import Plan
 from wpl_jax.fisher.program import wide_dtype
@@ -89,6 +95,7 @@ def explain(
     )
     check = functools.partial(check_output, "fn", None)
     fn = functools.partial(of_parts, rest)
+    check_sizes(None, max_bytes)
     bound = bound_of(max_bytes).half()
     return Explanation(Plan.of(fn, params, batch, bound.on_cpu, check).routes())
 

@@ -95,18 +95,6 @@ def importance(fisher: jax.Array) -> jax.Array:
     return to_device(fisher).astype(jnp.promote_types(fisher.dtype, jnp.float32))
 
 
-def rounded(x: jax.Array, dtype: Any) -> jax.Array:
-    """The numbers that ``dtype`` has nearest to ``x``, in the wider dtype of ``x``.
-
-    That they are rounded is certain. A cast to 16 bits and back is not: a compiled program may
-    leave both out, and on GPUs does.
-    """
-    info = jnp.finfo(dtype)
-    if info.bits != 16:  # nor are there infinities in all formats of 8 bits
-        return x.astype(dtype).astype(x.dtype)
-    return jax.lax.reduce_precision(x, info.nexp, info.nmant)
-
-
 def differentiated_as(formula: Callable) -> Callable[[Callable], Callable]:
     """Give a function the derivatives of ``formula``, which it computes with exceptions.
 
@@ -124,6 +112,27 @@ def differentiated_as(formula: Callable) -> Callable[[Callable], Callable]:
         return function
 
     return decorate
+
+
+def rounded(x: jax.Array, dtype: Any) -> jax.Array:
+    """The numbers that ``dtype`` has nearest to ``x``, in the wider dtype of ``x``.
+
+    That they are rounded is certain. A cast to 16 bits and back is not: a compiled program may
+    leave both out, and on GPUs does. The derivative is that of ``x``.
+    """
+    info, wide = jnp.finfo(dtype), jnp.finfo(x.dtype)
+    if info.bits != 16:  # nor are there infinities in all formats of 8 bits
+        return x.astype(dtype).astype(x.dtype)
+
+    @differentiated_as(lambda x: x)
+    def nearest(x):
+        normal = jax.lax.reduce_precision(x, info.nexp, info.nmant)
+        if info.nexp == wide.nexp:
+            return normal
+        gap = float(info.smallest_subnormal)  # below the normal numbers, which is all that it keeps
+        return jnp.where(jnp.abs(x) < info.smallest_normal, jnp.round(x / gap) * gap, normal)
+
+    return nearest(x)
 
 
 def capped(value: jax.typing.ArrayLike) -> jax.typing.ArrayLike:

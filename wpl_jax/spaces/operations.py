@@ -161,10 +161,15 @@ def _pointwise_backward(
 ) -> tuple[jax.Array, jax.Array]:
     """As JAX has it, but for the order of operands, which spares copies of the images."""
     x, kernel = saved
-    return _product(cotangent, kernel.T), _product_gradient(x, cotangent)
+    return _of_dtypes((_product(cotangent, kernel.T), _product_gradient(x, cotangent)), saved)
 
 
 pointwise.defvjp(_pointwise_forward, _pointwise_backward)
+
+
+def _of_dtypes(grads, primals):
+    """Gradients in the dtypes of what they belong to, which may be a mixture."""
+    return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, primals)
 
 
 def _for_rows(kernel, x):
@@ -218,7 +223,8 @@ def _convolution_3x3_backward(saved, cotangent):
     columns = jnp.concatenate(moved, axis=CHANNELS)
     above, middle, below = jnp.split(_product(columns, _matrix(kernel).T), 3, axis=CHANNELS)
     grad = _moved(above, HEIGHT, -1) + middle + _moved(below, HEIGHT, 1)
-    return grad, _product_gradient(rows, columns).reshape(kernel.shape)
+    grads = grad, _product_gradient(rows, columns).reshape(kernel.shape)
+    return _of_dtypes(grads, (rows, kernel))
 
 
 _convolution_3x3.defvjp(_convolution_3x3_forward, _convolution_3x3_backward)
@@ -273,7 +279,7 @@ def _depthwise_backward(saved, cotangent):
     ]
     places = jnp.stack([jnp.eye(width + size - 1, width, -j) for j in range(size)])
     grad = jnp.einsum("icvw,jvw->cij", jnp.stack(rows), places.astype(x.dtype))
-    return depthwise(cotangent, kernel[:, ::-1, ::-1]), grad
+    return _of_dtypes((depthwise(cotangent, kernel[:, ::-1, ::-1]), grad), saved)
 
 
 depthwise.defvjp(_depthwise_forward, _depthwise_backward)

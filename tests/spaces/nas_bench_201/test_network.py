@@ -67,6 +67,16 @@ def test_images_agree_in_the_relus_of_the_plain_network(float64, monkeypatch):
     assert expected.min() < expected.max() == active.shape[1]
 
 
+def test_parameters_may_be_narrower_than_images():
+    params, images, labels = draw(EVEN, 4, np.float32)
+    narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    batch = architecture_of((0, 3, 2, 4, 3, 1)), (images, labels)
+    (actual, _), grads = loss_and_grads(EVEN, narrow, *batch)
+    expected, _ = loss_and_grads(EVEN, params, *batch)
+    np.testing.assert_allclose(actual, expected[0], rtol=0.05)
+    chex.assert_trees_all_equal_shapes_and_dtypes(grads, narrow)
+
+
 def test_groups_are_a_matter_of_layout(float64):
     params, images, _ = draw(ODD, 3)
     architecture = architecture_of(ALIVE)

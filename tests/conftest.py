@@ -43,6 +43,13 @@ jax.config.update("jax_cpu_enable_async_dispatch", False)
 gc.set_threshold(100_000, 50, 100)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what needs more devices than there are: on CPUs there are 8, but few have 8 GPUs."""
+    marker = item.get_closest_marker("devices")
+    if marker and jax.device_count() < marker.args[0]:
+        pytest.skip(f"needs {marker.args[0]} devices, there are {jax.device_count()}")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def programs_of_a_module() -> Iterator[None]:
     """Forgets them after it: a worker would grow to many gigabytes."""

@@ -72,6 +72,7 @@ def test_shapes_are_enough_to_restore(tmp_path):
         assert_same(checkpoints.restore(jax.eval_shape(lambda: state)), state)
 
 
+@pytest.mark.devices(8)
 def test_arrays_return_to_their_devices(tmp_path):
     mesh = jax.make_mesh((8,), ("x",), (jax.sharding.AxisType.Auto,))
     spread = jax.NamedSharding(mesh, jax.P("x"))

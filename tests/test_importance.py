@@ -151,6 +151,7 @@ def test_mas_under_vmap():
     assert_close(second, written_out(jax.tree.map(lambda x: 2 * x, PARAMS), BATCH), rtol=1e-4)
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("axis_type", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
 def test_mas_of_a_batch_on_eight_devices(axis_type):
     over = mesh(axis_type)
@@ -163,6 +164,7 @@ def test_mas_of_a_batch_on_eight_devices(axis_type):
     assert_close(jax.device_get(sharded), written_out(PARAMS, BATCH))
 
 
+@pytest.mark.devices(8)
 def test_mas_in_shard_map_is_that_of_a_devices_own_examples():
     importance = wpl_jax.mas_importance(output)
 
@@ -604,6 +606,7 @@ def test_an_ensemble_by_vmap():
     np.testing.assert_allclose(importance["w"][1], expected["w"], rtol=1e-5)
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("axis_type", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
 def test_parameters_on_eight_devices_have_paths_there(axis_type):
     tx = wpl_jax.synaptic_intelligence(optax.sgd(0.1))

@@ -229,6 +229,7 @@ def test_complex_parameters():
         wpl_jax.merge(models, [1.0, models[1]])
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("jit", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_stays_where_the_parameters_are(axis_type, jit):

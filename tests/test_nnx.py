@@ -161,6 +161,7 @@ def test_over_a_loader_and_explained():
     assert "squared operands" in str(wpl_jax.explain(loss, model, BATCH))
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_on_a_mesh(axis_type):
     """What is not a parameter is closed over, and lies on the mesh as well."""

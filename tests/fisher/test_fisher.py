@@ -348,6 +348,7 @@ def test_works_under_vmap(estimator):
     assert not np.allclose(fishers[0], fishers[1], rtol=0.01)
 
 
+@pytest.mark.devices(8)
 @estimators
 def test_a_batch_may_be_sharded(estimator):
     params, logits, batch = softmax_regression(n=16)

@@ -778,6 +778,7 @@ def check_on_devices(found, loss, weights=None):
     assert np.all(off <= TOLERANCES["float32"][0]), off
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("options", [{}, {"max_bytes": 1}, {"microbatch_size": 1}], ids=str)
 @pytest.mark.parametrize("varying", [False, True], ids=["", "varying"])
 @pytest.mark.parametrize("loss", [*ON_DEVICES, tied], **named)
@@ -795,6 +796,7 @@ def test_in_shard_map(loss, varying, options):
     check_on_devices(jit(fisher)(params, batch), loss)
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("options", [{}, {"microbatch_size": 1}], ids=str)
 def test_in_shard_map_over_a_split_model(options):
     """Each device has some columns and rows of the weights, and some examples."""
@@ -820,6 +822,7 @@ def test_in_shard_map_over_a_split_model(options):
         np.testing.assert_allclose(found[name], wanted[name], atol=2e-5 * wanted[name].max())
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("manual", [("data",), ("data", "model")], ids=str)
 def test_in_shard_map_of_keys_and_of_some_axes(manual):
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
@@ -839,6 +842,7 @@ def test_in_shard_map_of_keys_and_of_some_axes(manual):
     np.testing.assert_allclose(jit(fisher)(params, batch)["w"], wanted, atol=2e-5 * wanted.max())
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
 @pytest.mark.parametrize("with_mesh_set", [False, True], ids=["", "set_mesh"])
 @pytest.mark.parametrize("loss", ON_DEVICES, **named)

@@ -379,6 +379,7 @@ def test_works_under_scan_and_vmap():
         assert_close(fisher, whole(params, examples()))
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("split_params", [False, True])
 def test_batches_may_be_split_over_devices(split_params):
     """And the parameters too; compiled once, and the Fisher is where they are."""

@@ -6,6 +6,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 from contract import (
     ANCHOR,
     BATCH,
@@ -46,6 +47,7 @@ LAYOUTS = {name: (*mesh, jax.jit) for name, mesh in MESHES.items()} | {
 }
 
 
+@pytest.mark.devices(8)
 @plain_rows
 @over("layout", LAYOUTS)
 def test_on_many_devices_all_is_as_on_one(row, layout):
@@ -112,6 +114,7 @@ MAPS = {
 }
 
 
+@pytest.mark.devices(8)
 @plain_rows
 @over("mapped", MAPS)
 def test_mapped_over_devices_replicated_states_stay_equal(row, mapped):
@@ -133,6 +136,7 @@ def test_mapped_over_devices_replicated_states_stay_equal(row, mapped):
     assert_close(member(results, 0), jax.device_get(expected))
 
 
+@pytest.mark.devices(8)
 @plain_rows
 def test_an_ensemble_is_its_members(row):
     """A state that is stacked, or replicated for pmap: each model has its own norm and counts."""
@@ -166,6 +170,7 @@ def test_an_ensemble_is_its_members(row):
             assert_close(member(jax.device_get(result), i), expected)
 
 
+@pytest.mark.devices(8)
 @plain_rows
 def test_a_model_on_each_device_trains_in_a_scan(row):
     """Inside shard_map with checks, where what differs between devices has a type of its own."""

@@ -290,6 +290,7 @@ def kinds(opt_state):
     return {leaf.sharding.memory_kind for leaf in leaves}
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("jit", [lambda f: f, jax.jit], ids=["eager", "jit"])
 @pytest.mark.parametrize("split", [False, True], ids=["", "split over devices"])
 @pytest.mark.parametrize("learning_rate", [None, 0.1])

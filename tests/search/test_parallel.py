@@ -18,6 +18,8 @@ from wpl_jax.search.parallel import everywhere, split_batches
 from wpl_jax.spaces.micro_cnn import MicroCNN
 from wpl_jax.spaces.rnn import RNN
 
+pytestmark = pytest.mark.devices(8)
+
 BATCH = 56  # no other axis is as long, nor 8 of an eighth of it beside each other
 TOLERANCE = 1e-5  # a hundred roundings: sums are taken in another order
 

@@ -17,6 +17,8 @@ from experiments.spaces import Task
 from experiments.spaces.settings import PLACES, SearchRun
 from experiments.spaces.sgd import SGDSearch
 
+HOLDING = ("wpl", "l2")  # the methods that hold nothing yet in a warm-up
+
 # Settings that do not say what data are read, whatever else a space's settings have.
 NO_DATA = {field.name for field in dataclasses.fields(SGDSearch)}
 
@@ -36,6 +38,12 @@ class Plan(NamedTuple):
     def task(self) -> Task:
         return spaces.find(self.config.space)
 
+    @property
+    def warmup(self) -> int:
+        """The first epochs, which count in no arm: the longest in which one does not hold yet."""
+        of_all = [s for of_arm in self.settings.values() for s in of_arm]
+        return max((s.warmup_epochs for s in of_all if s.method in HOLDING), default=0)
+
 
 class Searched(NamedTuple):
     """A search that has finished."""
@@ -43,10 +51,6 @@ class Searched(NamedTuple):
     metrics: Mapping[str, np.ndarray]  # shape=(epochs,), NaN where there was nothing to measure
     summary: Mapping[str, Any]
     probes: Mapping[str, np.ndarray] | None = None  # as experiments.ranking.probes.read
-
-    def after_warmup(self, name: str) -> np.ndarray:
-        """A metric of the epochs that follow the warm-up."""
-        return self.metrics[name][self.summary["configuration"]["warmup_epochs"] :]
 
 
 class Results(NamedTuple):
@@ -106,6 +110,11 @@ def plan_of(config: Grid) -> Plan:
         out=folder,
         runs=config.runs or folder.with_name(f"{folder.name}_runs"),
     )
+    fewest = min(settings.epochs for of_arm in plan.settings.values() for settings in of_arm)
+    if fewest <= plan.warmup:
+        raise ValueError(
+            f"--epochs must be more than the {plan.warmup} of the warm-up, got {fewest}"
+        )
     if plan.accuracies:
         check_ranking(plan)
     return plan
@@ -125,11 +134,6 @@ def settings_of(config: Grid, arms: Sequence[Arm]) -> dict[str, list[SearchRun]]
         settings = search.parse([*common, *arm.all_flags(candidate)])
         if settings.space != config.space:
             raise ValueError(f"--space must be that of all, {config.space}, got {settings.space}")
-        if settings.epochs <= settings.warmup_epochs:
-            raise ValueError(
-                f"--epochs must be more than the {settings.warmup_epochs} of the warm-up, got "
-                f"{settings.epochs}"
-            )
         values = vars(settings).items()
         data = repr([v for v in values if v[0] not in {*NO_DATA, settings.space_field}])
         if data not in corpora:

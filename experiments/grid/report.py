@@ -52,7 +52,7 @@ def terminal(grid: Saved) -> Table:
     measures = [grid.measure("after_warmup", n) for n in ("err2_mean", "forgetting_mean")]
     measures += [grid.of_ranking(order, "kendall") for order in grid.orders]
     headings = [m.heading for m in measures[:2]] + [f"τ by {order}" for order in grid.orders]
-    view = Table(title="After the warm-up; means over seeds", box=box.SIMPLE, pad_edge=False)
+    view = Table(title="Means over epochs and seeds", box=box.SIMPLE, pad_edge=False)
     view.add_column("")
     for heading in headings:
         view.add_column(heading, justify="right")
@@ -86,7 +86,7 @@ def page(grid: Saved, drawn: Sequence[str]) -> str:
         "the mean of all, in the mean of the 5 with the lowest err1 (some of which are among them "
         "by chance, so that part of their rise is a return to the mean), and the maximum. *τ "
         "within the epoch* is Kendall's τ between the orders by err1 and by err2. All are means "
-        "over the epochs after the warm-up, but for those of the last epoch.",
+        "over " + epochs_that_count(grid) + ", but for those of the last epoch.",
         images(drawn, "map_forgetting", "map_err2", "map_tau", "seeds_forgetting", "seeds_err2"),
         images(drawn, "forgetting"),
         in_the_curves(grid),
@@ -202,10 +202,17 @@ def what_was_run(grid: Saved) -> str:
         f"Searches on {summary['task']['source']}, with the flags "
         f"`{summary['configuration']['common_flags']}` and those of the arm, and {seeds(grid)}. "
         f"A search has {span(grid, 'epochs')} epochs of {span(grid, 'architectures')} "
-        f"architectures, each of which is trained on {span(grid, 'batches')} batches. Epochs of "
-        f"warm-up, in which nothing is held yet: {span(grid, 'warmup_epochs')}.{varied}\n\n"
-        + markdown(["arm", "flags"], rows, left=2)
+        f"architectures, each of which is trained on {span(grid, 'batches')} batches. Means are "
+        f"over {epochs_that_count(grid)}.{varied}\n\n" + markdown(["arm", "flags"], rows, left=2)
     )
+
+
+def epochs_that_count(grid: Saved) -> str:
+    """In words: all, or those after the warm-up, which is the same for all arms."""
+    warmup = max(arm["warmup_epochs"] for arm in grid.arms)
+    if not warmup:
+        return "all epochs"
+    return f"the epochs after a warm-up of {warmup}, in which an arm may not hold anything yet"
 
 
 def span(grid: Saved, name: str) -> str:

@@ -76,7 +76,7 @@ def of_arm(plan: Plan, results: Results, arm: Arm, numbers: Mapping[str, dict]) 
         ],
         "chosen": chosen,
         "epochs": settings.epochs,
-        "warmup_epochs": settings.warmup_epochs,
+        "warmup_epochs": plan.warmup,
         "architectures": settings.search.architectures,
         "batches": settings.search.batches,
         "runs": sum(map(bool, results.searches[arm.name])),
@@ -96,8 +96,9 @@ def trial_errors(results: Results, arm: Arm, candidate: int) -> list[float | Non
 def by_seed(plan: Plan, results: Results, arm: Arm) -> dict[str, Array]:
     """By name, what each seed came to; NaN for one that failed."""
     found, rankings = results.searches[arm.name], results.rankings[arm.name]
+    late = slice(plan.warmup, None)
     values = {
-        **{f"after_warmup/{n}": [s and mean(s.after_warmup(n)) for s in found] for n in METRICS},
+        **{f"after_warmup/{n}": [s and mean(s.metrics[n][late]) for s in found] for n in METRICS},
         **{f"last_epoch/{n}": [s and s.metrics[n][-1] for s in found] for n in METRICS},
         "seconds": [s and s.summary["seconds"] for s in found],
     }

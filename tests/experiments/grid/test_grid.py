@@ -193,6 +193,26 @@ def test_each_arm_has_its_own_best_flags(compared):
     assert stored["configuration"]["strength"] == 10
 
 
+@pytest.mark.parametrize(
+    ("second", "warmup"),
+    [("--method none --learning-rate 2", 0), ("--method wpl --warmup-epochs 1", 1)],
+)
+def test_the_epochs_that_count_are_those_in_which_every_arm_holds(
+    second, warmup, tmp_path, monkeypatch
+):
+    """In all arms the same; all, where none holds anything, whatever its warm-up."""
+    arms = ["--seeds", "3", "--arms", "a: --method none --warmup-epochs 5", f"b: {second}"]
+    assert run(tmp_path, monkeypatch, Runs(), *arms) == 0
+    for arm in summary_in(tmp_path)["arms"]:
+        log = (tmp_path / f"runs/search/{arm['name']}_1/metrics.jsonl").read_text().splitlines()
+        errors = [json.loads(line)["err2_mean"] for line in log]
+        assert len(errors) == EPOCHS and len(set(errors)) > 1
+        mean = arm["numbers"]["after_warmup/err2_mean"]["seeds"][1]
+        np.testing.assert_allclose(mean, np.mean(errors[warmup:]))
+    said = "after a warm-up of 1, in" if warmup else "Means are over all epochs."
+    assert said in page_in(tmp_path)
+
+
 def test_the_numbers_are_those_computed_by_hand(compared):
     plain, wpl, l2 = summary_in(compared[0])["arms"]
     assert plain["numbers"]["after_warmup/forgetting_best5"]["seeds"] == [20, 24, 28]

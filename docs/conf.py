@@ -37,6 +37,7 @@ PAGES = {
     "experiments/results/two_models/mnist/report.md": "reports/two_models.md",
     "experiments/results/search_rnn/report.md": "reports/search_rnn.md",
     "experiments/results/search_cnn/report.md": "reports/search_cnn.md",
+    "experiments/results/nas_bench_201/map/report.md": "reports/nas_bench_201_map.md",
     "experiments/results/importances/report.md": "importances.md",
 }
 

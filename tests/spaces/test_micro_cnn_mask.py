@@ -109,5 +109,6 @@ def test_its_own_edges_are_all_that_an_architecture_needs(space, float64):
         assert own["stages"][1]["sep_conv_3x3"]["scale"].shape[1] == 2 * space.nodes
         (value, carry), expected = loss_and_grads(space, params, architecture, batch, key)
         actual = loss_and_grads(space, own, architecture, batch, key)
-        chex.assert_trees_all_equal(actual, ((value, carry), own_rows.take(expected, rows)))
+        wanted = (value, carry), own_rows.take(expected, rows)
+        chex.assert_trees_all_close(actual, wanted, rtol=1e-12, atol=1e-14)  # two programs
         chex.assert_trees_all_equal(own_rows.put(params, rows, own), params)

@@ -52,12 +52,9 @@ def preset(space, name):
     config = spaces.find(space).searches[name]
     # Plastic from the start, as after the warm-up.
     config = dataclasses.replace(config, warmup_epochs=0)
-    if isinstance(config, RNNSearch):
-        data = words(config.rnn, config.batch_size, config.length)
-    else:
-        if config.data == "mnist5k":
-            config = config.with_space(image_shape=(28, 28, 1))
-        data = pictures(config.cnn, config.batch_size)
+    if getattr(config, "data", None) == "mnist5k":
+        config = config.with_space(image_shape=(28, 28, 1))
+    data = data_of(config)
     searches = {
         label: search_of(dataclasses.replace(config, method=method))
         for label, method in (("without plasticity", "none"), ("with it, proximal", "wpl"))
@@ -74,6 +71,13 @@ def timed(title, searches, data):
         form = Steps(lambda state, data, s=search: s.step(state, data)[0], state, data, steps=1)
         forms[f"{name} (compiled in {form.compile_seconds:.0f} s)"] = lambda form=form: form
     return compare(title, forms, repeats=7)
+
+
+def data_of(config):
+    """Random words or pixels, of the sizes that a search's settings give."""
+    if isinstance(config, RNNSearch):
+        return words(config.rnn, config.batch_size, config.length)
+    return pictures(config.search_space, config.batch_size)
 
 
 def words(space, batch, time):

@@ -224,8 +224,7 @@ def run(ranking: Ranking, stop: Stop) -> Measured:
     """Measure what has not been measured, write it, and say how good it is."""
     path, part = (ranking.out / f"predictions{end}.npz" for end in ("", ".part"))
     # What has more than is asked for will do.
-    kept = [measuring.read(path, ranking.settings | more) for more in ({}, {"patterns": True})]
-    measured = max(kept, key=lambda found: len(found.error))
+    measured = measuring.read(path, ranking.settings, ranking.settings | {"patterns": True})
     if not len(measured.error):
         measured = measure(ranking, part, stop)
         if stop:
@@ -248,6 +247,11 @@ def conclude(ranking: Ranking, measured: Measured) -> None:
     """Say what has been done, and judge it if the truth is known."""
     batches = ranking.config.batches
     print(f"{len(ranking.names):,} architectures, measured on {batches} validation batches.")
+    if ranking.config.patterns and not np.isfinite(measured.patterns).any():
+        processes.say(
+            "rank: no activation patterns differ: two images of the first validation batch may be "
+            "the same"
+        )
     if ranking.accuracy is not None:
         judge(ranking, ranking.accuracy, predictions(ranking, measured))
     print(f"Written to {ranking.out}")
@@ -260,11 +264,6 @@ def predictions(ranking: Ranking, measured: Measured) -> dict[str, Floats]:
     baseline = baselines.errors(space, ranking.actions, ranking.names)
     if ranking.config.patterns:
         baseline |= {PATTERNS: measured.patterns}
-        if not np.isfinite(measured.patterns).any():
-            processes.say(
-                "rank: no activation patterns differ: two images of the first validation batch may "
-                "be the same"
-            )
     places = {
         "cross-entropy": average(ranking, measured.loss),
         "size": baseline.get(baselines.SIZE),

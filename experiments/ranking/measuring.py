@@ -106,12 +106,12 @@ def averaged(values: Floats, classes: npt.NDArray[np.integer]) -> Floats:
 # --- Files ----------------------------------------------------------------------------------------
 
 
-def read(path: Path, settings: Mapping[str, object]) -> Measured:
-    """What a file has of architectures that were measured with these settings; maybe nothing."""
+def read(path: Path, *accepted: Mapping[str, object]) -> Measured:
+    """What a file has of architectures measured with any of these settings; maybe nothing."""
     try:
         # np.load leaves some damaged files open, if it is left to open them.
         with path.open("rb") as opened, np.load(opened) as file:
-            if str(file["settings"]) == json.dumps(settings):
+            if str(file["settings"]) in map(json.dumps, accepted):
                 return Measured(*(file[field] for field in Measured._fields))
     except FileNotFoundError:
         pass

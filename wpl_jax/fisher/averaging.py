@@ -24,7 +24,7 @@ PerExample = Callable[[chex.ArrayTree, chex.ArrayTree], jax.Array]
 Estimator = Callable[..., chex.ArrayTree]
 
 MAX_BYTES = routes.Bound(on_cpu=2**28, elsewhere=2**30)
-"""By default; a GPU waits for its many short programs rather than for memory."""
+"""By default. Few examples at a time suit the caches of a CPU; a GPU waits for each launch."""
 
 # So many examples are added up before a sum is added to that of the others: sums of float32 that
 # are longer lose digits.

@@ -26,14 +26,17 @@ from benchmarks.search_step import Training
 from benchmarks.timing import Jitted, Steps, compare
 from experiments import spaces
 from experiments.search import search_of
+from experiments.search_many import OWN
 from wpl_jax.search import Data
 
+SIDE_BY_SIDE = 8, 32  # searches
 ARCHITECTURES = {"rnn": 10, "micro_cnn": 8, "nas_bench_201": 50}  # trained in a call
 
 
 def main():
     made = {"peaks": peaks, "fisher": fishers}
     made |= {space: functools.partial(steps, space) for space in ARCHITECTURES}
+    made |= {"together": together}
     chosen = sys.argv[1:] or list(made)
     tables = []
     for name in chosen:
@@ -110,11 +113,42 @@ def steps(name):
     return [table | {"text": text}]
 
 
+def together():
+    """Steps of a small search, alone and of several in one program (experiments.search_many)."""
+    config = spaces.find("nas_bench_201").searches["cpu"]
+    config = config.with_space(image_shape=(config.image_size, config.image_size, 3))
+    search, count = training(config), ARCHITECTURES["nas_bench_201"]
+    data = end_to_end.data_of(config)
+
+    def several(number):
+        next_ = jax.vmap(search._next, (OWN, None), OWN)
+        keys = jax.random.split(jax.random.key(0), number)
+        state = jax.jit(jax.vmap(search.init, out_axes=OWN))(keys)
+
+        def run(state, data):
+            return jax.lax.scan(lambda s, _: (next_(s, data), None), state, length=count)[0]
+
+        return Steps(run, state, data, steps=count)
+
+    return [
+        compare(
+            "A training step of preset cpu of nas_bench_201, of all searches in a program",
+            {"one": functools.partial(step, config, data)}
+            | {f"{n} side by side": functools.partial(several, n) for n in SIDE_BY_SIDE},
+            repeats=7,
+        )
+    ]
+
+
+def training(config):
+    """The search of settings, without what is measured of architectures."""
+    whole = search_of(config)
+    return Training(*(getattr(whole, field.name) for field in dataclasses.fields(whole)))
+
+
 def step(config, data: Data, precision=None):
     """Steps of random architectures, or of those that the preset's controller samples."""
-    whole = search_of(config)
-    search = Training(*(getattr(whole, field.name) for field in dataclasses.fields(whole)))
-    count = ARCHITECTURES[config.space]
+    search, count = training(config), ARCHITECTURES[config.space]
 
     def run(state, data):
         with jax.default_matmul_precision(precision):

@@ -12,7 +12,7 @@ import math
 import sys
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -254,8 +254,6 @@ def run(job: Job, checkpoints: Checkpoints) -> int:
     )
     done = int(state.trained) // size
     probes = probes_of(job)
-    if config.probe_every:
-        probes.resume(job.out, done)
     with (
         interruptible() as stop,
         MetricsLog(job.out, done) as log,
@@ -299,7 +297,10 @@ def run(job: Job, checkpoints: Checkpoints) -> int:
     if stop.agreed():
         processes.say("search: interrupted and saved; --resume goes on from here")
         return stop.exit_code
-    write_results(job, state, memory, probes)
+    ranking = best_first(job, *rank(job, state))
+    probed = probes.measure(state.params, job.data.validation).error if probes else ()
+    if processes.is_first():
+        write_results(job, ranking, memory, probed)
     return 0
 
 
@@ -367,21 +368,25 @@ def summarise(
     }
 
 
-def write_results(job: Job, state: SearchState, memory: int, probes: Probes | None) -> None:
-    """Derive the best architecture and write every output, the summary last."""
+def write_results(
+    job: Job, ranking: Sequence[Mapping], memory: int, probed: Sequence[float]
+) -> None:
+    """Write every output, the summary last.
+
+    Args:
+      job: the search.
+      ranking: of sampled architectures, the best first.
+      memory: bytes that a device needs.
+      probed: the errors of the probes, if there are any, in the order of their seeds.
+    """
     config, space, out = job.config, job.search.space, job.out
-    ranking = rank(job, state)
-    errors = probes.measure(state.params, job.data.validation).error if probes else ()
-    if not processes.is_first():
-        return
     best = space.from_json(ranking[0])
     columns = read_metrics(out)
     graphs = space.graphs(best)
     records.write_json(out / "ranking.json", ranking)
     records.write_json(out / "best.json", ranking[0])
-    if probes:
-        probed = zip(probes.seeds.tolist(), errors, strict=True)
-        found = [{"seed": seed, job.error_key: finite(error)} for seed, error in probed]
+    if len(probed):
+        found = [{"seed": seed, job.error_key: finite(e)} for seed, e in enumerate(probed)]
         records.write_json(out / "probes.json", found)
     for name, graph in graphs.items():
         records.write_atomically(out / f"{records.key(name)}.dot", figures.dot(graph, name))
@@ -421,17 +426,29 @@ def write_results(job: Job, state: SearchState, memory: int, probes: Probes | No
         processes.say(hint)
 
 
-def rank(job: Job, state: SearchState) -> list[dict]:
-    """Sampled architectures with their errors on the shared weights, the best first."""
-    config, space = job.config, job.search.space
+def rank(job: Job, state: SearchState) -> tuple[Any, Any]:
+    """Architectures sampled at the end and their errors, as :meth:`Search.rank` has them."""
+    config = job.config
     of_states = jax.jit(job.search.rank, static_argnums=(3, 4), out_shardings=job.whole)
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    actions, errors = jax.device_get(
-        of_states(state, job.data.validation, key, config.derive_samples, config.derive_batches)
+    return jax.device_get(
+        of_states(
+            *(state, job.data.validation, ranking_key(config)),
+            *(config.derive_samples, config.derive_batches),
+        )
     )
+
+
+def ranking_key(config: SearchRun) -> jax.Array:
+    """What the architectures are sampled by at the end."""
+    return jax.random.fold_in(jax.random.key(config.seed), 1)
+
+
+def best_first(job: Job, actions: Any, errors: Any) -> list[dict]:
+    """What :func:`rank` gives, in words."""
+    space = job.search.space
     if not np.isfinite(errors[0]):
         raise Diverged(
-            f"none of the {config.derive_samples} architectures sampled at the end has a finite "
+            f"none of the {len(errors)} architectures sampled at the end has a finite "
             f"{job.task.error}; try a lower --learning-rate, in another --out"
         )
     return [

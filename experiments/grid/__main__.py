@@ -18,7 +18,15 @@ from rich.console import Console
 
 from experiments.grid import report, summary
 from experiments.grid.choosing import choose
-from experiments.grid.plan import Plan, Results, Searched, plan_of, ranking_run, search_run
+from experiments.grid.plan import (
+    Plan,
+    Results,
+    Searched,
+    plan_of,
+    ranking_run,
+    search_run,
+    together,
+)
 from experiments.grid.settings import Grid
 from experiments.ranking import probes
 from experiments.running import command_line, records
@@ -67,6 +75,8 @@ def parse(argv: Sequence[str] | None) -> Grid:
 def experiment(plan: Plan, pool: Pool) -> Results:
     """All that is run, a stage after another."""
     config = plan.config
+    if config.together:  # what follows finds what it needs
+        pool.execute("together", [together(plan, arm) for arm in plan.arms])
     tried = {
         arm.name: [
             [search_run(plan, "trial", arm, i, seed) for seed in config.trial_seeds]

@@ -183,6 +183,23 @@ def search_run(plan: Plan, stage: str, arm: Arm, candidate: int, seed: int) -> R
     return Run(f"{stage}/{arm.folder}{number}_{seed}", "search", flags, expected)
 
 
+def together(plan: Plan, arm: Arm) -> Run:
+    """All searches of an arm that may be needed, as one program."""
+    stages = {"search": range(plan.config.seeds)}
+    if len(arm.candidates) > 1:
+        stages |= {"trial": plan.config.trial_seeds}
+    each = [
+        search_run(plan, stage, arm, candidate, seed)
+        for stage, seeds in stages.items()
+        for candidate in range(len(arm.candidates))
+        for seed in seeds
+    ]
+    searches = [shlex.join([*run.flags, "--out", str(plan.runs / run.name)]) for run in each]
+    expected = {"configuration": {"search": searches}, "epochs": each[0].expected["epochs"]}
+    flags = tuple(f"--search={flags}" for flags in searches)
+    return Run(f"together/{arm.folder}", "search_many", flags, expected)
+
+
 def ranking_run(plan: Plan, arm: Arm, candidate: int, seed: int) -> Ranking:
     """The ranking of all architectures by a search."""
     config = plan.config

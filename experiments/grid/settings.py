@@ -46,6 +46,9 @@ combination. Two of them are the axes of maps, others are maps side by side."""
     """Folder of the report; results/grid/<space>/<preset> if not given."""
     runs: Path | None = None
     """Folder of all runs; the one of the report with _runs at its end if not given."""
+    together: bool = False
+    """Train all searches of an arm as one program, those that choose its flags and those of every \
+flag with every seed: for a GPU, which a single small network leaves idle."""
     jobs: int = 1
     """Runs at a time, which share the cores; JAX gives most of a GPU's memory to the first."""
 

@@ -16,10 +16,10 @@ FILE = "probes.npz"
 
 
 class Probes:
-    """The random architectures of the seeds 0, 1, …, and what has been measured of them so far.
+    """The random architectures of the seeds 0, 1, …
 
-    That is kept in probes.npz, of which :func:`read` says what is in it. Measuring takes the
-    parameters as they are and changes nothing.
+    Measuring takes the parameters as they are and changes nothing. What is measured after epochs is
+    kept in probes.npz, of which :func:`read` says what is in it.
     """
 
     def __init__(
@@ -39,43 +39,47 @@ class Probes:
           at_once: how many are measured at a time.
           whole: where the results are put.
         """
-        self.seeds = np.arange(number)
+        self._space, self._batches, self._at_once = space, batches, at_once
         actions = [cells.random_actions(space, seed) for seed in range(number)]
         self._actions = np.stack([np.asarray(a, np.int32) for a in actions])
         self._names = np.array(measuring.names(space, self._actions))
-        self._measured: dict[int, Measured] = {}  # by epoch
-        self._measure = jax.jit(
-            lambda params, split: measuring.measure(
-                space, params, split, self._actions, batches, at_once
-            ),
-            out_shardings=whole,
-        )
+        self._measure = jax.jit(self.of_params, out_shardings=whole)
 
     def measure(self, params: chex.ArrayTree, validation: chex.ArrayTree) -> Measured:
         """Their errors and losses on the shared parameters, each of shape ``(probes,)``."""
         return jax.device_get(self._measure(params, validation))
 
-    def resume(self, folder: Path, epochs: int) -> None:
-        """Know again what a run that is resumed after so many epochs had kept of these probes."""
+    def of_params(self, params: chex.ArrayTree, validation: chex.ArrayTree) -> Measured:
+        """The same as a pure function, to be compiled."""
+        return measuring.measure(
+            self._space, params, validation, self._actions, self._batches, self._at_once
+        )
+
+    def keep(self, folder: Path, epoch: int, measured: Measured) -> None:
+        """Write what was measured after an epoch to the file, atomically.
+
+        What it has of earlier epochs stays, and of later ones, which a run that has been resumed
+        comes to again, goes.
+        """
+        arrays = {
+            "epoch": np.array([epoch]),
+            "error": np.asarray(measured.error)[None],
+            "loss": np.asarray(measured.loss)[None],
+        }
+        before = self._kept(folder)
+        if before is not None:
+            earlier = before["epoch"] < epoch
+            arrays = {k: np.concatenate([before[k][earlier], a]) for k, a in arrays.items()}
+        of_all = {"seed": np.arange(len(self._names)), "architectures": self._names}
+        records.write_atomically(folder / FILE, records.npz(arrays | of_all))
+
+    def _kept(self, folder):
+        """What the file has of these probes; None if it has nothing."""
         try:
             kept = read(folder)
         except FileNotFoundError:
-            return
-        if np.array_equal(kept["architectures"], self._names):
-            measured = zip(kept["epoch"].tolist(), kept["error"], kept["loss"], strict=True)
-            self._measured = {e: Measured(*both) for e, *both in measured if e <= epochs}
-
-    def keep(self, folder: Path, epoch: int, measured: Measured) -> None:
-        """Write what was measured after an epoch, and all before, to the file, atomically."""
-        self._measured[epoch] = measured
-        arrays = {
-            "epoch": np.array([*self._measured]),
-            "seed": self.seeds,
-            "architectures": self._names,
-            "error": np.stack([m.error for m in self._measured.values()]),
-            "loss": np.stack([m.loss for m in self._measured.values()]),
-        }
-        records.write_atomically(folder / FILE, records.npz(arrays))
+            return None
+        return kept if np.array_equal(kept["architectures"], self._names) else None
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:

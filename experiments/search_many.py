@@ -1,0 +1,295 @@
+"""Searches as one program, side by side: for a GPU, which a single small network leaves idle.
+
+Each search is given by its flags of experiments.search, --out among them, where it leaves what it
+leaves alone. The searches may differ in their seeds and in numbers such as --strength or
+--learning-rate. On a CPU they are faster one after another: with several networks side by side, all
+operations of a space are computed wherever one of them is chosen.
+
+The same command with --resume goes on with what was interrupted.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import operator
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from experiments import search
+from experiments.running import command_line, pool, records
+from experiments.running.progress import Display, Diverged, MetricsLog, Stop, interruptible
+from experiments.search import Job
+from experiments.spaces.settings import SearchRun
+from wpl_jax.checkpoint import Checkpoints
+from wpl_jax.search.state import Epoch, Progress, SearchState
+
+# What each search has of its own (0), and what they have in common (None).
+OWN = SearchState(**dict.fromkeys(SearchState._fields, 0) | {"trained": None})
+OWN_PROGRESS = Progress(loss=0, err1=0, finished=None, epoch=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchMany:
+    """Settings."""
+
+    out: Path
+    """Folder of what they have in common: checkpoints and, at the end, summary.json."""
+    search: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """The flags of a search, as in --search='--space rnn --seed 1 --out results/1'; give one for \
+each."""
+    resume: bool = False
+    """Go on with the searches whose checkpoints are in --out, if there are any."""
+
+
+class Many(NamedTuple):
+    """All that the searches work with, made once from their settings."""
+
+    config: SearchMany
+    jobs: list[Job]  # of each search; they share the data
+    numbers: dict[str, jax.Array]  # float32 [searches], by the name of a setting that differs
+
+    @property
+    def first(self) -> Job:
+        return self.jobs[0]
+
+    def each(self, function: Callable[..., Any], in_axes: tuple, out_axes: Any) -> Callable:
+        """``function(search, *arguments)`` of every search at once.
+
+        ``in_axes`` and ``out_axes`` say, as for :func:`jax.vmap`, what each search has of its own.
+        """
+
+        def of_one(numbers, *arguments):
+            return function(search.search_of(replaced(self.first.config, numbers)), *arguments)
+
+        mapped = jax.vmap(of_one, (0, *in_axes), out_axes)
+        return functools.partial(mapped, self.numbers)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        many = prepare(parse(argv))
+        checkpoints = open_checkpoints(many)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"search_many: {error}", file=sys.stderr)
+        return 2
+    try:
+        with checkpoints, interruptible() as stop:
+            return run(many, checkpoints, stop)
+    except jax.errors.ConcretizationTypeError:
+        names = ", ".join(many.numbers)
+        print(f"search_many: one program cannot have several {names}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("search_many: interrupted; --resume goes on from here", file=sys.stderr)
+        return 130
+
+
+def parse(argv: Sequence[str] | None) -> SearchMany:
+    return command_line.read(
+        SearchMany(out=tyro.MISSING),
+        argv,
+        prog="python -m experiments.search_many",
+        description=__doc__,
+    )
+
+
+def prepare(config: SearchMany) -> Many:
+    """Read the data; refuses searches that are not alike."""
+    if not config.search:
+        raise ValueError("--search must be given, once for each search")
+    configs = [search.parse(shlex.split(flags)) for flags in config.search]
+    configs = [dataclasses.replace(settings, resume=True) for settings in configs]
+    numbers = differing(configs)
+    first = search.prepare(configs[0])
+    if len(first.whole.device_set) > 1 or first.config.sharing.distributed:
+        raise ValueError("several searches share one device: give each --devices 1")
+    sizes = first.task.sizes(first.task.read(first.config))
+    configs = [settings.with_space(**sizes) for settings in configs]
+    jobs = [
+        first._replace(
+            config=settings,
+            search=search.search_of(settings),
+            out=search.folder_of(settings, first.task),
+        )
+        for settings in configs
+    ]
+    folders = [config.out, *(job.out for job in jobs)]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ValueError("each search must have an --out of its own")
+    return Many(config, jobs, numbers)
+
+
+def differing(configs: Sequence[SearchRun]) -> dict[str, jax.Array]:
+    """By name, the numbers that differ between searches, float32 [searches].
+
+    Raises:
+      ValueError: naming another setting that does.
+    """
+    given = [pool.flat(records.plain(dataclasses.asdict(settings))) for settings in configs]
+    found = {}
+    for name in dict.fromkeys(name for settings in given for name in settings):
+        values = [settings.get(name) for settings in given]
+        if name in ("out", "seed") or len(set(values)) == 1:
+            continue
+        if not all(isinstance(value, float) for value in values):
+            raise ValueError(
+                "searches of one program may differ in --seed and in numbers with a point alone, "
+                f"not in {name}: {', '.join(map(str, dict.fromkeys(values)))}"
+            )
+        found[name] = jnp.array(values, jnp.float32)
+    return found
+
+
+def replaced(settings: Any, numbers: Mapping[str, jax.Array]) -> Any:
+    """Settings with numbers that a program is given, which each search's own have been checked."""
+    for name, value in numbers.items():
+        field, _, rest = name.partition(".")
+        new = copy.copy(settings)
+        object.__setattr__(  # no check can read a number that the program is not given yet
+            new, field, replaced(getattr(settings, field), {rest: value}) if rest else value
+        )
+        settings = new
+    return settings
+
+
+def open_checkpoints(many: Many) -> Checkpoints:
+    """Those of all searches together; refuses folders that hold other runs."""
+    records.writable_folder(many.config.out)
+    folder = many.config.out / "checkpoints"
+    of_each = [search.settings(job.config) for job in many.jobs]
+    checkpoints = Checkpoints(folder, {"searches": of_each} | many.first.fingerprint)
+    if checkpoints.latest() is not None:
+        if not many.config.resume:
+            raise ValueError(
+                f"{many.config.out} holds searches: go on with --resume, or choose another --out"
+            )
+        return checkpoints
+    for job in many.jobs:
+        if any((job.out / "checkpoints").glob("*")):
+            raise ValueError(f"{job.out} holds a run already: choose another --out for this search")
+        records.writable_folder(job.out)
+    return checkpoints
+
+
+def run(many: Many, checkpoints: Checkpoints, stop: Stop) -> int:
+    """Search until --epochs are over, then write what each has found."""
+    config, data = many.first.config, many.first.data
+    size, number = config.search.architectures, len(many.jobs)
+    keys = jnp.stack([jax.random.key(job.config.seed) for job in many.jobs])
+    state = jax.jit(many.each(lambda search, key: search.init(key), (0,), OWN))(keys)
+    start = time.monotonic()
+    step = many.each(lambda search, *both: search.step(*both), (OWN, None), (OWN, OWN_PROGRESS))
+    compiled = jax.jit(step, donate_argnums=0).lower(state, data).compile()
+    memory = search.memory_per_device(compiled)
+    print(
+        f"compiled {number} searches in {time.monotonic() - start:.0f} s; "
+        f"{memory / 2**20:,.0f} MiB on the device",
+        file=sys.stderr,
+    )
+    if checkpoints.latest() is not None:
+        state = checkpoints.restore(state)
+    probes = search.probes_of(many.first)
+    measure = None if probes is None else jax.jit(jax.vmap(probes.of_params, (0, None)))
+    done = int(state.trained) // size
+    with contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(MetricsLog(job.out, done)) for job in many.jobs]
+        display = stack.enter_context(Display(config.epochs, size, "architectures", done))
+        start = time.monotonic()
+        while int(state.trained) < config.epochs * size and not stop:
+            state, progress = compiled(state, data)
+            progress, trained = jax.device_get(progress), int(state.trained)
+            shown = {"loss": progress.loss.mean(), "err1": progress.err1.mean()}
+            display.show((trained - 1) % size + 1, **shown)
+            if not progress.finished:
+                continue
+            epoch = trained // size
+            rows = summaries(many, epoch, state, progress.epoch)
+            seconds = round((time.monotonic() - start) / number, 3)  # a search's share
+            for log, row in zip(logs, rows, strict=True):
+                log.append(row | {"seconds": seconds})
+            if probes and measure and config.probe_every and epoch % config.probe_every == 0:
+                measured = jax.device_get(measure(state.params, data.validation))
+                for i, job in enumerate(many.jobs):
+                    probes.keep(job.out, epoch, jax.tree.map(operator.itemgetter(i), measured))
+            columns = ("err1_mean", "err2_mean", "forgetting_mean", "forgetting_best5")
+            display.end_epoch(**{n: float(np.nanmean([row[n] for row in rows])) for n in columns})
+            start = time.monotonic()
+            checkpoints.save(trained, state)
+        if int(state.trained) % size:  # stopped within an epoch
+            checkpoints.save(int(state.trained), state)
+    if stop:
+        print("search_many: interrupted and saved; --resume goes on from here", file=sys.stderr)
+        return stop.exit_code
+    probed = None if measure is None else measure(state.params, data.validation).error
+    finish(many, state, memory // number, probed)
+    return 0
+
+
+def own(state: SearchState, i: int) -> SearchState:
+    """The state of one search."""
+    return SearchState(
+        *(
+            part if axis is None else jax.tree.map(operator.itemgetter(i), part)
+            for part, axis in zip(state, OWN, strict=True)
+        )
+    )
+
+
+def summaries(many: Many, epoch: int, state: SearchState, result: Epoch) -> list[dict[str, Any]]:
+    """Each search's record of an epoch."""
+    nothing: Any = ()  # of the state, no more than is read of it
+    told = state._replace(params=nothing, opt_state=nothing, method=nothing, key=nothing)
+    told, result = jax.device_get((told, result))
+    return [
+        search.summarise(
+            job.search, epoch, jax.tree.map(operator.itemgetter(i), result), own(told, i)
+        )
+        for i, job in enumerate(many.jobs)
+    ]
+
+
+def finish(many: Many, state: SearchState, memory: int, probed: chex.Array | None) -> None:
+    """Write what each search leaves when it runs alone, and then that all are done."""
+    config, data = many.first.config, many.first.data
+    sizes = config.derive_samples, config.derive_batches
+
+    def rank(search, state, key, validation):
+        return search.rank(state, validation, key, *sizes)
+
+    keys = jnp.stack([search.ranking_key(job.config) for job in many.jobs])
+    ranked = jax.jit(many.each(rank, (OWN, 0, None), 0))(state, keys, data.validation)
+    actions, errors = jax.device_get(ranked)
+    streaks, failed = jax.device_get(state.streak), []
+    for i, job in enumerate(many.jobs):
+        with search.open_checkpoints(job) as checkpoints:
+            checkpoints.save(int(state.trained), own(state, i))
+        try:
+            if streaks[i] >= config.max_skipped:
+                raise Diverged(search.diverged(job.config, own(state, i)))
+            ranking = search.best_first(job, actions[i], errors[i])
+        except Diverged as error:
+            failed.append(f"{job.out}: {error}")
+            print(f"search_many: {failed[-1]}", file=sys.stderr)
+            continue
+        search.write_results(job, ranking, memory, () if probed is None else probed[i])
+    summary = {
+        "epochs": config.epochs,
+        "configuration": {"search": list(many.config.search)},
+        "failed": failed,
+    }
+    records.write_json(many.config.out / "summary.json", summary | records.provenance())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,8 +1,9 @@
 """Many searches, each arm at its own best settings, ranked and compared.
 
-In turn, each stage by runs of experiments.search or experiments.rank: trials, which choose the
-flags of each arm that has several to choose from, by validation, on seeds of their own; searches of
-every arm with every seed; and, with --truth, the ranking of all architectures by each of them.
+In turn, each stage by runs of a script of its own: trials, which choose the flags of each arm that
+has several to choose from, by validation, on seeds of their own; searches of every arm with every
+seed; with --truth, the ranking of all architectures by each of them; and with --cells, the training
+from scratch of the cells that they have found, of random ones and of published ones.
 Writes summary.json, curves.npz, report.md and figures to --out: a map of regimes with --vary,
 otherwise every seed and the intervals of all arms. What was interrupted goes on where it stopped
 when the same command is given again. To draw report and figures anew from what is in --out:
@@ -10,13 +11,14 @@ python -m experiments.grid.report OUT.
 """
 
 import contextlib
+import json
 import sys
 from collections.abc import Sequence
 
 import jax
 from rich.console import Console
 
-from experiments.grid import report, summary
+from experiments.grid import cells, report, summary
 from experiments.grid.choosing import choose
 from experiments.grid.plan import (
     Plan,
@@ -122,6 +124,12 @@ def experiment(plan: Plan, pool: Pool) -> Results:
     }
     pool.execute("rank", list(ranked.values()))
 
+    found = {
+        key: plan.runs / run.name / "best.json" for key, run in searches.items() if finished[key]
+    }
+    trained = cells.runs(plan, found) if config.cells else {}
+    pool.execute("final", list(trained.values()))
+
     def by_seed(found):
         return {
             arm.name: [found.get((arm.name, seed)) for seed in range(config.seeds)]
@@ -133,7 +141,8 @@ def experiment(plan: Plan, pool: Pool) -> Results:
         chosen,
         by_seed(finished),
         by_seed({key: pool.summary(run) for key, run in ranked.items()}),
-        [*trials, *searches.values(), *ranked.values()],
+        {key: left for key, run in trained.items() if (left := pool.summary(run))},
+        [*trials, *searches.values(), *ranked.values(), *trained.values()],
         [*failed, *pool.failed],
     )
 
@@ -144,10 +153,12 @@ def searched(plan: Plan, pool: Pool, run: Run) -> Searched | None:
         return None
     folder = plan.runs / run.name
     try:
-        probed = probes.read(folder)
+        over_epochs = probes.read(folder)
     except FileNotFoundError:
-        probed = None
-    return Searched(read_metrics(folder), left, probed)
+        over_epochs = None
+    path = folder / "probes.json"
+    probed = json.loads(path.read_bytes()) if path.exists() else ()
+    return Searched(read_metrics(folder), left, over_epochs, probed)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import math
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments import spaces
 from experiments.grid.saved import Measure, Saved, words
 from experiments.running import records
 from experiments.running.measures import FORGETTING
@@ -14,6 +15,7 @@ from wpl_jax.figures import style
 
 FEW_ARMS = 16  # up to so many are drawn one below the other
 FEW_LINES = 8  # up to so many are drawn in one panel
+PAGE = 4.8  # inches: a cell of usual size, one below the other
 MAPPED = (*FORGETTING, "err2_mean", "tau_within_epoch")
 
 
@@ -38,11 +40,45 @@ def drawn(saved: Saved) -> dict[str, Figure]:
             found[f"seeds_kendall_{records.key(order)}"] = seeds_of(
                 saved, measure, heading, baselines
             )
+    if not saved.axes and len(saved.arms) > 2:
+        found["err2_against_forgetting"] = err2_against_forgetting(saved)
     found["forgetting"] = over_epochs(saved)
     for values, order in zip(("error", "loss"), saved.orders, strict=False):
         if (figure := tau_of_probes(saved, values)) is not None:
             found[f"tau_{records.key(order)}"] = figure
+    if saved.cells and saved.cells["best"]:
+        found["best_cells"] = best_cells(saved)
     return found
+
+
+def err2_against_forgetting(saved: Saved) -> Figure:
+    """What it costs not to forget; arms that differ in a number at their end are joined."""
+    forgetting, err2 = (saved.measure("after_warmup", n) for n in ("forgetting_mean", "err2_mean"))
+
+    def seeds(arm, measure):
+        return measure.scale * np.array(arm["numbers"][measure.key]["seeds"], np.float64)
+
+    groups: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+    for arm in saved.arms:
+        name, number = saved.group(arm["name"])
+        groups.setdefault(name, {})[number] = seeds(arm, forgetting), seeds(arm, err2)
+    palette = style.colors_of(list(groups))
+    return figures.error_against_forgetting(groups, forgetting.heading, err2.heading, palette)
+
+
+def best_cells(saved: Saved) -> Figure:
+    """Each arm's cell with the lowest validation error, with its test error."""
+    space = spaces.find(saved.summary["configuration"]["grid"]["space"]).searches
+    graphs = {}
+    for name, best in saved.cells["best"].items():
+        preset = saved.summary["configuration"]["grid"]["preset"]
+        searched = space.get(preset, next(iter(space.values()))).search_space
+        tested = f"test {saved.error} {saved.scale * best['test']:.4g}{saved.unit.strip(' ()')}"
+        parts = searched.graphs(searched.from_json(best["architecture"]))
+        for part, graph in parts.items():
+            title = f"{name}, seed {best['seed']}" + (f": {part}" if len(parts) > 1 else "")
+            graphs[f"{title}\n{tested}"] = graph
+    return figures.draw(graphs, page_width=PAGE)
 
 
 def map_of(saved: Saved, measure: Measure, value_name: str) -> Figure:

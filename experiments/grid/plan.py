@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import rank, search, spaces
+from experiments import rank, search, spaces, train_final
 from experiments.grid.arms import Arm, Flags, arms_of, axes_of
 from experiments.grid.settings import Grid
 from experiments.ranking import measuring, truth
@@ -31,6 +31,7 @@ class Plan(NamedTuple):
     arms: list[Arm]
     settings: dict[str, list[SearchRun]]  # by arm, of each of its candidates
     accuracies: dict[str, float]  # the truth, by architecture; empty if there is none
+    sizes: dict[str, object]  # what the data of final trainings decide about the space
     out: Path
     runs: Path
 
@@ -51,6 +52,7 @@ class Searched(NamedTuple):
     metrics: Mapping[str, np.ndarray]  # shape=(epochs,), NaN where there was nothing to measure
     summary: Mapping[str, Any]
     probes: Mapping[str, np.ndarray] | None = None  # as experiments.ranking.probes.read
+    probed: Sequence[Mapping[str, Any]] = ()  # errors of random cells at its end, as probes.json
 
 
 class Results(NamedTuple):
@@ -60,6 +62,7 @@ class Results(NamedTuple):
     chosen: dict[str, int | None]  # by arm, the candidate; None if none can be
     searches: dict[str, list[Searched | None]]  # by arm, by seed
     rankings: dict[str, list[dict | None]]  # by arm, by seed, rank.json
+    finals: dict[tuple[str, int], dict]  # by arm or cell, and seed: what trainings have left
     runs: list[Run]
     failed: list[str]  # a line each
 
@@ -107,6 +110,7 @@ def plan_of(config: Grid) -> Plan:
         arms,
         settings_of(config, arms),
         {} if config.truth is None else truth.read(config.truth, config.column),
+        sizes_of_finals(config, arms) if config.cells else {},
         out=folder,
         runs=config.runs or folder.with_name(f"{folder.name}_runs"),
     )
@@ -121,9 +125,26 @@ def plan_of(config: Grid) -> Plan:
 
 
 def common_flags(config: Grid) -> Flags:
+    return (*_of_space(config), *shlex.split(config.search_flags))
+
+
+def final_flags(config: Grid) -> Flags:
+    """What all final trainings have in common."""
+    return (*_of_space(config), *shlex.split(config.final_flags))
+
+
+def _of_space(config):
     data_dir = ("--data-dir", str(config.data_dir)) if config.data_dir else ()
-    more = shlex.split(config.search_flags)
-    return ("--space", config.space, "--preset", config.preset, *data_dir, *more)
+    return ("--space", config.space, "--preset", config.preset, *data_dir)
+
+
+def sizes_of_finals(config: Grid, arms: Sequence[Arm]) -> dict[str, object]:
+    """What their data decide about the space; refuses what they would refuse."""
+    task = spaces.find(config.space)
+    taken = {"random", *task.cells()} & {arm.folder for arm in arms}
+    if taken:
+        raise ValueError(f"with --cells, no arm can be called {taken.pop()}, as a cell is")
+    return task.sizes(task.read(train_final.parse(final_flags(config))))
 
 
 def settings_of(config: Grid, arms: Sequence[Arm]) -> dict[str, list[SearchRun]]:

@@ -18,9 +18,19 @@ from experiments import rank
 from experiments.grid import pictures, saved
 from experiments.grid.saved import Measure, Saved
 from experiments.running import records
-from experiments.running.intervals import Number, best, differs_from_0, interval
+from experiments.running.intervals import (
+    Number,
+    best,
+    detectable,
+    difference,
+    differs_from_0,
+    interval,
+    is_above_0,
+    reduction,
+)
+from experiments.running.measures import FORGETTING
 from experiments.running.pool import clock
-from experiments.running.wording import listed, markdown, show, show_mean, signed
+from experiments.running.wording import count, listed, markdown, percent, show, show_mean, signed
 from wpl_jax.figures.curves import FEW_SEEDS
 
 
@@ -88,11 +98,14 @@ def page(grid: Saved, drawn: Sequence[str]) -> str:
         "within the epoch* is Kendall's τ between the orders by err1 and by err2. All are means "
         "over " + epochs_that_count(grid) + ", but for those of the last epoch.",
         images(drawn, "map_forgetting", "map_err2", "map_tau", "seeds_forgetting", "seeds_err2"),
+        images(drawn, "err2_against"),
         images(drawn, "forgetting"),
         in_the_curves(grid),
         table(grid, grid.of_searches),
         differences(grid, grid.of_searches),
+        taken_off(grid),
         *ranking(grid, drawn),
+        *cells(grid, drawn),
         "## How it was run",
         how_it_was_run(grid),
     ]
@@ -114,6 +127,8 @@ def in_short(grid: Saved) -> str:
     for order in grid.orders:
         measure = grid.of_ranking(order, "kendall")
         asked.append((measure, f"{measure.heading} of all architectures, by {order}"))
+    if grid.cells:
+        asked.append((grid.of_cells[2], f"test {grid.error} of the cells that are found"))
     lines = []
     for measure, heading in asked:
         if grid.axes:
@@ -122,7 +137,7 @@ def in_short(grid: Saved) -> str:
         if others and grid.seeds > 1:
             said = [compared(grid, measure, method) for method in others]
             lines.append(f"- **{heading}**, less that of {reference}: {'; '.join(said)}.")
-    return "\n".join(lines)
+    return "\n".join([*lines, *beyond_random(grid)])
 
 
 def reached(grid: Saved, measure: Measure, method: str) -> str:
@@ -349,6 +364,124 @@ def probes(grid: Saved, drawn: Sequence[str]) -> str:
         "the search trains, whose accuracy is known. Dotted: what knows nothing, of all "
         "architectures."
     )
+
+
+# --- What a method takes off what the first one forgets -------------------------------------------
+
+
+def taken_off(grid: Saved) -> str:
+    """A row a method and kind of forgetting; nothing where settings are varied."""
+    reference, *others = grid.arms
+    if grid.axes or not others or grid.seeds < 2:
+        return ""
+    published = grid.summary.get("published_reduction") or {}
+    rows = []
+    for arm in others:
+        for name in FORGETTING:
+            measure = grid.measure("after_warmup", name)
+            plain, held = (a["numbers"][measure.key] for a in (reference, arm))
+            share = reduction(plain, held) if differs_from_0(difference(plain, held)) else None
+            rows.append(
+                [
+                    f"{arm['name']}: {measure.heading}",
+                    "–" if share is None else percent(share),
+                    of_best_epoch(grid, reference, arm, name),
+                    *([percent(published[name])] if published else []),
+                ]
+            )
+    header = ["", "mean of epochs", "best epoch", *["the paper, up to"] * bool(published)]
+    return (
+        f"A method takes off (d − d′) / d, where d is what {reference['name']} forgets, and d′ "
+        "what the method does. In the mean over epochs it is stated where d is above 0, and d and "
+        "d′ can be told apart. The best epoch is that with the largest share of those in which d "
+        "is above 0 by its own interval; it was chosen for being the best, and so is better than "
+        "the method is.\n\n" + markdown(header, rows)
+    )
+
+
+def of_best_epoch(grid: Saved, reference: dict, arm: dict, name: str) -> str:
+    """The largest share in an epoch that counts, and its number."""
+    plain, held = (grid.curves.get(f"{a['name']}/{name}") for a in (reference, arm))
+    if plain is None or held is None:
+        return "–"
+    shares = {}
+    for epoch in range(arm["warmup_epochs"], min(plain.shape[1], held.shape[1])):
+        of_plain, of_held = interval(plain[:, epoch]), interval(held[:, epoch])
+        if is_above_0(of_plain) and of_held["mean"] is not None:
+            shares[epoch + 1] = reduction(of_plain, of_held) or 0.0
+    if not shares:
+        return "–"
+    best_epoch = max(shares, key=shares.__getitem__)
+    return f"{percent(shares[best_epoch])} (epoch {best_epoch})"
+
+
+# --- Cells ----------------------------------------------------------------------------------------
+
+
+def cells(grid: Saved, drawn: Sequence[str]) -> list[str]:
+    """What the cells are worth that searches find, if they were trained."""
+    if not grid.cells:
+        return []
+    measures = grid.of_cells
+    others = [
+        [cell["name"], count(cell["runs"]), *(m.show(cell.get(m.key)) for m in measures)]
+        for cell in grid.cells["others"]
+    ]
+    return [
+        "## The cells that were found",
+        f"Each search derives the best of the cells that it samples at its end, by its {grid.error}"
+        " on the shared weights (*in the search*). That cell is trained from scratch, as are "
+        f"random cells and published ones, with the flags `{grid.cells['flags']}`. *τ with "
+        "training alone* is Kendall's τ between two orders of the random cells: by their "
+        f"{grid.error} on a search's shared weights, and by that when each is trained from "
+        "scratch.",
+        table(grid, measures, others),
+        differences(grid, measures),
+        less_random(grid),
+        images(drawn, "best_cells"),
+    ]
+
+
+def random_cells(grid: Saved) -> dict | None:
+    return next(
+        (c for c in (grid.cells or {"others": []})["others"] if c["name"] == "random"), None
+    )
+
+
+def less_random(grid: Saved) -> str:
+    """A row an arm: its cells' errors less those of the random ones."""
+    random = random_cells(grid)
+    if random is None:
+        return ""
+    measures = [m for m in grid.of_cells if m.key in random]
+    rows = []
+    for arm in grid.arms:
+        found = [difference(arm["numbers"][m.key], random[m.key]) for m in measures]
+        told = {i for i, number in enumerate(found) if differs_from_0(number)}
+        rows.append([arm["name"]])
+        for i, (measure, number) in enumerate(zip(measures, found, strict=True)):
+            text, seen = bold(measure, found, told)[i], detectable(number)
+            rows[-1].append(
+                text if seen is None else f"{text} ({signed(measure.scale * seen, measure.digits)})"
+            )
+    header = ["− random", *(measure.heading for measure in measures)]
+    return "Less the random cells, with Welch's intervals:\n\n" + markdown(header, rows)
+
+
+def beyond_random(grid: Saved) -> list[str]:
+    """A line: whether the cells of any arm are better than random ones."""
+    random, measure = random_cells(grid), (grid.of_cells[2] if grid.cells else None)
+    if random is None or measure is None or grid.axes:
+        return []
+    said = []
+    for arm in grid.arms:
+        number = difference(arm["numbers"][measure.key], random[measure.key])
+        told = "" if differs_from_0(number) else ", which cannot be told from 0"
+        said.append(f"{arm['name']} {measure.show(number)}{told}")
+    return [
+        f"- **test {grid.error} of the cells that are found**, less that of {random['runs']} "
+        f"random cells: {'; '.join(said)}."
+    ]
 
 
 def how_it_was_run(grid: Saved) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from experiments.running.intervals import Number
 from experiments.running.wording import show
 
 METRICS = (*measures.ERRORS, *measures.FORGETTING, "tau_within_epoch")
-HIGH_IS_GOOD = ("tau_within_epoch", *(name for name in rank.COLUMNS if name != "regret"))
+HIGH_IS_GOOD = ("tau", "tau_within_epoch", *(name for name in rank.COLUMNS if name != "regret"))
 
 
 class Measure(NamedTuple):
@@ -110,6 +111,26 @@ class Saved:
         last = [self.measure("last_epoch", name) for name in ("err2_mean", "forgetting_mean")]
         minutes = Measure("seconds", "minutes", 1, 1 / 60)
         return [*(self.measure("after_warmup", name) for name in METRICS), *last, minutes]
+
+    @property
+    def cells(self) -> dict[str, Any] | None:
+        """What is known of cells, if they were trained."""
+        return self.summary.get("cells")
+
+    @property
+    def of_cells(self) -> list[Measure]:
+        """Of the cells that searches find: their errors, and how random ones are ranked."""
+        headings = {"search": "in the search", "validation": "validation", "test": "test"}
+        errors = [
+            Measure(f"cells/{part}", f"{heading}{self.unit}", 2, self.scale)
+            for part, heading in headings.items()
+        ]
+        return [*errors, Measure("cells/tau", "τ with training alone", 2)]
+
+    def group(self, method: str) -> tuple[str, str]:
+        """A method's name without the number at its end, and that number."""
+        number = re.search(r" [\d.,e+-]+$", method)
+        return (method[: number.start()], number[0].strip()) if number else (method, "")
 
 
 def words(place: Mapping[str, str]) -> str:

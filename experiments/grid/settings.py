@@ -42,6 +42,14 @@ combination. Two of them are the axes of maps, others are maps side by side."""
     average_isomorphic: bool = False
     """Predict of each architecture the mean over those that the space says compute the same."""
 
+    cells: bool = False
+    """Train the cell that each search finds from scratch, and random and published ones beside."""
+    random_cells: int = 20
+    """Random cells to train for that, those of the seeds 0, 1, …; searches with --probes are also \
+judged by how they rank them."""
+    final_flags: str = ""
+    """More flags for these trainings, as in --final-flags='--epochs 100'."""
+
     out: Path | None = None
     """Folder of the report; results/grid/<space>/<preset> if not given."""
     runs: Path | None = None
@@ -54,6 +62,8 @@ flag with every seed: for a GPU, which a single small network leaves idle."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        command_line.check(self, at_least_1=("seeds", "rank_batches", "jobs"))
+        command_line.check(self, at_least_1=("seeds", "rank_batches", "random_cells", "jobs"))
         if self.truth is None and (self.column is not None or self.average_isomorphic):
             raise ValueError("--column and --average-isomorphic need --truth")
+        if self.final_flags and not self.cells:
+            raise ValueError("--final-flags needs --cells")

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from experiments.grid import cells
 from experiments.grid.arms import Arm
 from experiments.grid.choosing import RULE, late_error
-from experiments.grid.plan import Plan, Results, Searched, common_flags
+from experiments.grid.plan import Plan, Results, Searched, common_flags, final_flags
 from experiments.grid.saved import METRICS, Saved
 from experiments.ranking import statistics
 from experiments.ranking.baselines import NAMES
@@ -35,6 +36,7 @@ def summarise(plan: Plan, results: Results) -> dict:
     trials = [s for of_arm in results.trials.values() for runs in of_arm for s in runs]
     searches = [s for of_arm in results.searches.values() for s in of_arm]
     summaries = [found.summary for found in (*searches, *trials) if found]
+    seconds = sum(summary["seconds"] for summary in [*summaries, *results.finals.values()])
     first = plan.settings[plan.arms[0].name][0]
     return {
         "task": {name: getattr(plan.task, name) for name in ("name", "error", "unit", "scale")}
@@ -42,6 +44,14 @@ def summarise(plan: Plan, results: Results) -> dict:
         "axes": plan.axes,
         "arms": [of_arm(plan, results, arm, numbers) for arm in plan.arms],
         "baselines": baselines(results),
+        "cells": {
+            "others": cells.others(plan, results),
+            "best": cells.best(plan, results),
+            "flags": shlex.join(final_flags(plan.config)),
+        }
+        if plan.config.cells
+        else None,
+        "published_reduction": dict(plan.task.published),
         "rule": RULE,
         "failed": results.failed,
         "configuration": {
@@ -50,7 +60,7 @@ def summarise(plan: Plan, results: Results) -> dict:
         },
         "commands": commands(plan, results),
         "searches": len(summaries),
-        "seconds": sum(summary["seconds"] for summary in summaries),
+        "seconds": seconds,
         **records.provenance(),
         **{name: summaries[0][name] for name in ("versions", "devices", "machine")},  # of the runs
     }
@@ -105,6 +115,8 @@ def by_seed(plan: Plan, results: Results, arm: Arm) -> dict[str, Array]:
     for order in orders(results):
         for name in statistics.STATISTICS:
             values[f"{order}/{name}"] = [r and r["orders"][order][name]["value"] for r in rankings]
+    if plan.config.cells:
+        values |= cells.by_seed(plan, results, arm.name)
     return {name: np.array(of_seeds, np.float64) for name, of_seeds in values.items()}
 
 

@@ -12,12 +12,18 @@ from wpl_jax.figures.curves import (
     training_curves,
 )
 from wpl_jax.figures.ranking import predicted_against_true, rankings, tau_curves
-from wpl_jax.figures.searches import forgetting_curves, run_curves, search_curves
+from wpl_jax.figures.searches import (
+    error_against_forgetting,
+    forgetting_curves,
+    run_curves,
+    search_curves,
+)
 
 __all__ = [
     "band",
     "dot",
     "draw",
+    "error_against_forgetting",
     "forgetting_curves",
     "heat_maps",
     "predicted_against_true",

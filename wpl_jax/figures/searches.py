@@ -8,6 +8,7 @@ import numpy.typing as npt
 from wpl_jax.figures import style
 from wpl_jax.figures.curves import band
 from wpl_jax.figures.style import OKABE_ITO
+from wpl_jax.forgetting import mean_interval
 
 try:
     from matplotlib.axes import Axes
@@ -18,7 +19,7 @@ except ImportError as error:
         "figures need matplotlib: pip install '.[experiments]' in the checkout of wpl_jax"
     ) from error
 
-__all__ = ["forgetting_curves", "run_curves", "search_curves"]
+__all__ = ["error_against_forgetting", "forgetting_curves", "run_curves", "search_curves"]
 
 Array = npt.NDArray[np.float64]
 
@@ -116,6 +117,51 @@ def forgetting_curves(
         lines = {label: _means(values) for label, values in labelled.items()}
         ends = [(float(line[-1]), label) for label, line in lines.items() if len(line)]
         style.label_ends(ax, ends, colors)
+    return fig
+
+
+def error_against_forgetting(
+    groups: Mapping[str, Mapping[str, tuple[Array, Array]]],
+    xlabel: str,
+    ylabel: str,
+    colors: Mapping[str, str],
+) -> Figure:
+    """One number over another: what it costs to have less of the first.
+
+    A point is the mean over seeds, a cross its 95 % intervals. Those of a group are joined.
+
+    Args:
+      groups: by name, by what is written at the point (a strength, say), two arrays of shape
+        ``(seeds,)``.
+      xlabel: what the first number is.
+      ylabel: what the second is.
+      colors: by the name of a group.
+    """
+    fig, (ax,) = style.panels(1, height=4.2, xlabel=xlabel, ylabel=ylabel)
+    for name, points in groups.items():
+        color, middles = colors[name], []
+        for text, both in points.items():
+            x, y = (np.asarray(v)[np.isfinite(v)] for v in both)
+            if not (len(x) and len(y)):
+                continue
+            middles.append((x.mean(), y.mean()))
+            if len(x) > 1 and len(y) > 1:
+                _, *ends = mean_interval(x)
+                ax.plot(ends, [y.mean()] * 2, color=color, linewidth=1, alpha=0.5)
+                _, *ends = mean_interval(y)
+                ax.plot([x.mean()] * 2, ends, color=color, linewidth=1, alpha=0.5)
+            if text:
+                ax.annotate(text, middles[-1], (4, 4), textcoords="offset points", color=color)
+        if middles:
+            ax.plot(*zip(*middles, strict=True), "o-", color=color, markersize=7, linewidth=1.2)
+            ax.annotate(
+                *(name, middles[-1], (7, -13)),
+                textcoords="offset points",
+                color=color,
+                weight="bold",
+            )
+    ax.margins(x=0.15, y=0.12)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6))
     return fig
 
 

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_rank
+from scipy import stats
 
-from experiments import rank, search
+from experiments import rank, search, spaces, train_final
 from experiments.grid import __main__ as grid
 from experiments.grid import pictures, report, saved
 from experiments.ranking import measuring, probes, statistics
@@ -53,7 +55,7 @@ class Runs:
             log.write("starting\nsearch: diverged\n")
             log.flush()
             return Ended(1)
-        {"search": searched, "rank": ranked}[script](command[3:])
+        {"search": searched, "rank": ranked, "train_final": trained}[script](command[3:])
         return Ended(0)
 
 
@@ -99,10 +101,34 @@ def searched(flags):
         for epoch in (4, 8):  # plain search ranks them well at the end, and WPL badly
             errors = order * (1.0 if config.method == "none" else -1.0) * (epoch == 8)
             kept.keep(config.out, epoch, measuring.Measured(errors, -errors))
+    cell = cells.random_actions(config.search_space, config.seed)
+    cell = config.search_space.to_json(config.search_space.decode(cell))
+    (config.out / "best.json").write_text(json.dumps(cell))
+    if config.probes:  # shared weights of WPL rank random cells rightly, those of others wrongly
+        sign = 1 if config.method == "wpl" else -1
+        errors = [{"seed": s, "perplexity": 100.0 + sign * s} for s in range(config.probes)]
+        (config.out / "probes.json").write_text(json.dumps(errors))
     summary = ORIGIN | {
+        "best_perplexity": 50.0 + config.seed,
         "epochs": config.epochs,
         "configuration": search.settings(config)
         | {"probes": config.probes, "probe_every": config.probe_every},
+    }
+    (config.out / "summary.json").write_text(json.dumps(summary))
+
+
+def trained(flags):
+    config, cell = train_final.read_architecture(train_final.parse(flags))
+    name, _, seed = config.out.name.rpartition("_")
+    alone = {"plain": 70.0, "WPL": 60.0, "random": 80.0}.get(name, 75.0)
+    error = alone + 2 * int(seed) + (name == "WPL" and seed == "1")
+    summary = ORIGIN | {
+        "validation_perplexity": error,
+        "test_perplexity": error + 1,
+        "parameters": 1000 + int(seed),
+        "architecture": config.search_space.to_json(cell),
+        "epochs": config.epochs,
+        "configuration": train_final.settings(config),
     }
     (config.out / "summary.json").write_text(json.dumps(summary))
 
@@ -244,7 +270,7 @@ def test_the_report_says_what_was_run_and_how_arms_differ(compared):
 
 
 def test_everything_promised_is_written_and_drawn_anew_from_it(compared, tmp_path, capsys):
-    names = {"seeds_forgetting_mean", "seeds_err2_mean", "forgetting"}
+    names = {"seeds_forgetting_mean", "seeds_err2_mean", "forgetting", "err2_against_forgetting"}
     assert files(compared[0] / "report") == {
         *("summary.json", "curves.npz", "report.md"),
         *(f"{name}.{suffix}" for name in names for suffix in ("png", "pdf")),
@@ -539,6 +565,113 @@ def test_help_is_in_plain_words(capsys):
     assert end.value.code == 0
     said = capsys.readouterr().out
     assert said.startswith("usage: python -m experiments.grid ") and "--vary" in said
+
+
+# --- Cells ----------------------------------------------------------------------------------------
+
+TRAINED = ["--seeds", "3", "--cells", "--random-cells", "4", "--final-flags=--epochs 2"]
+TRAINED += ["--arms", "plain: --method none --probes 4", "WPL: --method wpl --probes 4"]
+
+
+@pytest.fixture(scope="module")
+def with_cells(tmp_path_factory):
+    folder, runs = tmp_path_factory.mktemp("cells"), Runs()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert run(folder, monkeypatch, runs, *TRAINED, draw=True) == 0
+    return folder, runs
+
+
+def test_found_random_and_published_cells_are_trained(with_cells):
+    launched = [name for name in with_cells[1].launched if name.startswith("train_final ")]
+    published = [path.stem for path in sorted(spaces.find("rnn").cells().values())]
+    names = [f"{arm}_{seed}" for seed in range(3) for arm in ("plain", "WPL")]
+    names += [f"random_{seed}" for seed in range(4)]
+    names += [f"{name}_{seed}" for name in published for seed in range(3)]
+    assert launched == [f"train_final final/{name}" for name in names]
+    final = json.loads((with_cells[0] / "runs/final/WPL_1/summary.json").read_text())
+    found = json.loads((with_cells[0] / "runs/search/WPL_1/best.json").read_text())
+    assert final["architecture"] == found and final["epochs"] == 2
+
+
+def test_cells_are_compared_with_each_other_and_with_random_ones(with_cells):
+    summary, page = summary_in(with_cells[0]), page_in(with_cells[0])
+    plain, wpl = (arm["numbers"] for arm in summary["arms"])
+    assert plain["cells/test"]["seeds"] == [71, 73, 75] and plain["cells/search"]["mean"] == 51
+    assert wpl["cells/test"]["seeds"] == [61, 64, 65]
+    assert (plain["cells/tau"]["mean"], wpl["cells/tau"]["mean"]) == (-1, 1)
+    random = next(cell for cell in summary["cells"]["others"] if cell["name"] == "random")
+    assert random["runs"] == 4 and random["cells/test"]["mean"] == 84
+    assert summary["arms"][1]["differences"]["cells/test"]["seeds"] == [-10, -9, -10]
+    best = summary["cells"]["best"]["WPL"]
+    assert best["seed"] == 0 and best["test"] == 61
+    assert "| − random | validation | test |" in page and "with the flags `--space rnn" in page
+    welch = stats.ttest_ind([61, 64, 65], [81, 83, 85, 87], equal_var=False).confidence_interval()
+    half = (welch.high - welch.low) / 2
+    assert f"WPL −20.67 ± {half:.2f}" in page and "less that of 4 random cells" in page
+    assert "nan" not in page and "None" not in page
+    assert (with_cells[0] / "report" / "best_cells.png").exists()
+    for name in re.findall(r"\]\(([^)]+)\)", page):
+        assert (with_cells[0] / "report" / name).exists()
+    assert summary["seconds"] == 60 * len(with_cells[1].launched)
+
+
+def test_what_a_method_takes_off_is_said_for_the_mean_and_for_the_best_epoch(with_cells):
+    """Plain search forgets 10, 12 and 14, and WPL 2, 3 and 4, in every epoch after the warm-up."""
+    published = spaces.find("rnn").published["forgetting_mean"]
+    page = page_in(with_cells[0])
+    assert "| WPL: forgetting, mean | 75 % | 75 % (epoch 3) |" in page
+    assert f"75 % (epoch 3) | {100 * published:.0f} % |" in page
+
+
+def test_the_trade_off_joins_arms_that_differ_in_a_number(tmp_path, monkeypatch):
+    arms = ["plain: --method none", *(f"WPL {s:g}: --method wpl --strength {s}" for s in (10, 100))]
+    assert run(tmp_path, monkeypatch, Runs(), "--seeds", "3", "--arms", *arms, draw=True) == 0
+    figure = drawn(saved.read(tmp_path / "report"))["err2_against_forgetting"]
+    (ax,) = figure.axes
+    assert {"plain", "WPL", "10", "100"} <= {text.get_text() for text in ax.texts}
+    (joined,) = [
+        line for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata()) == 2
+    ]
+    np.testing.assert_allclose(joined.get_xdata(), [3, 3])  # both forget as much
+    assert joined.get_ydata()[0] < joined.get_ydata()[1]
+
+
+def test_no_arm_has_the_name_of_a_cell(tmp_path, monkeypatch, capsys):
+    flags = ["--cells", "--arms", "random: --method none", "WPL:"]
+    assert run(tmp_path, monkeypatch, Runs(), *flags) == 2
+    assert "with --cells, no arm can be called random, as a cell is" in capsys.readouterr().err
+
+
+# --- As one program -------------------------------------------------------------------------------
+
+
+def test_together_an_arm_is_one_program_and_what_follows_finds_its_searches(tmp_path, monkeypatch):
+    class Together(Runs):
+        def __call__(self, command, log, lock, compiled):
+            if command[2] != "experiments.search_many":
+                return super().__call__(command, log, lock, compiled)
+            folder = Path(log.name).parent
+            self.launched.append(f"together {folder.name}")
+            searches = [flag.removeprefix("--search=") for flag in command if "--search=" in flag]
+            for flags in map(shlex.split, searches):
+                (folder.parents[1] / Path(flags[-1]).relative_to(folder.parents[1])).mkdir(
+                    parents=True
+                )
+                searched([*flags, "--resume"])
+            summary = {"epochs": EPOCHS, "configuration": {"search": searches}}
+            (folder / "summary.json").write_text(json.dumps(summary))
+            return Ended(0)
+
+    runs = Together()
+    assert run(tmp_path, monkeypatch, runs, *COMPARED, "--together") == 0
+    assert runs.launched == ["together plain", "together WPL", "together L2_anchor"]
+    alone = tmp_path / "alone"
+    assert run(alone, monkeypatch, Runs(), *COMPARED) == 0
+    assert summary_in(tmp_path)["arms"] == summary_in(alone)["arms"]
+    assert {p.name for p in (tmp_path / "runs/search").iterdir()} == {
+        *(f"{arm}_{seed}" for arm in ("plain", "L2_anchor") for seed in range(3)),
+        *(f"WPL_{i}_{seed}" for i in (1, 2, 3) for seed in range(3)),
+    }
 
 
 # --- The scripts themselves -----------------------------------------------------------------------

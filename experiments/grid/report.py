@@ -488,8 +488,10 @@ def how_it_was_run(grid: Saved) -> str:
     summary = grid.summary
     devices = ", ".join(sorted(set(summary["devices"])))
     lines = "\n".join(summary["commands"])
+    trained = summary.get("finals")
+    trainings = f" and {trained:,} trainings from scratch" if trained else ""
     return (
-        f"{summary['searches']:,} searches, {clock(summary['seconds'])} of training in all, on "
+        f"{summary['searches']:,} searches{trainings}, {clock(summary['seconds'])} of training in all, on "
         f"{summary['machine']} ({devices}), jax {summary['versions']['jax']}. The first of each "
         f"stage; the others have other flags and seeds.\n\n```\n{lines}\n```"
     )

@@ -60,6 +60,7 @@ def summarise(plan: Plan, results: Results) -> dict:
         },
         "commands": commands(plan, results),
         "searches": len(summaries),
+        "finals": len(results.finals),
         "seconds": seconds,
         **records.provenance(),
         **{name: summaries[0][name] for name in ("versions", "devices", "machine")},  # of the runs

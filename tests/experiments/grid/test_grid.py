@@ -613,6 +613,7 @@ def test_cells_are_compared_with_each_other_and_with_random_ones(with_cells):
     for name in re.findall(r"\]\(([^)]+)\)", page):
         assert (with_cells[0] / "report" / name).exists()
     assert summary["seconds"] == 60 * len(with_cells[1].launched)
+    assert "6 searches and 16 trainings from scratch, 0:22:00 of training in all" in page
 
 
 def test_what_a_method_takes_off_is_said_for_the_mean_and_for_the_best_epoch(with_cells):

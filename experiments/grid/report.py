@@ -491,9 +491,9 @@ def how_it_was_run(grid: Saved) -> str:
     trained = summary.get("finals")
     trainings = f" and {trained:,} trainings from scratch" if trained else ""
     return (
-        f"{summary['searches']:,} searches{trainings}, {clock(summary['seconds'])} of training in all, on "
-        f"{summary['machine']} ({devices}), jax {summary['versions']['jax']}. The first of each "
-        f"stage; the others have other flags and seeds.\n\n```\n{lines}\n```"
+        f"{summary['searches']:,} searches{trainings}, {clock(summary['seconds'])} of training in "
+        f"all, on {summary['machine']} ({devices}), jax {summary['versions']['jax']}. The first of "
+        f"each stage; the others have other flags and seeds.\n\n```\n{lines}\n```"
     )
 
 

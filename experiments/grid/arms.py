@@ -17,6 +17,7 @@ class Arm(NamedTuple):
     name: str
     method: str  # what it is called in --arms; arms of one method differ in their places
     place: Mapping[str, str]  # by flag, the value of each --vary
+    flags: Flags  # of the place
     candidates: tuple[Flags, ...]  # to choose from; one is simply taken
 
     @property
@@ -26,29 +27,29 @@ class Arm(NamedTuple):
 
     def all_flags(self, candidate: int) -> Flags:
         """Those of the place among them."""
-        place = [part for flag, value in self.place.items() for part in (f"--{flag}", value)]
-        return (*place, *self.candidates[candidate])
+        return (*self.flags, *self.candidates[candidate])
 
 
-def axes_of(vary: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """By flag, its values.
+def axes_of(vary: Sequence[str]) -> dict[str, dict[str, Flags]]:
+    """By flag, by value, all flags that come with it.
 
     Raises:
       ValueError: naming what is not ``FLAG=V1,V2,…``, or is there twice.
     """
-    axes: dict[str, tuple[str, ...]] = {}
+    axes: dict[str, dict[str, Flags]] = {}
     for text in vary:
         flag, equals, listed = text.partition("=")
-        flag, values = _plain(flag), tuple(value.strip() for value in listed.split(","))
+        flag, values = _plain(flag), [shlex.split(value) for value in listed.split(",")]
         if not (flag and equals and all(values)):
             raise ValueError(f"--vary must be FLAG=V1,V2,…, got {text!r}")
-        if flag in axes or len(set(values)) < len(values):
+        axis = {value: (f"--{flag}", value, *more) for value, *more in values}
+        if flag in axes or len(axis) < len(values):
             raise ValueError(f"--vary must have each flag and value once, got {text!r}")
-        axes[flag] = values
+        axes[flag] = axis
     return axes
 
 
-def arms_of(texts: Sequence[str], axes: Mapping[str, Sequence[str]]) -> list[Arm]:
+def arms_of(texts: Sequence[str], axes: Mapping[str, Mapping[str, Flags]]) -> list[Arm]:
     """The arms of all methods at all places, those of a place one after another.
 
     Raises:
@@ -58,19 +59,20 @@ def arms_of(texts: Sequence[str], axes: Mapping[str, Sequence[str]]) -> list[Arm
     methods = dict(map(_method, texts)) if texts else {"search": ((),)}
     if texts and len(methods) < len(texts):
         raise ValueError(f"--arms must have different names, got {', '.join(map(_name, texts))}")
+    varied = {name for axis in axes.values() for flags in axis.values() for name in _names(flags)}
     for name, candidates in methods.items():
-        given = {_plain(part.partition("=")[0]) for flags in candidates for part in flags}
-        if both := sorted(given & axes.keys()):
+        if both := sorted(_names(itertools.chain(*candidates)) & varied):
             raise ValueError(f"the arm {name} sets --{both[0]}, which --vary varies")
         if len(set(candidates)) < len(candidates):
             raise ValueError(f"the arm {name} has the same flags twice to choose from")
     arms = []
     for values in itertools.product(*axes.values()):
         place = dict(zip(axes, values, strict=True))
+        flags = tuple(part for flag, value in place.items() for part in axes[flag][value])
         said = [f"{flag}={value}" for flag, value in place.items()]
         for method, candidates in methods.items():
             name = ", ".join([*([method] if texts else []), *said])
-            arms.append(Arm(name, method, place, candidates))
+            arms.append(Arm(name, method, place, flags, candidates))
     folders: dict[str, str] = {}
     for arm in arms:
         if (other := folders.setdefault(arm.folder, arm.name)) != arm.name:
@@ -87,6 +89,11 @@ def _method(text):
             f"got {text!r}"
         )
     return name, tuple(tuple(shlex.split(part)) for part in flags.split("|"))
+
+
+def _names(parts):
+    """Those of the flags among what a command line has been split into."""
+    return {_plain(part.partition("=")[0]) for part in parts if part.startswith("--")}
 
 
 def _name(text):

@@ -106,7 +106,7 @@ def plan_of(config: Grid) -> Plan:
     folder = config.out or Path("results/grid", spaces.find(config.space).name, config.preset)
     plan = Plan(
         config,
-        axes,
+        {flag: tuple(values) for flag, values in axes.items()},
         arms,
         settings_of(config, arms),
         {} if config.truth is None else truth.read(config.truth, config.column),

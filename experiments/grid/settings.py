@@ -27,7 +27,8 @@ all published. module:Class: a task of your own."""
 'NAME: FLAGS | FLAGS | …' searches of their own choose."""
     vary: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """FLAG=V1,V2,… runs every arm with each of the values; may be given several times, for every \
-combination. Two of them are the axes of maps, others are maps side by side."""
+combination. Two of them are the axes of maps, others are maps side by side. A value may bring \
+more flags, as in 'search.batches=1 --search.architectures 400,40 --search.architectures 10'."""
     seeds: int = 5
     """Searches of each arm, with the seeds 0, 1, … At least 2 for intervals; 1 will do for maps."""
     trial_seeds: tuple[int, ...] = (1000, 1001)

@@ -14,7 +14,10 @@ def test_arms_have_flags_or_several_to_choose_from():
 
 def test_every_arm_is_at_every_place():
     axes = axes_of(["learning-rate=0.1,1", "--search.batches = 3, 4"])
-    assert axes == {"learning-rate": ("0.1", "1"), "search.batches": ("3", "4")}
+    assert axes["search.batches"] == {
+        "3": ("--search.batches", "3"),
+        "4": ("--search.batches", "4"),
+    }
     arms = arms_of(["plain: --method none", "my replay: --method replay"], axes)
     assert [arm.method for arm in arms] == ["plain", "my replay"] * 4
     assert arms[3].name == "my replay, learning-rate=0.1, search.batches=4"
@@ -28,6 +31,18 @@ def test_every_arm_is_at_every_place():
         "learning-rate=0.1, search.batches=3",
         "learning-rate=0.1, search.batches=4",
     ]
+
+
+def test_a_value_may_bring_more_flags_which_no_arm_sets():
+    axes = axes_of(["search.batches=1 --search.architectures 40, 8 --search.architectures=5"])
+    few, many = arms_of(["a: --method none"], axes)
+    assert few.all_flags(0) == (
+        *("--search.batches", "1", "--search.architectures", "40"),
+        *("--method", "none"),
+    )
+    assert (many.name, many.place) == ("a, search.batches=8", {"search.batches": "8"})
+    with pytest.raises(ValueError, match="the arm a sets --search.architectures, which --vary"):
+        arms_of(["a: --search.architectures 3"], axes)
 
 
 @pytest.mark.parametrize(
@@ -59,4 +74,4 @@ def test_axes_that_are_none_are_refused(vary, message):
 )
 def test_arms_that_are_none_are_refused(arms, message):
     with pytest.raises(ValueError, match=message):
-        arms_of(arms, {"learning-rate": ("1", "2")})
+        arms_of(arms, axes_of(["learning-rate=1,2"]))

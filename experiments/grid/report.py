@@ -96,7 +96,12 @@ def page(grid: Saved, drawn: Sequence[str]) -> str:
         "the mean of all, in the mean of the 5 with the lowest err1 (some of which are among them "
         "by chance, so that part of their rise is a return to the mean), and the maximum. *τ "
         "within the epoch* is Kendall's τ between the orders by err1 and by err2. All are means "
-        "over " + epochs_that_count(grid) + ", but for those of the last epoch.",
+        "over "
+        + epochs_that_count(grid)
+        + ", but for those of the last epoch."
+        + " *Agreement of seeds* is Kendall's τ between the orders in which two searches put the "
+        "same random architectures at their end, in the mean over pairs; it takes no truth. Its "
+        "seeds depend on each other, so its intervals are too narrow." * grid.agreed,
         images(drawn, "map_forgetting", "map_err2", "map_tau", "seeds_forgetting", "seeds_err2"),
         images(drawn, "err2_against"),
         images(drawn, "forgetting"),

@@ -15,7 +15,12 @@ from experiments.running.intervals import Number
 from experiments.running.wording import show
 
 METRICS = (*measures.ERRORS, *measures.FORGETTING, "tau_within_epoch")
-HIGH_IS_GOOD = ("tau", "tau_within_epoch", *(name for name in rank.COLUMNS if name != "regret"))
+HIGH_IS_GOOD = (
+    "agreement",
+    "tau",
+    "tau_within_epoch",
+    *(name for name in rank.COLUMNS if name != "regret"),
+)
 
 
 class Measure(NamedTuple):
@@ -110,7 +115,14 @@ class Saved:
     def of_searches(self) -> list[Measure]:
         last = [self.measure("last_epoch", name) for name in ("err2_mean", "forgetting_mean")]
         minutes = Measure("seconds", "minutes", 1, 1 / 60)
-        return [*(self.measure("after_warmup", name) for name in METRICS), *last, minutes]
+        agreed = [Measure("probes/agreement", "agreement of seeds", 2)] if self.agreed else []
+        return [*(self.measure("after_warmup", n) for n in METRICS), *last, *agreed, minutes]
+
+    @property
+    def agreed(self) -> bool:
+        """Whether searches of several seeds have measured the same random architectures."""
+        numbers = (arm["numbers"].get("probes/agreement") for arm in self.arms)
+        return any(number and number["mean"] is not None for number in numbers)
 
     @property
     def cells(self) -> dict[str, Any] | None:

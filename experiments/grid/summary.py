@@ -15,7 +15,7 @@ from experiments.grid.saved import METRICS, Saved
 from experiments.ranking import statistics
 from experiments.ranking.baselines import NAMES
 from experiments.running import records
-from experiments.running.intervals import detectable, finite, mean, of_seeds
+from experiments.running.intervals import detectable, finite, kendall_tau, mean, of_seeds
 
 Array = np.ndarray
 
@@ -111,6 +111,7 @@ def by_seed(plan: Plan, results: Results, arm: Arm) -> dict[str, Array]:
     values = {
         **{f"after_warmup/{n}": [s and mean(s.metrics[n][late]) for s in found] for n in METRICS},
         **{f"last_epoch/{n}": [s and s.metrics[n][-1] for s in found] for n in METRICS},
+        "probes/agreement": agreement(plan, found),
         "seconds": [s and s.summary["seconds"] for s in found],
     }
     for order in orders(results):
@@ -119,6 +120,22 @@ def by_seed(plan: Plan, results: Results, arm: Arm) -> dict[str, Array]:
     if plan.config.cells:
         values |= cells.by_seed(plan, results, arm.name)
     return {name: np.array(of_seeds, np.float64) for name, of_seeds in values.items()}
+
+
+def agreement(plan: Plan, found: Sequence[Searched | None]) -> list[float | None]:
+    """Of each seed, the mean Kendall's τ of its order of the probes with those of other seeds.
+
+    It takes no truth: what chance has ordered, another seed orders otherwise.
+    """
+    error = records.key(plan.task.error)
+    errors = [[probe[error] for probe in s.probed] if s else [] for s in found]
+
+    def of_one(i):
+        others = (e for j, e in enumerate(errors) if j != i and len(e) == len(errors[i]))
+        taus = [kendall_tau(errors[i], other)["tau"] for other in others]
+        return mean(np.array([np.nan if tau is None else tau for tau in taus]))
+
+    return [of_one(i) for i in range(len(errors))]
 
 
 def orders(results: Results) -> list[str]:

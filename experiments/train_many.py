@@ -82,7 +82,7 @@ def begun(config: TrainMany, first: Training) -> list[dict[str, str]]:
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(line.replace("\0", "") for line in file))
     for place, row in enumerate(rows):
         try:
             whole = row["seed"] == str(config.first + place) and row["architecture"] == name_of(

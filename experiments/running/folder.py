@@ -1,5 +1,6 @@
 """The folder of a run: no other run works in it meanwhile, and what it holds is not lost."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -7,7 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from experiments.running import processes, records
+from experiments.running.script import of_error
 from wpl_jax.checkpoint import Checkpoints
 
 
@@ -85,28 +89,71 @@ def open_checkpoints(out: Path, fingerprint: Mapping[str, object], resume: bool)
     return checkpoints
 
 
-def claim(folder: Path, settings: Mapping[str, Any], what: str) -> None:
-    """Make a folder that of a run with certain settings; they are kept in settings.json.
+def check_report(out: Path, kind: str, config: Any) -> None:
+    """Refuse to write the report of some runs over other results.
+
+    More runs of the same kind may be added to it; which they are is said by these settings.
+
+    Args:
+      out: the folder of the report.
+      kind: the name of ``config`` in the configuration of its summary.
+      config: the settings.
+
+    Raises:
+      ValueError: if there are other results.
+    """
+    summary = records.read_json(out / records.SUMMARY)
+    if summary is None:
+        return
+    stored = summary.get("configuration", {}).get(kind, {})
+    names = ("space", "preset", "search_flags", "final_flags")
+    if any(stored.get(name) != getattr(config, name, None) for name in names):
+        raise ValueError(f"{out} holds other results: choose another --out, or delete it")
+
+
+def check_parts(folder: Path, fingerprint: str) -> None:
+    """Refuse to go on in a folder of parts, as :func:`records.kept` leaves them, of another run.
+
+    Args:
+      folder: where they are; it may be missing.
+      fingerprint: what those of this run begin with in theirs.
+
+    Raises:
+      ValueError: if there is another.
+    """
+    for path in sorted(folder.glob("*.npz")):
+        found = fingerprint
+        with contextlib.suppress(Exception), path.open("rb") as opened, np.load(opened) as file:
+            found = str(file["fingerprint"])
+        if not found.startswith(fingerprint):
+            raise ValueError(
+                f"{folder} holds parts of a run with other settings or data, or of another version "
+                "of JAX: choose another --out, or delete it"
+            )
+
+
+def claim(folder: Path, settings: Mapping[str, Any], table: str) -> None:
+    """Make a folder that of a run with certain settings, which are kept in settings.json.
 
     Args:
       folder: where the run keeps what it has done.
       settings: what that depends on, in types that JSON has.
-      what: what the run keeps there, by a pattern of files.
+      table: the file that has it.
 
     Raises:
-      ValueError: if what is there has been made with other settings, or that is not known.
+      ValueError: if what is there has been made with other settings, or it is not known with which.
     """
     path, settings = folder / "settings.json", json.loads(json.dumps(settings))
-    if any(folder.glob(what)) and path.exists():
-        found = records.read_json(path)
-        if found is None:
+    if (folder / table).exists():
+        try:
+            found = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
             raise ValueError(
-                f"{path} cannot be read, so that it is not known what {what} there belongs to: "
-                "delete both, or choose another --out"
-            )
+                f"{path} cannot be read, so that it is not known what {table} beside it is of "
+                f"({of_error(error)}): choose another --out, or delete both"
+            ) from error
         if found != settings:
             raise ValueError(
-                f"{folder} was begun with other settings or data: choose another --out, or delete "
-                "it"
+                f"{folder} was begun with other settings or data: choose another --out"
             )
     records.write_json(path, settings)

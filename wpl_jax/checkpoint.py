@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -128,6 +129,7 @@ class Checkpoints:
             raise FileNotFoundError(f"{self._folder} was removed or renamed")
         arrays = {name: np.asarray(leaf) for name, leaf in leaves.items() if np.size(leaf)}
         try:
+            _find_room(self._folder, sum(array.nbytes for array in arrays.values()))
             for obsolete in self._manager.all_steps():
                 if obsolete >= step:
                     self._manager.delete(obsolete)
@@ -264,6 +266,13 @@ def _seal(folder: Path, step: int) -> dict[str, Any]:
 
 def _of_seal(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _find_room(folder: Path, size: int) -> None:
+    """Raise OSError where a file of so many bytes cannot be: Orbax's threads would print it."""
+    if hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size + 2**16)
 
 
 def _reason(error: Exception) -> str:

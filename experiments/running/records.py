@@ -189,6 +189,13 @@ def writable_folder(path: Path) -> Path:
       OSError: if they cannot, with a message that names the folder.
     """
     try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise OSError(
+            f"cannot write to {path}: its name is not in UTF-8, or the locale's characters are "
+            "not; choose another --out, or set LC_ALL=C.UTF-8"
+        ) from None
+    try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass

@@ -5,6 +5,7 @@ Imported before all else: until then, a signal ends Python in its own way.
 
 import contextlib
 import functools
+import logging
 import os
 import signal
 import sys
@@ -59,6 +60,8 @@ class Script:
     @contextlib.contextmanager
     def preparing(self) -> Iterator[None]:
         """What cannot work is refused here, before anything is begun."""
+        # Whatever Orbax and TFDS log as an error, they also raise.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         try:
             yield
         except (ValueError, OSError, ImportError) as error:

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import logging
 import math
 import os
 import shutil
@@ -49,7 +48,6 @@ class RegimeError(Failed):
 
 @script
 def main(argv: Sequence[str] | None = None) -> int:
-    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS recommends to install OpenCV
     with contextlib.ExitStack() as stack:
         with script.preparing():
             config = parse(argv)

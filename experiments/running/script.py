@@ -91,6 +91,7 @@ def of_error(error: BaseException) -> str:
 
 class _Process:
     interrupted = "interrupted before it began"
+    ending = threading.Lock()
 
 
 _process = _Process()
@@ -120,6 +121,8 @@ def end(number: int, frame: Any = None) -> None:
 
     Not by an exception: raised in a callback of a compiler, it would crash Python.
     """
+    if not _process.ending.acquire(blocking=False):
+        return  # another thread is ending it
     shown = "\r\x1b[?25h\x1b[K" if os.isatty(2) else ""  # the cursor, which a display has hidden
     with contextlib.suppress(OSError):
         os.write(2, f"{shown}{_process.interrupted}\n".encode())

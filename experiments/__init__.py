@@ -1,5 +1,12 @@
 """The paper's experiments, as scripts: ``python -m experiments.two_models --help``."""
 
+import sys
+
+from experiments.running import script
+
+if sys.argv[0] == "-m":  # while Python looks for the module that it is to run, which is one of ours
+    script.begin(sys.orig_argv[-len(sys.argv)].rpartition("experiments.")[2])
+
 try:
     import matplotlib  # noqa: F401
     import platformdirs  # noqa: F401

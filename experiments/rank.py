@@ -18,6 +18,7 @@ Given several searches, which share nothing but the space, ranks by each, and by
 predictions, which goes to --out.
 """
 
+import contextlib
 import dataclasses
 import io
 import shlex
@@ -39,11 +40,15 @@ from experiments.ranking import baselines, measuring, statistics, truth
 from experiments.ranking.measuring import Floats, Measured
 from experiments.ranking.statistics import Estimate
 from experiments.running import command_line, processes, records
+from experiments.running.folder import Held
 from experiments.running.progress import Shown, Stop, interruptible
+from experiments.running.script import Script
 from experiments.search import Job
 from experiments.spaces.settings import SearchRun
 from wpl_jax import figures
 from wpl_jax.checkpoint import fingerprint_in
+
+script = Script("rank", "the same command goes on from the last chunk")
 
 CHUNK = 125  # architectures in a call, after which they are kept
 PATTERNS, WITHOUT = "activation patterns", "size and patterns"  # which know nothing of a search
@@ -104,23 +109,25 @@ class Ranking(NamedTuple):
     out: Path
 
 
+@script
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        config = command_line.read(
-            Rank(), argv, prog="python -m experiments.rank", description=__doc__
-        )
-        if not config.runs:
-            raise ValueError("give the folder of a search, or of several")
-        if (len(config.runs) > 1) != (config.out is not None):
-            raise ValueError("several searches need --out, and one does not take it")
-        if config.out is not None and config.out.resolve() in {r.resolve() for r in config.runs}:
-            raise ValueError(f"--out must not be one of the searches, got {config.out}")
-        rankings = [prepare(config, folder) for folder in config.runs]
-        together = None if config.out is None else combined(rankings, config.out)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"rank: {error}", file=sys.stderr)
-        return 2
-    try:
+    with contextlib.ExitStack() as stack:
+        with script.preparing():
+            config = command_line.read(
+                Rank(), argv, prog="python -m experiments.rank", description=__doc__
+            )
+            if not config.runs:
+                raise ValueError("give the folder of a search, or of several")
+            if (len(config.runs) > 1) != (config.out is not None):
+                raise ValueError("several searches need --out, and one does not take it")
+            folders = {folder.resolve(): folder for folder in config.runs}
+            if config.out is not None and config.out.resolve() in folders:
+                raise ValueError(f"--out must not be one of the searches, got {config.out}")
+            for folder in folders.values():
+                if folder.is_dir():
+                    stack.enter_context(Held(folder))
+            rankings = [prepare(config, folder) for folder in config.runs]
+            together = None if config.out is None else combined(rankings, config.out)
         with interruptible() as stop:
             found = []
             for ranking in rankings:
@@ -132,9 +139,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 write(together, mean)
                 conclude(together, mean)
         return 0
-    except KeyboardInterrupt:
-        print("rank: interrupted; the same command goes on from the last chunk", file=sys.stderr)
-        return 130
 
 
 def prepare(config: Rank, folder: Path) -> Ranking:

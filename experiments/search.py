@@ -6,6 +6,7 @@ was interrupted goes on with --resume. Each batch is shared by all devices, with
 those of several processes.
 """
 
+import contextlib
 import dataclasses
 import io
 import math
@@ -21,15 +22,17 @@ import numpy as np
 
 from experiments import spaces
 from experiments.ranking.probes import Probes
-from experiments.running import processes, records
+from experiments.running import folder, processes, records
+from experiments.running.folder import Held
 from experiments.running.intervals import finite
 from experiments.running.progress import (
     Display,
     Diverged,
     MetricsLog,
     interruptible,
-    read_metrics,
 )
+from experiments.running.progress import columns as columns_of
+from experiments.running.script import Script
 from experiments.spaces import Task
 from experiments.spaces.settings import PLACES, SearchRun
 from wpl_jax import figures
@@ -51,6 +54,8 @@ from wpl_jax.search import (
     split_batches,
 )
 
+script = Script("search", "--resume goes on from the last checkpoint")
+
 
 class Job(NamedTuple):
     """All that a run works with, made once from its settings."""
@@ -69,33 +74,26 @@ class Job(NamedTuple):
         """The name of an error in files."""
         return records.key(self.task.error)
 
+    @property
+    def identity(self) -> dict[str, object]:
+        """All that its states depend on."""
+        return settings(self.config) | self.fingerprint
 
+
+@script
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        config = parse(argv)
-        if config.sharing.distributed:
-            processes.join(config.sharing)
-        with processes.all_or_none():
-            job = prepare(config)
-            if processes.is_first():
-                records.writable_folder(job.out)
-            checkpoints = open_checkpoints(job)
-        check_agreement(job, checkpoints)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"search: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("search: interrupted before it began", file=sys.stderr)
-        return 130
-    try:
-        with checkpoints:
-            return run(job, checkpoints)
-    except Diverged as error:
-        print(f"search: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("search: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    with contextlib.ExitStack() as stack:
+        with script.preparing():
+            config = parse(argv)
+            if config.sharing.distributed:
+                processes.join(config.sharing)
+            with processes.all_or_none():
+                job = prepare(config)
+                if processes.is_first():
+                    stack.enter_context(Held(job.out))
+                checkpoints = stack.enter_context(open_checkpoints(job))
+            check_agreement(job, checkpoints)
+        return run(job, checkpoints)
 
 
 def parse(argv: Sequence[str] | None) -> SearchRun:
@@ -203,14 +201,7 @@ def folder_of(config: SearchRun, task: Task) -> Path:
 
 
 def open_checkpoints(job: Job) -> Checkpoints:
-    folder = job.out / "checkpoints"
-    if not job.config.resume and any(folder.glob("*")):
-        raise ValueError(
-            f"{job.out} holds a run: go on with it with --resume, or choose another --out"
-        )
-    checkpoints = Checkpoints(folder, settings(job.config) | job.fingerprint)
-    checkpoints.latest()  # damage shows here
-    return checkpoints
+    return folder.open_checkpoints(job.out, job.identity, job.config.resume)
 
 
 def check_agreement(job: Job, checkpoints: Checkpoints) -> None:
@@ -254,9 +245,11 @@ def run(job: Job, checkpoints: Checkpoints) -> int:
     )
     done = int(state.trained) // size
     probes = probes_of(job)
+    if probes and processes.is_first():
+        probes.write(job.out, checkpoints.notes)
     with (
         interruptible() as stop,
-        MetricsLog(job.out, done) as log,
+        MetricsLog(job.out, done, checkpoints.notes) as log,
         Display(config.epochs, size, "architectures", done) as display,
     ):
         start = time.monotonic()
@@ -280,7 +273,7 @@ def run(job: Job, checkpoints: Checkpoints) -> int:
                 if config.probe_every and record["epoch"] % config.probe_every == 0:
                     measured = probes.measure(state.params, job.data.validation)
                     if processes.is_first():
-                        probes.keep(job.out, record["epoch"], measured)
+                        probes.keep(job.out, record["epoch"], measured, checkpoints.notes)
                 display.end_epoch(
                     err1=record["err1_mean"],
                     err2=record["err2_mean"],
@@ -300,7 +293,7 @@ def run(job: Job, checkpoints: Checkpoints) -> int:
     ranking = best_first(job, *rank(job, state))
     probed = probes.measure(state.params, job.data.validation).error if probes else ()
     if processes.is_first():
-        write_results(job, ranking, memory, probed)
+        write_results(job, log.records, ranking, memory, probed)
     return 0
 
 
@@ -369,19 +362,24 @@ def summarise(
 
 
 def write_results(
-    job: Job, ranking: Sequence[Mapping], memory: int, probed: Sequence[float]
+    job: Job,
+    log: Sequence[Mapping],
+    ranking: Sequence[Mapping],
+    memory: int,
+    probed: Sequence[float],
 ) -> None:
     """Write every output, the summary last.
 
     Args:
       job: the search.
+      log: the records of its epochs.
       ranking: of sampled architectures, the best first.
       memory: bytes that a device needs.
       probed: the errors of the probes, if there are any, in the order of their seeds.
     """
     config, space, out = job.config, job.search.space, job.out
     best = space.from_json(ranking[0])
-    columns = read_metrics(out)
+    columns = columns_of(log)
     graphs = space.graphs(best)
     records.write_json(out / "ranking.json", ranking)
     records.write_json(out / "best.json", ranking[0])
@@ -407,12 +405,13 @@ def write_results(
         },
         "parameters": space.num_parameters(best),
         **job.facts,
+        "data": job.fingerprint,
         "memory_per_device": memory,
         "seconds": round(float(columns["seconds"].sum())),
         "epochs": len(columns["epoch"]),
         "configuration": settings(config) | described(config),
     } | records.provenance()
-    records.write_json(out / "summary.json", summary)
+    records.write_json(out / records.SUMMARY, summary)
     if columns["forgetting_mean"][0] < 0:
         processes.say(
             "A forgetting below 0 is a gain: in the first epochs, whatever is trained next still "

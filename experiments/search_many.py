@@ -27,12 +27,16 @@ import numpy as np
 import tyro
 
 from experiments import search
-from experiments.running import command_line, pool, records
-from experiments.running.progress import Display, Diverged, MetricsLog, Stop, interruptible
+from experiments.running import command_line, folder, pool, records
+from experiments.running.folder import Held
+from experiments.running.progress import Display, Diverged, MetricsLog, interruptible
+from experiments.running.script import Script
 from experiments.search import Job
 from experiments.spaces.settings import SearchRun
-from wpl_jax.checkpoint import Checkpoints
+from wpl_jax.checkpoint import Checkpoints, fingerprint_in
 from wpl_jax.search.state import Epoch, Progress, SearchState
+
+script = Script("search_many", "--resume goes on from the last checkpoint")
 
 # What each search has of its own (0), and what they have in common (None).
 OWN = SearchState(**dict.fromkeys(SearchState._fields, 0) | {"trained": None})
@@ -76,23 +80,20 @@ class Many(NamedTuple):
         return functools.partial(mapped, self.numbers)
 
 
+@script
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        many = prepare(parse(argv))
-        checkpoints = open_checkpoints(many)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"search_many: {error}", file=sys.stderr)
-        return 2
-    try:
-        with checkpoints, interruptible() as stop:
-            return run(many, checkpoints, stop)
-    except jax.errors.ConcretizationTypeError:
-        names = ", ".join(many.numbers)
-        print(f"search_many: one program cannot have several {names}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("search_many: interrupted; --resume goes on from here", file=sys.stderr)
-        return 130
+    with contextlib.ExitStack() as stack:
+        with script.preparing():
+            many = prepare(parse(argv))
+            for out in (many.config.out, *(job.out for job in many.jobs)):
+                stack.enter_context(Held(out))
+            checkpoints = stack.enter_context(open_checkpoints(many))
+        try:
+            return run(many, checkpoints)
+        except jax.errors.ConcretizationTypeError:
+            names = ", ".join(many.numbers)
+            print(f"search_many: one program cannot have several {names}", file=sys.stderr)
+            return 2
 
 
 def parse(argv: Sequence[str] | None) -> SearchMany:
@@ -165,24 +166,27 @@ def replaced(settings: Any, numbers: Mapping[str, jax.Array]) -> Any:
 
 def open_checkpoints(many: Many) -> Checkpoints:
     """Those of all searches together; refuses folders that hold other runs."""
-    records.writable_folder(many.config.out)
-    folder = many.config.out / "checkpoints"
     of_each = [search.settings(job.config) for job in many.jobs]
-    checkpoints = Checkpoints(folder, {"searches": of_each} | many.first.fingerprint)
-    if checkpoints.latest() is not None:
-        if not many.config.resume:
-            raise ValueError(
-                f"{many.config.out} holds searches: go on with --resume, or choose another --out"
-            )
-        return checkpoints
+    fingerprint = {"searches": of_each} | many.first.fingerprint
+    out, resume = many.config.out, many.config.resume
+    if not resume and fingerprint_in(out / "checkpoints"):
+        raise ValueError(f"{out} holds searches: go on with --resume, or choose another --out")
+    checkpoints = folder.open_checkpoints(out, fingerprint, resume)
+    latest = checkpoints.latest()
     for job in many.jobs:
-        if any((job.out / "checkpoints").glob("*")):
+        if latest is None and any((job.out / "checkpoints").glob("*")):
             raise ValueError(f"{job.out} holds a run already: choose another --out for this search")
-        records.writable_folder(job.out)
+        if latest is None:
+            opened = folder.open_checkpoints(job.out, job.identity, resume)
+        else:
+            opened = Checkpoints(job.out / "checkpoints", job.identity)
+        with opened as own:
+            if (own.latest() or 0) > (latest or 0):
+                raise ValueError(f"{job.out} has been trained further: choose another --out")
     return checkpoints
 
 
-def run(many: Many, checkpoints: Checkpoints, stop: Stop) -> int:
+def run(many: Many, checkpoints: Checkpoints) -> int:
     """Search until --epochs are over, then write what each has found."""
     config, data = many.first.config, many.first.data
     size, number = config.search.architectures, len(many.jobs)
@@ -203,7 +207,12 @@ def run(many: Many, checkpoints: Checkpoints, stop: Stop) -> int:
     measure = None if probes is None else jax.jit(jax.vmap(probes.of_params, (0, None)))
     done = int(state.trained) // size
     with contextlib.ExitStack() as stack:
-        logs = [stack.enter_context(MetricsLog(job.out, done)) for job in many.jobs]
+        stop = stack.enter_context(interruptible())
+        of_each = [checkpoints.notes.setdefault(str(i), {}) for i in range(number)]
+        logs = [
+            stack.enter_context(MetricsLog(job.out, done, notes))
+            for job, notes in zip(many.jobs, of_each, strict=True)
+        ]
         display = stack.enter_context(Display(config.epochs, size, "architectures", done))
         start = time.monotonic()
         while int(state.trained) < config.epochs * size and not stop:
@@ -221,7 +230,8 @@ def run(many: Many, checkpoints: Checkpoints, stop: Stop) -> int:
             if probes and measure and config.probe_every and epoch % config.probe_every == 0:
                 measured = jax.device_get(measure(state.params, data.validation))
                 for i, job in enumerate(many.jobs):
-                    probes.keep(job.out, epoch, jax.tree.map(operator.itemgetter(i), measured))
+                    own_part = jax.tree.map(operator.itemgetter(i), measured)
+                    probes.keep(job.out, epoch, own_part, of_each[i])
             columns = ("err1_mean", "err2_mean", "forgetting_mean", "forgetting_best5")
             display.end_epoch(**{n: float(np.nanmean([row[n] for row in rows])) for n in columns})
             start = time.monotonic()
@@ -232,7 +242,7 @@ def run(many: Many, checkpoints: Checkpoints, stop: Stop) -> int:
         print("search_many: interrupted and saved; --resume goes on from here", file=sys.stderr)
         return stop.exit_code
     probed = None if measure is None else measure(state.params, data.validation).error
-    finish(many, state, memory // number, probed)
+    finish(many, checkpoints.notes, state, memory // number, probed)
     return 0
 
 
@@ -259,8 +269,22 @@ def summaries(many: Many, epoch: int, state: SearchState, result: Epoch) -> list
     ]
 
 
-def finish(many: Many, state: SearchState, memory: int, probed: chex.Array | None) -> None:
-    """Write what each search leaves when it runs alone, and then that all are done."""
+def finish(
+    many: Many,
+    notes: Mapping[str, dict[str, Any]],
+    state: SearchState,
+    memory: int,
+    probed: chex.Array | None,
+) -> None:
+    """Write what each search leaves when it runs alone, and then that all are done.
+
+    Args:
+      many: the searches.
+      notes: by the number of a search, what its own checkpoints keep beside its state.
+      state: that of all of them.
+      memory: bytes that one needs.
+      probed: the errors of the probes of each, if there are any.
+    """
     config, data = many.first.config, many.first.data
     sizes = config.derive_samples, config.derive_batches
 
@@ -272,7 +296,8 @@ def finish(many: Many, state: SearchState, memory: int, probed: chex.Array | Non
     actions, errors = jax.device_get(ranked)
     streaks, failed = jax.device_get(state.streak), []
     for i, job in enumerate(many.jobs):
-        with search.open_checkpoints(job) as checkpoints:
+        with Checkpoints(job.out / "checkpoints", job.identity) as checkpoints:
+            checkpoints.notes = notes[str(i)]
             checkpoints.save(int(state.trained), own(state, i))
         try:
             if streaks[i] >= config.max_skipped:
@@ -282,13 +307,14 @@ def finish(many: Many, state: SearchState, memory: int, probed: chex.Array | Non
             failed.append(f"{job.out}: {error}")
             print(f"search_many: {failed[-1]}", file=sys.stderr)
             continue
-        search.write_results(job, ranking, memory, () if probed is None else probed[i])
+        log = notes[str(i)]["log"]
+        search.write_results(job, log, ranking, memory, () if probed is None else probed[i])
     summary = {
         "epochs": config.epochs,
         "configuration": {"search": list(many.config.search)},
         "failed": failed,
     }
-    records.write_json(many.config.out / "summary.json", summary | records.provenance())
+    records.write_json(many.config.out / records.SUMMARY, summary | records.provenance())
 
 
 if __name__ == "__main__":

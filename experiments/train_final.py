@@ -5,6 +5,7 @@ over and it is tested, summary.json and a drawing to --out. A run that was inter
 --resume.
 """
 
+import contextlib
 import dataclasses
 import io
 import re
@@ -17,8 +18,10 @@ from typing import Any
 import jax
 
 from experiments import spaces
-from experiments.running import processes, records
+from experiments.running import folder, processes, records
+from experiments.running.folder import Held
 from experiments.running.progress import Display, Diverged, MetricsLog, interruptible
+from experiments.running.script import Script
 from experiments.spaces import cells
 from experiments.spaces.settings import FinalRun
 from experiments.spaces.training import Training
@@ -26,30 +29,25 @@ from wpl_jax import figures
 from wpl_jax.checkpoint import Checkpoints
 from wpl_jax.search import Data
 
+script = Script("train_final", "--resume goes on from the last checkpoint")
 
+
+@script
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        config, architecture = read_architecture(parse(argv))
-        task = spaces.find(config.space)
-        corpus = task.read(config)
-        config = config.with_space(**task.sizes(corpus))
-        training = task.training(config, architecture, task)
-        data = training.cut(corpus)
-        out = records.writable_folder(folder_of(training))
-        checkpoints = open_checkpoints(training, task.fingerprint(corpus), out)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"train_final: {error}", file=sys.stderr)
-        return 2
-    try:
-        with checkpoints:
-            return run(training, checkpoints, corpus, jax.device_put(data), out)
-    except Diverged as error:
-        print(f"train_final: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        message = "interrupted; --resume goes on from the last checkpoint"
-        print(f"train_final: {message}", file=sys.stderr)
-        return 130
+    with contextlib.ExitStack() as stack:
+        with script.preparing():
+            config, architecture = read_architecture(parse(argv))
+            task = spaces.find(config.space)
+            corpus = task.read(config)
+            config = config.with_space(**task.sizes(corpus))
+            training = task.training(config, architecture, task)
+            data = training.cut(corpus)
+            out = folder_of(training)
+            stack.enter_context(Held(out))
+            checkpoints = stack.enter_context(
+                open_checkpoints(training, task.fingerprint(corpus), out)
+            )
+        return run(training, checkpoints, corpus, jax.device_put(data), out)
 
 
 def parse(argv: Sequence[str] | None) -> FinalRun:
@@ -92,18 +90,13 @@ def folder_of(training: Training) -> Path:
 
 def open_checkpoints(training: Training, data: Mapping[str, object], out: Path) -> Checkpoints:
     config = training.config
-    if (out / "summary.json").exists():
+    if records.read_json(out / records.SUMMARY):
         raise ValueError(f"{out} holds the results of a finished run: choose another --out")
-    started = any((out / name).exists() for name in ("checkpoints", "metrics.jsonl"))
-    if started and not config.resume:
-        raise ValueError(f"{out} holds a run: go on with it with --resume, or choose another --out")
     fingerprint = {
         name: value for name, value in settings(config).items() if name not in config.inessential
     }
     fingerprint |= {"architecture": training.space.to_json(training.architecture), **data}
-    checkpoints = Checkpoints(out / "checkpoints", fingerprint)
-    checkpoints.latest()  # damage shows here
-    return checkpoints
+    return folder.open_checkpoints(out, fingerprint, config.resume)
 
 
 def settings(config: FinalRun) -> dict[str, object]:
@@ -125,7 +118,7 @@ def run(training: Training, checkpoints: Checkpoints, corpus: Any, data: Data, o
     done = int(state.trained) // size
     with (
         interruptible() as stop,
-        MetricsLog(out, done) as log,
+        MetricsLog(out, done, checkpoints.notes) as log,
         Display(config.epochs, size, "steps", done) as display,
     ):
         start = time.monotonic()
@@ -154,7 +147,7 @@ def run(training: Training, checkpoints: Checkpoints, corpus: Any, data: Data, o
     if stop:
         print("train_final: interrupted and saved; --resume goes on from here", file=sys.stderr)
         return stop.exit_code
-    write_results(training, state, corpus, out)
+    write_results(training, state, corpus, log.records, out)
     return 0
 
 
@@ -167,11 +160,12 @@ def diverged(state: Any, size: int) -> str:
     )
 
 
-def write_results(training: Training, state: Any, corpus: Any, out: Path) -> None:
+def write_results(
+    training: Training, state: Any, corpus: Any, metrics: Sequence[Mapping[str, Any]], out: Path
+) -> None:
     """Test, and write every output, the summary last."""
     config, space, architecture = training.config, training.space, training.architecture
     task = training.task
-    metrics = records.read_json_lines(out / "metrics.jsonl")
     results = training.results(state, corpus, metrics)
     buffer = io.BytesIO()
     figures.draw(space.graphs(architecture)).savefig(buffer, format="png", dpi=150)
@@ -180,13 +174,14 @@ def write_results(training: Training, state: Any, corpus: Any, out: Path) -> Non
         **results,
         "parameters": space.num_parameters(architecture),
         **task.facts(corpus),
+        "data": task.fingerprint(corpus),
         "architecture": space.to_json(architecture),
         "epochs": len(metrics),
         "skipped": int(state.skipped),
         "seconds": round(sum(record["seconds"] for record in metrics)),
         "configuration": settings(config),
     } | records.provenance()
-    records.write_json(out / "summary.json", summary)
+    records.write_json(out / records.SUMMARY, summary)
     key = records.key(task.error)
     print(
         f"{task.error.capitalize()} {results[f'test_{key}']:.4g} on the test data, "

@@ -6,10 +6,10 @@ Searches that measure --probes measure the same architectures, those of the seed
 as --first is 0.
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -22,11 +22,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
 from experiments import spaces, train_final
 from experiments.ranking import measuring
-from experiments.running import command_line, records
+from experiments.running import command_line, processes, records
+from experiments.running.folder import Held, claim
 from experiments.running.progress import Shown, interruptible
+from experiments.running.script import Script
 from experiments.spaces import cells
 from experiments.spaces.training import Training
 from wpl_jax.search import Data
+
+script = Script("train_many", "the same command goes on from the last architecture")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,51 +53,63 @@ class TrainMany:
             raise ValueError(f"--first must be from 0 to 2^32 - --count, got {self.first}")
 
 
+@script
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        config = command_line.read(
-            TrainMany(out=tyro.MISSING),
-            argv,
-            prog="python -m experiments.train_many",
-            description=__doc__,
-        )
-        final = train_final.parse(shlex.split(config.training_flags))
-        task = spaces.find(final.space)
-        corpus = task.read(final)
-        final = final.with_space(**task.sizes(corpus))
-        actions = cells.random_actions(final.search_space, 0)
-        first = task.training(final, final.search_space.decode(actions), task)
-        data = jax.device_put(first.cut(corpus))
-        out = records.writable_folder(config.out)
-        settings = train_final.settings(final) | task.fingerprint(corpus)
-        rows = begun(out, settings | {"first": config.first})
-    except (ValueError, OSError, ImportError) as error:
-        print(f"train_many: {error}", file=sys.stderr)
-        return 2
-    try:
-        return run(config, first, data, rows)
-    except KeyboardInterrupt:
-        print("train_many: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    with contextlib.ExitStack() as stack:
+        with script.preparing():
+            config = command_line.read(
+                TrainMany(out=tyro.MISSING),
+                argv,
+                prog="python -m experiments.train_many",
+                description=__doc__,
+            )
+            final = train_final.parse(shlex.split(config.training_flags))
+            task = spaces.find(final.space)
+            corpus = task.read(final)
+            final = final.with_space(**task.sizes(corpus))
+            actions = cells.random_actions(final.search_space, 0)
+            first = task.training(final, final.search_space.decode(actions), task)
+            data = jax.device_put(first.cut(corpus))
+            stack.enter_context(Held(config.out))
+            settings = train_final.settings(final) | task.fingerprint(corpus)
+            claim(config.out, settings | {"first": config.first}, "errors.csv")
+        return run(config, first, data, begun(config, first))
 
 
-def begun(out: Path, settings: dict[str, object]) -> list[dict[str, str]]:
-    """What an earlier run has left; refuses what was made with other settings."""
-    path, settings = out / "settings.json", json.loads(json.dumps(settings))
-    if path.exists() and json.loads(path.read_bytes()) != settings:
-        raise ValueError(f"{out} was begun with other settings or data: choose another --out")
-    records.write_json(path, settings)
-    table = out / "errors.csv"
-    if not table.exists():
+def begun(config: TrainMany, first: Training) -> list[dict[str, str]]:
+    """What an earlier run has left, up to the first row that is not as it was written."""
+    path, key = config.out / "errors.csv", error_key(first)
+    if not path.exists():
         return []
-    with table.open(newline="") as file:
-        return list(csv.DictReader(file))
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = list(csv.DictReader(line.replace("\0", "") for line in file))
+    for place, row in enumerate(rows):
+        try:
+            whole = row["seed"] == str(config.first + place) and row["architecture"] == name_of(
+                first, config.first + place
+            )
+            float(row[key])
+        except (KeyError, TypeError, ValueError):
+            whole = False
+        if not whole:
+            processes.say(f"{path} is damaged: trained again from seed {config.first + place} on")
+            return rows[:place]
+    return rows
+
+
+def error_key(first: Training) -> str:
+    return f"validation_{records.key(first.task.error)}"
+
+
+def name_of(first: Training, seed: int) -> str:
+    """What the architecture of a seed is called."""
+    actions = cells.random_actions(first.space, seed)
+    return measuring.names(first.space, np.asarray(actions)[None])[0]
 
 
 def run(config: TrainMany, first: Training, data: Data, rows: list[dict[str, str]]) -> int:
     """Train those that are missing."""
-    task, space = first.task, first.space
-    size, error_key = space.num_batches(data.train), f"validation_{records.key(task.error)}"
+    space, size, key = first.space, first.space.num_batches(data.train), error_key(first)
     # All that these read of an architecture is in the state: one program trains them all.
     train, finish = (jax.jit(f, donate_argnums=0) for f in (first.train, first.finish))
 
@@ -117,11 +133,11 @@ def run(config: TrainMany, first: Training, data: Data, rows: list[dict[str, str
                     print("train_many: interrupted; go on by the same command", file=sys.stderr)
                     return stop.exit_code
             error = float(finish(state, data.train, data.validation)[1])
-            name = measuring.names(space, np.asarray(actions)[None])[0]
-            rows.append({"seed": str(seed), "architecture": name, error_key: str(error)})
+            row = {"seed": str(seed), "architecture": name_of(first, seed), key: str(error)}
+            rows.append(row)
             write(config.out / "errors.csv", rows)
             display.update(bar, completed=done + 1)
-            display.say(f"trained {done + 1}/{config.count}  {error_key} {error:.4g}")
+            display.say(f"trained {done + 1}/{config.count}  {key} {error:.4g}")
     print(f"Written to {config.out}")
     return 0
 

@@ -1,5 +1,6 @@
 """Checkpoints: bit for bit what was saved, whole or not at all, and of the same run."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -242,6 +243,78 @@ def test_if_all_are_damaged_resuming_fails_in_one_line(two_checkpoints, tmp_path
         pytest.raises(ValueError, match=r"every checkpoint in .* is damaged \(steps \[2, 1\]\)"),
     ):
         checkpoints.latest()
+
+
+def test_a_seal_with_a_wrong_bit_is_damage_and_no_other_settings(two_checkpoints, tmp_path):
+    folder = shutil.copytree(two_checkpoints, tmp_path / "copy")
+    seal = folder / "2" / "seal.json"
+    whole = seal.read_bytes()
+    for place in range(0, len(whole), 7):
+        seal.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with Checkpoints(folder, {"seed": 0}) as checkpoints:
+            assert (checkpoints.latest(), checkpoints.incomplete()) in ((1, [2]), (2, []))
+    shutil.rmtree(folder / "1")
+    seal.write_bytes(whole.replace(b'"seed": 0', b'"seed": 1'))
+    with (
+        Checkpoints(folder, {"seed": 0}) as checkpoints,
+        pytest.raises(ValueError, match="is damaged"),
+    ):
+        checkpoints.latest()
+
+
+@pytest.mark.parametrize(("seals", "found"), [(2, 2), (1, 1), (0, None)])
+def test_seals_that_are_missing_are_damage_but_that_of_the_first(
+    two_checkpoints, tmp_path, seals, found
+):
+    folder = shutil.copytree(two_checkpoints, tmp_path / "copy")
+    for step in (2, 1)[: 2 - seals]:
+        (folder / str(step) / "seal.json").unlink()
+    with Checkpoints(folder, {"seed": 0}) as checkpoints:
+        if found is None:
+            with pytest.raises(ValueError, match="every checkpoint in .* is damaged"):
+                checkpoints.latest()
+            shutil.rmtree(folder / "2")  # a run was killed while it saved the first
+        assert checkpoints.latest() == found
+
+
+def test_notes_are_those_of_the_state_that_is_restored(tmp_path):
+    state = {"w": jnp.ones(2)}
+    with Checkpoints(tmp_path, {}) as checkpoints:
+        assert checkpoints.notes == {}
+        log = checkpoints.notes["log"] = []
+        for step in (1, 2):
+            log.append({"epoch": step, "loss": 0.1 * step})
+            checkpoints.save(step, state)
+    with Checkpoints(tmp_path, {}) as checkpoints:
+        for step in (1, 2):
+            checkpoints.restore(state, step)
+            assert checkpoints.notes == {"log": log[:step]}
+
+
+def test_checkpoints_of_early_versions_have_no_notes(two_checkpoints, tmp_path):
+    folder = shutil.copytree(two_checkpoints, tmp_path / "copy")
+    for path in folder.glob("*/seal.json"):
+        seal = json.loads(path.read_text())
+        path.write_text(json.dumps({name: seal[name] for name in ("fingerprint", "sha256")}))
+    with Checkpoints(folder, {"seed": 0}) as checkpoints:
+        checkpoints.restore({"w": jnp.zeros((50, 50))})
+        assert (checkpoints.latest(), checkpoints.notes) == (2, {})
+    (folder / "2" / "seal.json").write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    with Checkpoints(folder, {"seed": 0}) as checkpoints:
+        assert checkpoints.latest() == 1
+
+
+def test_what_cannot_be_written_is_an_error_of_the_system(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, {}) as checkpoints:
+        checkpoints.save(1, {"w": jnp.ones(2)})
+
+        def full(*args, **kwargs):
+            raise ValueError("OUT_OF_RANGE: Failed to write [os_error_code='28']\n and more")
+
+        monkeypatch.setattr(checkpoints._manager, "save", full)
+        with pytest.raises(OSError, match=r"cannot save a checkpoint in .*: No space left on dev"):
+            checkpoints.save(2, {"w": jnp.ones(2)})
+        assert checkpoints.latest() == 1
 
 
 SAVE_FOREVER = """

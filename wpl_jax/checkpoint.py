@@ -7,6 +7,8 @@ package imports this one.
 import hashlib
 import json
 import os
+import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -47,6 +49,10 @@ class Checkpoints:
       (1, Array([1., 1., 1.], dtype=float32))
     """
 
+    notes: dict[str, Any]
+    """What is saved beside each state, in types that JSON has: a log of how it came about, say.
+    Once a state is restored, it is what was saved beside that one."""
+
     def __init__(
         self, folder: str | os.PathLike[str], fingerprint: Mapping[str, object], keep: int = 2
     ) -> None:
@@ -61,16 +67,19 @@ class Checkpoints:
         Raises:
           ValueError: if the folder's checkpoints were saved with another fingerprint. The message
             names what differs.
+          OSError: if the folder cannot be read, or created.
         """
         if keep < 2:
             raise ValueError(f"keep must be at least 2, the last one and one to spare, got {keep}")
         self._folder = Path(folder)
         self._fingerprint = json.loads(json.dumps(fingerprint))
-        saved = fingerprint_in(folder)
-        if saved is not None and (differences := _differences(saved, self._fingerprint)):
+        self.notes = {}
+        saved = _fingerprints(self._folder)
+        if saved and self._fingerprint not in saved:
             raise ValueError(
-                f"checkpoints in {self._folder} were made with {differences}; choose another "
-                "folder or give the same settings"
+                f"checkpoints in {self._folder} were made with "
+                f"{_differences(saved[0], self._fingerprint)}; choose another folder or give the "
+                "same settings"
             )
         self._folder.mkdir(parents=True, exist_ok=True)
         process = jax.process_index()
@@ -109,21 +118,33 @@ class Checkpoints:
         Args:
           step: how far the run has come.
           state: a pytree of JAX arrays, typed keys, NumPy arrays and numbers.
+
+        Raises:
+          OSError: if it cannot be written, or the folder has been removed.
         """
         leaves = jax.device_get({name: _untyped(leaf) for name, leaf in _by_name(state).items()})
         if not self._writes:
             return
-        for obsolete in self._manager.all_steps():
-            if obsolete >= step:
-                self._manager.delete(obsolete)
+        if not self._folder.is_dir():
+            raise FileNotFoundError(f"{self._folder} was removed or renamed")
         arrays = {name: np.asarray(leaf) for name, leaf in leaves.items() if np.size(leaf)}
-        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays)))
+        try:
+            _find_room(self._folder, sum(array.nbytes for array in arrays.values()))
+            for obsolete in self._manager.all_steps():
+                if obsolete >= step:
+                    self._manager.delete(obsolete)
+            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays)))
+        except Exception as error:  # of many kinds, of Orbax and of what it stands on
+            raise OSError(
+                f"cannot save a checkpoint in {self._folder}: {_reason(error)}"
+            ) from error
         # Orbax does not notice when a bit of an array is wrong, or a file is cut.
         folder = self._folder / str(step)
         files = [path for path in folder.rglob("*") if path.is_file()]
         digests = {str(path.relative_to(folder)): _sha256(path) for path in files}
+        seal = {"fingerprint": self._fingerprint, "sha256": digests, "notes": self.notes}
         unfinished = folder / "seal.tmp"
-        unfinished.write_text(json.dumps({"fingerprint": self._fingerprint, "sha256": digests}))
+        unfinished.write_text(json.dumps(seal | {"seal": _of_seal(seal)}))
         unfinished.replace(folder / "seal.json")
 
     def latest(self) -> int | None:
@@ -136,12 +157,17 @@ class Checkpoints:
         for step in steps:
             if self._is_whole(step):
                 return step
-        if steps:
-            raise ValueError(
-                f"every checkpoint in {self._folder} is damaged (steps {steps}); delete the folder "
-                "to start anew"
-            )
-        return None
+        if not steps or (len(steps) == 1 and not _path(self._folder, steps[0]).exists()):
+            return None  # a single one without a seal is the first, which was never finished
+        raise ValueError(
+            f"every checkpoint in {self._folder} is damaged (steps {steps}); delete the folder "
+            "to start anew"
+        )
+
+    def incomplete(self) -> list[int]:
+        """The steps after the last complete checkpoint, whose own are damaged, or unfinished."""
+        latest = self.latest()
+        return [step for step in _steps(self._folder) if latest is None or step > latest]
 
     def restore(self, state_like: State, step: int | None = None) -> State:
         """Read a state back, exactly as it was saved.
@@ -159,11 +185,12 @@ class Checkpoints:
         """
         if step is None:
             step = self.latest()
-        if step not in _steps(self._folder):
+        if step is None or step not in _steps(self._folder):
             wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
             raise FileNotFoundError(f"there is no {wanted} in {self._folder}")
         if not self._is_whole(step):
             raise ValueError(f"the checkpoint of step {step} in {self._folder} is damaged")
+        self.notes = _seal(self._folder, step)["notes"]
         saved = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
         )
@@ -186,7 +213,7 @@ class Checkpoints:
     def _is_whole(self, step):
         folder, seal = self._folder / str(step), _seal(self._folder, step)
         try:
-            return bool(seal) and all(
+            return seal.get("fingerprint") == self._fingerprint and all(
                 _sha256(folder / name) == digest for name, digest in seal["sha256"].items()
             )
         except OSError:
@@ -202,23 +229,58 @@ def fingerprint_in(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     Returns:
       The fingerprint of the last checkpoint that has one, or None if there is none.
     """
-    seals = (_seal(Path(folder), step) for step in _steps(Path(folder)))
-    return next((seal["fingerprint"] for seal in seals if seal), None)
+    return next(iter(_fingerprints(Path(folder))), None)
+
+
+def _fingerprints(folder: Path) -> list[dict[str, Any]]:
+    """Those of all checkpoints that have one, the last one first."""
+    seals = (_seal(folder, step) for step in _steps(folder))
+    return [seal["fingerprint"] for seal in seals if seal]
 
 
 def _steps(folder: Path) -> list[int]:
-    """Steps whose checkpoints were finished, the last one first."""
-    names = [path.parent.name for path in folder.glob("*/seal.json")]
+    """Steps of which there are checkpoints, finished or not, the last one first."""
+    try:
+        names = [path.name for path in folder.iterdir() if path.is_dir()]
+    except FileNotFoundError:
+        return []
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
+def _path(folder: Path, step: int) -> Path:
+    """Of what is written into a checkpoint last."""
+    return folder / str(step) / "seal.json"
+
+
 def _seal(folder: Path, step: int) -> dict[str, Any]:
-    """What was written into a checkpoint last; empty if it cannot be read."""
+    """What was written into a checkpoint last; empty if there is nothing, or it is damaged."""
     try:
-        seal = json.loads((folder / str(step) / "seal.json").read_text())
-        return {"fingerprint": seal["fingerprint"], "sha256": seal["sha256"]}
-    except (OSError, ValueError, KeyError):
+        seal = json.loads(_path(folder, step).read_bytes())
+        if seal.pop("seal", None) not in (None, _of_seal(seal)):  # early ones have none
+            return {}
+        parts = {name: dict(seal[name]) for name in ("fingerprint", "sha256")}
+        return parts | {"notes": dict(seal.get("notes", {}))}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def _of_seal(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _find_room(folder: Path, size: int) -> None:
+    """Raise OSError where a file of so many bytes cannot be: Orbax's threads would print it."""
+    if hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size + 2**16)
+
+
+def _reason(error: Exception) -> str:
+    """Why something could not be written, in a line: that of the system, if it is known."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else (str(error).splitlines() or [repr(error)])[0]
 
 
 def _differences(saved: dict[str, Any], given: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,42 +25,40 @@ from experiments import search, spaces, train_final
 from experiments.compare import report, summary, tables
 from experiments.compare.plan import ARMS, Arm, Plan, Results, Searched
 from experiments.compare.settings import Compare
-from experiments.running import records
+from experiments.running.folder import Held, check_report
 from experiments.running.pool import Interrupted, Pool, Run
 from experiments.running.progress import interruptible, read_metrics
+from experiments.running.script import Failed, Script
 from experiments.spaces.settings import PLACES
+
+script = Script("compare", "the same command goes on from here")
 
 TRIAL = Arm("wpl", "controller")  # what the strength is chosen by
 
 
-class NoResult(Exception):
+class NoResult(Failed):
     """A stage has left nothing to go on with."""
 
 
+@script
 def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
-        try:
+        with script.preparing():
             config = parse(argv)
             check(config)
             plan = plan_of(config)
-            records.writable_folder(plan.out)
-            stop = stack.enter_context(interruptible())
-            pool = Pool(records.writable_folder(plan.runs), config.jobs, stop)
-            stack.callback(pool.close)
-        except (ValueError, OSError, ImportError) as error:
-            print(f"compare: {error}", file=sys.stderr)
-            return 2
+            stop = stack.enter_context(interruptible(again=signal.default_int_handler))
+            pool = stack.enter_context(Pool(plan.runs, config.jobs, stop))
+            stack.enter_context(Held(plan.out))
+            check_report(plan.out, "compare", config)
         try:
             results = experiment(plan, pool)
-        except NoResult as error:
-            print(f"compare: {error}", file=sys.stderr)
-            return 1
         except (Interrupted, KeyboardInterrupt):
             print("compare: interrupted; the same command goes on from here", file=sys.stderr)
             return stop.exit_code
         saved = summary.gathered(plan, results)
-        saved.write(plan.out)
         report.write(saved, plan.out)
+        saved.write(plan.out)
         Console().print(tables.terminal(saved))
         print(f"Written to {plan.out}")
         if hint := spaces.next_preset("comparisons", config):
@@ -111,6 +110,7 @@ def plan_of(config: Compare) -> Plan:
         finals.with_space(**sizes["final"]),
         sizes,
         facts={name: task.facts(corpus) for name, corpus in corpora.items()},
+        data={name: task.fingerprint(corpus) for name, corpus in corpora.items()},
         out=config.out or folder / config.preset,
         runs=config.runs or folder / f"{config.preset}_runs",
     )
@@ -130,8 +130,9 @@ def search_run(plan: Plan, name: str, arm: Arm, seed: int, strength: float) -> R
     expected = {
         "configuration": search.settings(settings) | {"probes": settings.probes},
         "epochs": settings.epochs,
+        "data": plan.data["search"],
     }
-    return Run(name, "search", tuple(flags), expected)
+    return Run(name, "search", tuple(flags), expected, left_by_search)
 
 
 def final_run(plan: Plan, name: str, architecture: str, seed: int) -> Run:
@@ -150,6 +151,7 @@ def final_run(plan: Plan, name: str, architecture: str, seed: int) -> Run:
         },
         "architecture": settings.search_space.to_json(cell),
         "epochs": settings.epochs,
+        "data": plan.data["final"],
     }
     return Run(name, "train_final", tuple(flags), expected)
 
@@ -210,13 +212,14 @@ def searched(plan: Plan, pool: Pool, run: Run) -> Searched | None:
     """What a search has left, if it has finished."""
     if not (left := pool.summary(run)):
         return None
-    folder = plan.runs / run.name
-    return Searched(
-        read_metrics(folder),
-        left,
-        json.loads((folder / "best.json").read_bytes()),
-        json.loads((folder / "probes.json").read_bytes()),
-    )
+    metrics, cell, probes = left_by_search(plan.runs / run.name)
+    return Searched(metrics, left, cell, probes)
+
+
+def left_by_search(folder: Path) -> tuple[dict, dict, list[dict]]:
+    """What a search leaves beside its summary: its metrics, its best cell, and its probes."""
+    cell, probes = (json.loads((folder / f"{n}.json").read_bytes()) for n in ("best", "probes"))
+    return read_metrics(folder), cell, probes
 
 
 def choose(candidates: Mapping[float, Sequence[Searched | None]]) -> float:

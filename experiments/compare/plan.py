@@ -46,6 +46,7 @@ class Plan(NamedTuple):
     final: FinalRun  # what all final trainings have in common
     sizes: dict[str, dict]  # of "search" and "final": what their data decide about the space
     facts: dict[str, dict]  # of both: what there is to say of their data
+    data: dict[str, dict]  # of both: by what their data are known
     out: Path
     runs: Path
 

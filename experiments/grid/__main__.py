@@ -11,7 +11,7 @@ python -m experiments.grid.report OUT.
 """
 
 import contextlib
-import json
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -24,47 +24,43 @@ from experiments.grid.plan import (
     Plan,
     Results,
     Searched,
+    left_by_search,
     plan_of,
     ranking_run,
     search_run,
     together,
 )
 from experiments.grid.settings import Grid
-from experiments.ranking import probes
-from experiments.running import command_line, records
+from experiments.running import command_line
+from experiments.running.folder import Held, check_report
 from experiments.running.pool import Interrupted, Pool, Run
-from experiments.running.progress import interruptible, read_metrics
+from experiments.running.progress import interruptible
+from experiments.running.script import Failed, Script
+
+script = Script("grid", "the same command goes on from here")
 
 
-class NoResult(Exception):
+class NoResult(Failed):
     """The searches have left nothing to report."""
 
 
+@script
 def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
-        try:
+        with script.preparing():
             plan = plan_of(parse(argv))
-            records.writable_folder(plan.out)
-            stop = stack.enter_context(interruptible())
-            pool = Pool(records.writable_folder(plan.runs), plan.config.jobs, stop)
-            stack.callback(pool.close)
-        except (ValueError, OSError, ImportError) as error:
-            print(f"grid: {error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("grid: interrupted before it began", file=sys.stderr)
-            return 130
+            stop = stack.enter_context(interruptible(again=signal.default_int_handler))
+            pool = stack.enter_context(Pool(plan.runs, plan.config.jobs, stop))
+            stack.enter_context(Held(plan.out))
+            check_report(plan.out, "grid", plan.config)
         try:
             results = experiment(plan, pool)
-        except NoResult as error:
-            print(f"grid: {error}", file=sys.stderr)
-            return 1
         except (Interrupted, KeyboardInterrupt):
             print("grid: interrupted; the same command goes on from here", file=sys.stderr)
             return stop.exit_code
         saved = summary.gathered(plan, results)
-        saved.write(plan.out)
         report.write(saved, plan.out)
+        saved.write(plan.out)
         Console().print(report.terminal(saved))
         print(f"Written to {plan.out}")
         return 1 if results.failed else 0
@@ -151,14 +147,8 @@ def searched(plan: Plan, pool: Pool, run: Run) -> Searched | None:
     """What a search has left, if it has finished."""
     if not (left := pool.summary(run)):
         return None
-    folder = plan.runs / run.name
-    try:
-        over_epochs = probes.read(folder)
-    except FileNotFoundError:
-        over_epochs = None
-    path = folder / "probes.json"
-    probed = json.loads(path.read_bytes()) if path.exists() else ()
-    return Searched(read_metrics(folder), left, over_epochs, probed)
+    metrics, over_epochs, probed = left_by_search(plan.runs / run.name)
+    return Searched(metrics, left, over_epochs, probed)
 
 
 if __name__ == "__main__":

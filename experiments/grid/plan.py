@@ -1,6 +1,7 @@
 """What is to be run, checked before anything is; and what the runs came to."""
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ import numpy as np
 from experiments import rank, search, spaces, train_final
 from experiments.grid.arms import Arm, Flags, arms_of, axes_of
 from experiments.grid.settings import Grid
-from experiments.ranking import measuring, truth
+from experiments.ranking import measuring, probes, truth
 from experiments.running.pool import Run, differences
+from experiments.running.progress import read_metrics
 from experiments.spaces import Task
 from experiments.spaces.settings import PLACES, SearchRun
 from experiments.spaces.sgd import SGDSearch
@@ -30,6 +32,7 @@ class Plan(NamedTuple):
     axes: dict[str, tuple[str, ...]]  # by flag, the values that --vary gives
     arms: list[Arm]
     settings: dict[str, list[SearchRun]]  # by arm, of each of its candidates
+    data: dict[str, list[dict]]  # in the same way, by what their data are known
     accuracies: dict[str, float]  # the truth, by architecture; empty if there is none
     sizes: dict[str, object]  # what the data of final trainings decide about the space
     out: Path
@@ -108,7 +111,7 @@ def plan_of(config: Grid) -> Plan:
         config,
         {flag: tuple(values) for flag, values in axes.items()},
         arms,
-        settings_of(config, arms),
+        *settings_of(config, arms),
         {} if config.truth is None else truth.read(config.truth, config.column),
         sizes_of_finals(config, arms) if config.cells else {},
         out=folder,
@@ -147,8 +150,13 @@ def sizes_of_finals(config: Grid, arms: Sequence[Arm]) -> dict[str, object]:
     return task.sizes(task.read(train_final.parse(final_flags(config))))
 
 
-def settings_of(config: Grid, arms: Sequence[Arm]) -> dict[str, list[SearchRun]]:
-    """By arm, the settings of its candidates, with what their data decide about the space."""
+def settings_of(
+    config: Grid, arms: Sequence[Arm]
+) -> tuple[dict[str, list[SearchRun]], dict[str, list[dict]]]:
+    """By arm, the settings of its candidates, and by what the data of each are known.
+
+    Among the settings is what the data decide about the space.
+    """
     task, common, corpora = spaces.find(config.space), common_flags(config), {}
 
     def of_one(arm, candidate):
@@ -158,9 +166,11 @@ def settings_of(config: Grid, arms: Sequence[Arm]) -> dict[str, list[SearchRun]]
         values = vars(settings).items()
         data = repr([v for v in values if v[0] not in {*NO_DATA, settings.space_field}])
         if data not in corpora:
-            corpora[data] = task.read(settings)
-        settings = settings.with_space(**task.sizes(corpora[data]))
-        split = search.cut(settings, task, corpora[data]).validation
+            corpus = task.read(settings)
+            corpora[data] = corpus, task.fingerprint(corpus)
+        corpus, known_by = corpora[data]
+        settings = settings.with_space(**task.sizes(corpus))
+        split = search.cut(settings, task, corpus).validation
         search.search_of(settings)
         there = settings.search_space.num_batches(split)
         if config.truth and config.rank_batches > there:
@@ -168,15 +178,18 @@ def settings_of(config: Grid, arms: Sequence[Arm]) -> dict[str, list[SearchRun]]
                 f"--rank-batches must be at most {there}, all the validation batches, got "
                 f"{config.rank_batches}"
             )
-        return settings
+        return settings, known_by
 
-    found: dict[str, list[SearchRun]] = {}
+    found: dict[str, list[tuple[SearchRun, dict]]] = {}
     for arm in arms:
         try:
             found[arm.name] = [of_one(arm, i) for i in range(len(arm.candidates))]
         except ValueError as error:
             raise ValueError(f"the arm {arm.name}: {error}") from error
-    return found
+    settings, data = (
+        {name: [pair[place] for pair in pairs] for name, pairs in found.items()} for place in (0, 1)
+    )
+    return settings, data
 
 
 def check_ranking(plan: Plan) -> None:
@@ -199,9 +212,20 @@ def search_run(plan: Plan, stage: str, arm: Arm, candidate: int, seed: int) -> R
         "configuration": search.settings(settings)
         | {"probes": settings.probes, "probe_every": settings.probe_every},
         "epochs": settings.epochs,
+        "data": plan.data[arm.name][candidate],
     }
     flags = (*common_flags(plan.config), *arm.all_flags(candidate), "--seed", str(seed))
-    return Run(f"{stage}/{arm.folder}{number}_{seed}", "search", flags, expected)
+    return Run(f"{stage}/{arm.folder}{number}_{seed}", "search", flags, expected, left_by_search)
+
+
+def left_by_search(folder: Path) -> tuple[dict, dict | None, Sequence[Mapping[str, Any]]]:
+    """What a search leaves beside its summary: its metrics, and its probes if it has any."""
+    try:
+        over_epochs = probes.read(folder)
+    except FileNotFoundError:
+        over_epochs = None
+    path = folder / "probes.json"
+    return read_metrics(folder), over_epochs, json.loads(path.read_bytes()) if path.exists() else ()
 
 
 def together(plan: Plan, arm: Arm) -> Run:

@@ -6,8 +6,10 @@ own best strength. Writes summary.json and report.md to --out. A run that was in
 where it stopped when the same command is given again.
 """
 
+import contextlib
 import dataclasses
 import functools
+import json
 import os
 import shutil
 import sys
@@ -23,7 +25,9 @@ import optax
 import wpl_jax
 from experiments.importances import report as importances_report
 from experiments.importances.report import ARMS, CONTINUAL, REPLAY, SCENARIOS, Result
-from experiments.running import command_line, records
+from experiments.running import command_line, processes, records
+from experiments.running.folder import Held, check_parts
+from experiments.running.script import Script
 from experiments.two_models.__main__ import over_seeds
 from experiments.two_models.settings import FULL
 from experiments.two_models.training import (
@@ -41,6 +45,8 @@ from experiments.two_models.training import (
     train_a_with,
 )
 from wpl_jax.data import Images, Splits, load_images
+
+script = Script("importances", "the same command goes on from the last part")
 
 TASKS = 5  # pairs of digits: 0 and 1, 2 and 3, ...
 
@@ -128,35 +134,46 @@ class Pairs(NamedTuple):
     sizes: np.ndarray  # (TASKS,)
 
 
+@script
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        config = command_line.read(
-            Importances(), argv, prog="python -m experiments.importances", description=__doc__
-        )
-        out = records.writable_folder(config.out or Path("results/importances"))
-        data = load_images("mnist5k")
-    except (ValueError, OSError, ImportError) as error:
-        print(f"importances: {error}", file=sys.stderr)
-        return 2
-    try:
-        results, seconds = experiment(config, data, out / "partial")
-    except KeyboardInterrupt:
-        print("importances: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    settings = dataclasses.asdict(config) | {"out": None}
-    summary = importances_report.summarise(results) | {"configuration": settings}
-    summary |= records.provenance() | {"seconds": round(seconds)}
-    importances_report.write(summary, out)
-    shutil.rmtree(out / "partial")
-    print((out / "report.md").read_text())
-    print(f"Written to {out}")
-    return 0
+    with contextlib.ExitStack() as stack:
+        with script.preparing():
+            config = command_line.read(
+                Importances(), argv, prog="python -m experiments.importances", description=__doc__
+            )
+            out = config.out or Path("results/importances")
+            stack.enter_context(Held(out))
+            settings = dataclasses.asdict(config) | {"out": None}
+            summary = records.read_json(out / records.SUMMARY)
+            if summary and summary.get("configuration") != json.loads(json.dumps(settings)):
+                raise ValueError(
+                    f"{out} holds the results of another run: choose another --out, or delete it"
+                )
+            data = load_images("mnist5k")
+            check_parts(out / "partial", fingerprint_of(config))
+        if summary:
+            processes.say(f"importances: {out} holds this run, finished; delete it to run it again")
+        else:
+            results, seconds = experiment(config, data, out / "partial")
+            summary = importances_report.summarise(results) | {"configuration": settings}
+            summary |= records.provenance() | {"seconds": round(seconds)}
+            importances_report.write(summary, out)
+        if (out / "partial").exists():
+            shutil.rmtree(out / "partial")
+        print((out / "report.md").read_text())
+        print(f"Written to {out}")
+        return 0
+
+
+def fingerprint_of(config: Importances) -> str:
+    """What the parts of a run depend on, beside what is trained in them."""
+    return repr(dataclasses.replace(config, out=None))
 
 
 def experiment(config: Importances, data: Splits, folder: Path) -> tuple[dict[str, Result], float]:
     """All scenarios, each of which first chooses its strengths, and the seconds they took."""
     records.writable_folder(folder)
-    fingerprint = repr(dataclasses.replace(config, out=None))
+    fingerprint = fingerprint_of(config)
     keys = jax.random.split(jax.random.key(config.seed), config.choice_seeds + config.seeds)
     choice_keys, final_keys = keys[: config.choice_seeds], keys[config.choice_seeds :]
     programs = {

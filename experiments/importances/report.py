@@ -67,8 +67,8 @@ def interval(values: np.ndarray) -> dict[str, float]:
 
 
 def write(summary: dict, out: Path) -> None:
-    records.write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     records.write_atomically(out / "report.md", report(summary))
+    records.write_atomically(out / records.SUMMARY, json.dumps(summary, indent=1) + "\n")
 
 
 def report(summary: dict) -> str:

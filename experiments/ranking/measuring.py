@@ -1,7 +1,6 @@
 """All architectures of a space, measured on the shared parameters of a search."""
 
 import json
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from experiments.running import processes, records
+from experiments.running import records
 from wpl_jax.search import evaluation
 from wpl_jax.spaces import Space, StoredSpace
 from wpl_jax.spaces.images import ImageSpace, cross_entropy, misclassified
@@ -108,16 +107,14 @@ def averaged(values: Floats, classes: npt.NDArray[np.integer]) -> Floats:
 
 def read(path: Path, *accepted: Mapping[str, object]) -> Measured:
     """What a file has of architectures measured with any of these settings; maybe nothing."""
-    try:
-        # np.load leaves some damaged files open, if it is left to open them.
-        with path.open("rb") as opened, np.load(opened) as file:
-            if str(file["settings"]) in map(json.dumps, accepted):
-                return Measured(*(file[field] for field in Measured._fields))
-    except FileNotFoundError:
-        pass
-    except (zipfile.BadZipFile, EOFError, ValueError, KeyError) as error:
-        processes.say(f"{path} is damaged ({error!r}): what it had is measured again")
-    return Measured(*(np.zeros(0, np.float32) for _ in Measured._fields))
+
+    def of_file(file):
+        if str(file["settings"]) in map(json.dumps, accepted):
+            return Measured(*(file[field] for field in Measured._fields))
+        return None
+
+    found = records.read_npz(path, of_file)
+    return found or Measured(*(np.zeros(0, np.float32) for _ in Measured._fields))
 
 
 def write(path: Path, measured: Measured, settings: Mapping[str, object], **more: Any) -> None:

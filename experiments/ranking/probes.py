@@ -1,6 +1,7 @@
 """Random architectures that are measured on the shared weights of a search while it trains."""
 
 from pathlib import Path
+from typing import Any
 
 import chex
 import jax
@@ -55,31 +56,47 @@ class Probes:
             self._space, params, validation, self._actions, self._batches, self._at_once
         )
 
-    def keep(self, folder: Path, epoch: int, measured: Measured) -> None:
-        """Write what was measured after an epoch to the file, atomically.
+    def keep(
+        self, folder: Path, epoch: int, measured: Measured, notes: dict[str, Any] | None = None
+    ) -> None:
+        """Add what was measured after an epoch to the file, atomically.
 
-        What it has of earlier epochs stays, and of later ones, which a run that has been resumed
-        comes to again, goes.
+        What is known of later epochs, which a run that has been resumed comes to again, goes.
+
+        Args:
+          folder: where it is.
+          epoch: counted from 1.
+          measured: as :meth:`measure` gives it.
+          notes: those of the run's checkpoints, where all that was measured is kept as well.
         """
-        arrays = {
-            "epoch": np.array([epoch]),
-            "error": np.asarray(measured.error)[None],
-            "loss": np.asarray(measured.loss)[None],
-        }
-        before = self._kept(folder)
-        if before is not None:
-            earlier = before["epoch"] < epoch
-            arrays = {k: np.concatenate([before[k][earlier], a]) for k, a in arrays.items()}
-        of_all = {"seed": np.arange(len(self._names)), "architectures": self._names}
-        records.write_atomically(folder / FILE, records.npz(arrays | of_all))
+        notes = {} if notes is None else notes
+        before = notes["probes"] if "probes" in notes else self._of_file(folder)
+        values = [np.asarray(part).tolist() for part in (measured.error, measured.loss)]
+        number = len(self._names)
+        earlier = [row for row in before if row[0] < epoch and len(row[1]) == number]
+        notes["probes"] = [*earlier, [epoch, *values]]
+        self.write(folder, notes)
 
-    def _kept(self, folder):
-        """What the file has of these probes; None if it has nothing."""
-        try:
-            kept = read(folder)
-        except FileNotFoundError:
-            return None
-        return kept if np.array_equal(kept["architectures"], self._names) else None
+    def write(self, folder: Path, notes: dict[str, Any]) -> None:
+        """Write the file as the notes have it, if they have anything."""
+        if not notes.get("probes"):
+            return
+        epochs, errors, losses = zip(*notes["probes"], strict=True)
+        arrays = {
+            "epoch": np.array(epochs),
+            "error": np.array(errors, np.float32),
+            "loss": np.array(losses, np.float32),
+            "seed": np.arange(len(self._names)),
+            "architectures": self._names,
+        }
+        records.write_atomically(folder / FILE, records.npz(arrays))
+
+    def _of_file(self, folder):
+        """What the file has of these probes: checkpoints of early versions have no notes."""
+        kept = records.read_npz(folder / FILE, dict)
+        if kept is None or not np.array_equal(kept["architectures"], self._names):
+            return []
+        return list(zip(*(kept[name].tolist() for name in ("epoch", "error", "loss")), strict=True))
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:

@@ -2,18 +2,19 @@
 
 import contextlib
 import datetime
-import fcntl
-import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
+from experiments.running import records
+from experiments.running.folder import Held
 from experiments.running.progress import Stop
+from experiments.running.script import of_error
 
 
 class Run(NamedTuple):
@@ -23,6 +24,7 @@ class Run(NamedTuple):
     script: str
     flags: tuple[str, ...]
     expected: Mapping[str, object]  # what its result says of its settings; ``epochs`` among it
+    read: Callable[[Path], object] | None = None  # the rest of what it leaves; raises if damaged
 
     result = "summary.json"
 
@@ -36,7 +38,13 @@ class Run(NamedTuple):
 
     def goes_on(self, found: Mapping[str, Any]) -> bool:
         """Whether it would go on where it has left a result."""
-        return found["epochs"] < self.expected["epochs"]
+        epochs = found.get("epochs")
+        return isinstance(epochs, int) and epochs < self.expected["epochs"]
+
+    def different(self, found: Mapping[str, Any]) -> str:
+        """Where a result is not as expected, in words; early ones do not say of which data."""
+        wanted = {k: v for k, v in self.expected.items() if k != "data" or k in found}
+        return differences(wanted, found)
 
 
 class Interrupted(Exception):
@@ -50,15 +58,13 @@ class Pool:
         """Up to ``jobs`` runs at a time, each with its share of the cores, until ``stop``."""
         self.failed: list[str] = []  # a line each
         self._folder, self._jobs, self._stop = folder, jobs, stop
-        self._lock = (folder / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise OSError(
-                f"runs of another comparison are at work in {folder}: wait for them, or choose "
-                "another --runs"
-            ) from None
+        self._lock = Held(folder, "--runs")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
         self._lock.close()
@@ -66,7 +72,7 @@ class Pool:
     def summary(self, run: Run) -> dict | None:
         """The result of a run, if it has finished."""
         found = self._read(run)
-        return found if found and not differences(run.expected, found) else None
+        return found if found and not run.different(found) else None
 
     def execute(self, title: str, runs: Sequence[Run]) -> None:
         """Run what has not finished; a run that fails is said in a line, and the rest go on.
@@ -127,7 +133,7 @@ class Pool:
             log = self._folder / run.name / "log.txt"
             last = (log.read_text(errors="replace").strip() or "no output").splitlines()[-1]
             return f"exit code {code}, {last} ({log})"
-        if different := differences(run.expected, found):
+        if different := run.different(found):
             return f"its folder holds a run with {different}; delete it, or choose another --runs"
         return None
 
@@ -136,9 +142,18 @@ class Pool:
         say(f"failed: {self.failed[-1]}")
 
     def _read(self, run):
-        with contextlib.suppress(FileNotFoundError):
-            return json.loads((self._folder / run.name / run.result).read_bytes())
-        return None
+        """Its result, if it is there, and whole; one that is not is removed, for another."""
+        folder = self._folder / run.name
+        found = records.read_json(folder / run.result)
+        try:
+            if found and run.read:
+                run.read(folder)
+        except Exception as error:  # of many kinds: which depends on the byte that is wrong
+            say(f"{folder} is damaged ({of_error(error)}): what it had is made again")
+            found = None
+        if found is None:
+            (folder / run.result).unlink(missing_ok=True)
+        return found
 
     def _start(self, run, place):
         folder = self._folder / run.name

@@ -5,12 +5,14 @@ import dataclasses
 import datetime
 import json
 import math
+import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from rich.console import Console, RenderableType
@@ -25,9 +27,10 @@ from rich.progress import (
 from rich.text import Text
 
 from experiments.running import processes, records
+from experiments.running.script import SIGNALS, Failed, Tolerant, of_error
 
 
-class Diverged(Exception):
+class Diverged(Failed):
     """What was trained is not finite."""
 
 
@@ -54,10 +57,13 @@ class Stop:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Stop]:
-    """SIGINT and SIGTERM ask to stop, after the current step; a second SIGINT interrupts at once.
+def interruptible(again: Callable | None = None) -> Iterator[Stop]:
+    """Signals ask to stop, after the current step; a second SIGINT is handled as if no run were on.
 
     Python handles a signal when the compiled program that it waits for has returned.
+
+    Args:
+      again: what handles a second SIGINT instead.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -66,10 +72,16 @@ def interruptible() -> Iterator[Stop]:
 
     def ask(number, frame):
         if stop and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            (again or previous[number])(number, frame)
         stop.by = signal.Signals(number)
 
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {n: signal.getsignal(n) for n in SIGNALS}
+    if previous[signal.SIGHUP] is signal.SIG_IGN:  # by nohup
+        del previous[signal.SIGHUP]
+    if not callable(previous[signal.SIGINT]):
+        again = again or signal.default_int_handler
+    for number in previous:
+        signal.signal(number, ask)
     try:
         yield stop
     finally:
@@ -85,25 +97,37 @@ class MetricsLog:
     one, byte for byte. Of several processes, the first one writes it.
     """
 
-    def __init__(self, folder: Path, resume_from: int = 0) -> None:
-        """Open the log in a folder; what it says of epochs after ``resume_from`` is dropped."""
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise ImportError(
-                "the log needs tensorboardX: pip install '.[experiments]' in the checkout"
-            ) from error
+    records: list[dict[str, Any]]
+    """All that it says."""
+
+    def __init__(
+        self, folder: Path, resume_from: int = 0, notes: dict[str, Any] | None = None
+    ) -> None:
+        """Open the log in a folder; what it says of epochs after ``resume_from`` is dropped.
+
+        Args:
+          folder: where it is.
+          resume_from: how many epochs the run has behind it.
+          notes: those of the run's checkpoints. The records are kept there as well, and whatever
+            has become of the file, it is written anew from them.
+
+        Raises:
+          OSError: if it cannot be written, or says nothing of epochs that no note is of.
+        """
+        self._board = _Board(folder / "tensorboard")
         self._writes = processes.is_first()
+        notes = {} if notes is None else notes
+        self._path = folder / "metrics.jsonl"
+        if "log" not in notes:
+            notes["log"] = _of_file(self._path, resume_from) if self._writes else []
+        self.records = notes["log"]
         if not self._writes:
             return
-        path, board = folder / "metrics.jsonl", folder / "tensorboard"
-        kept = [r for r in records.read_json_lines(path) if r["epoch"] <= resume_from]
-        records.write_atomically(path, "".join(map(_line, kept)))
-        shutil.rmtree(board, ignore_errors=True)  # written anew: what was killed is not all there
-        self._file = path.open("a")
-        self._board = SummaryWriter(str(board), flush_secs=10)
-        for record in kept:
-            self._draw(record)
+        records.write_atomically(self._path, "".join(map(_line, self.records)))
+        self._file = self._path.open("a")
+        self._board.open()
+        for record in self.records:
+            self._board.draw(record)
 
     def __enter__(self) -> Self:
         return self
@@ -114,18 +138,77 @@ class MetricsLog:
             self._board.close()
 
     def append(self, record: Mapping[str, object]) -> None:
-        """Append a record, which is in the file when this returns. What is not finite is null."""
+        """Append a record, which is in the file when this returns. What is not finite is null.
+
+        Raises:
+          OSError: if the file cannot be written, or is no longer where it was.
+        """
         if not self._writes:
             return
         plain = {name: _plain(value) for name, value in record.items()}
+        there = self._path.exists() and os.path.samestat(
+            self._path.stat(), os.fstat(self._file.fileno())
+        )
+        if not there:
+            raise OSError(f"{self._path} was removed, renamed or replaced while the run was on")
         self._file.write(_line(plain))
         self._file.flush()
-        self._draw(plain)
+        self.records.append(plain)
+        self._board.draw(plain)
 
-    def _draw(self, record):
-        for name, value in record.items():
-            if name != "epoch" and isinstance(value, int | float):
-                self._board.add_scalar(name, value, record["epoch"])
+
+class _Board:
+    """TensorBoard's scalars; a run goes on without them where they cannot be written."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from tensorboardX import event_file_writer, summary
+            from tensorboardX.proto.event_pb2 import Event
+        except ImportError as error:
+            raise ImportError(
+                "the log needs tensorboardX: pip install '.[experiments]' in the checkout"
+            ) from error
+        # Its SummaryWriter writes in a thread, from which no error comes back.
+        self._writer, self._event, self._scalar = (
+            event_file_writer.EventsWriter,
+            Event,
+            summary.scalar,
+        )
+        self._folder, self._file = folder, None
+
+    def open(self) -> None:
+        """Begin anew: what was killed has not written all of it."""
+        with self._or_without():
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.mkdir()
+            self._file = self._writer(str(self._folder / "events"))
+
+    def draw(self, record: Mapping[str, Any]) -> None:
+        """Write the numbers of a record."""
+        if self._file is None:
+            return
+        with self._or_without():
+            for name, value in record.items():
+                if name != "epoch" and isinstance(value, int | float):
+                    summary = self._scalar(name, value)
+                    event = self._event(
+                        wall_time=time.time(), step=record["epoch"], summary=summary
+                    )
+                    self._file.write_event(event)
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            with self._or_without():
+                self._file.close()
+
+    @contextlib.contextmanager
+    def _or_without(self):
+        try:
+            yield
+        except OSError as error:
+            self._file = None
+            processes.say(f"going on without TensorBoard's scalars: {of_error(error)}")
 
 
 class Shown(Progress):
@@ -134,6 +217,7 @@ class Shown(Progress):
     def __init__(self, *columns: ProgressColumn) -> None:
         """Show these columns, and behind them the time since the start and what is left of it."""
         console = Console(stderr=True)
+        console.file = Tolerant(console.file)  # type: ignore[assignment]
         console.quiet = not processes.is_first()
         super().__init__(
             *columns,
@@ -154,9 +238,24 @@ class Shown(Progress):
 
 
 def read_metrics(folder: Path) -> dict[str, np.ndarray]:
-    """What the log in a folder says, by name, float [epochs]; NaN where nothing was measured."""
-    lines = records.read_json_lines(folder / "metrics.jsonl")
-    return {name: np.array([line[name] for line in lines], np.float64) for name in lines[0]}
+    """What the log in a folder says, as :func:`columns`.
+
+    Raises:
+      ValueError: if it says nothing.
+    """
+    return columns(records.read_json_lines(folder / "metrics.jsonl"))
+
+
+def columns(log: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Records by name, float [epochs]; NaN where nothing was measured.
+
+    Raises:
+      ValueError: if there are none.
+    """
+    if not log:
+        raise ValueError("metrics.jsonl has no epoch")
+    names = dict.fromkeys(name for record in log for name in record)
+    return {name: np.array([record.get(name) for record in log], np.float64) for name in names}
 
 
 class Display(Shown):
@@ -190,6 +289,22 @@ class Display(Shown):
         self.show(self._per_epoch, **numbers)
         self._epoch += 1
         self.say(f"epoch {self._epoch}/{self._epochs}  {self._numbers}")
+
+
+def _of_file(path, epochs):
+    """The records of a run's first epochs that its log has; what it lacks of them is said.
+
+    Checkpoints of early versions have no records.
+    """
+    found = [r for r in records.read_json_lines(path) if isinstance(r.get("epoch"), int)]
+    there = {record["epoch"]: record for record in found}
+    wanted = range(1, epochs + 1)
+    if missing := [epoch for epoch in wanted if epoch not in there]:
+        if len(missing) == epochs:
+            raise OSError(f"{path} has none of the {epochs} epochs that the run has behind it")
+        listed = ", ".join(map(str, missing))
+        processes.say(f"{path} lacks the epochs {listed}, and so will the summary")
+    return [there[epoch] for epoch in wanted if epoch in there]
 
 
 def _line(record):

@@ -1,6 +1,6 @@
 """Result files: what each of them says about its origin, and how it is written."""
 
-import contextlib
+import hashlib
 import importlib.metadata
 import io
 import json
@@ -12,13 +12,18 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.running import processes
+
 Tree = TypeVar("Tree")
+
+SUMMARY = "summary.json"
+"""The file that a script writes last of all, so that a folder with it holds a finished run."""
 
 
 def provenance() -> dict[str, object]:
@@ -59,7 +64,7 @@ def plain(settings: Mapping[str, object]) -> dict[str, object]:
 
 
 def kept(path: Path, fingerprint: str, compute: Callable[[], Tree]) -> tuple[Tree, float]:
-    """The result of ``compute``, from ``path`` where an earlier run has left it.
+    """The result of ``compute``, from ``path`` where an earlier run has left it whole.
 
     Args:
       path: an ``.npz`` file.
@@ -69,12 +74,18 @@ def kept(path: Path, fingerprint: str, compute: Callable[[], Tree]) -> tuple[Tre
     Returns:
       The tree, of NumPy arrays, and the seconds that computing it took.
     """
-    structure = jax.tree.structure(jax.eval_shape(compute))
-    if path.exists():
-        with np.load(path) as file:
-            if file["fingerprint"] == fingerprint:
-                leaves = [file[f"leaf{i}"] for i in range(structure.num_leaves)]
-                return jax.tree.unflatten(structure, leaves), float(file["seconds"])
+    leaves, structure = jax.tree.flatten(jax.eval_shape(compute))
+
+    def read(file):
+        if str(file["fingerprint"]) != fingerprint:
+            return None
+        found = [file[f"leaf{i}"] for i in range(len(leaves))]
+        if [(x.shape, x.dtype) for x in found] != [(x.shape, x.dtype) for x in leaves]:
+            raise ValueError("it has arrays of another form")
+        return jax.tree.unflatten(structure, found), float(file["seconds"])
+
+    if (found := read_npz(path, read)) is not None:
+        return found
     start = time.monotonic()
     tree = jax.device_get(compute())
     seconds = time.monotonic() - start
@@ -82,6 +93,46 @@ def kept(path: Path, fingerprint: str, compute: Callable[[], Tree]) -> tuple[Tre
     arrays |= {"fingerprint": np.array(fingerprint), "seconds": np.array(seconds)}
     write_atomically(path, npz(arrays))
     return tree, seconds
+
+
+def read_npz(path: Path, read: Callable[[Any], Tree]) -> Tree | None:
+    """What ``read`` makes of an ``.npz`` file; None if it is missing, or damaged, which is said."""
+    try:
+        # np.load leaves some damaged files open, if it is left to open them.
+        with path.open("rb") as opened, np.load(opened) as file:
+            return read(file)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # of many kinds: which depends on the byte that is wrong
+        _damaged(path, error)
+        return None
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file; None if it is missing, or damaged, which is said."""
+    try:
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+        return found
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        _damaged(path, error)
+        return None
+
+
+def _damaged(path, error):
+    why = " ".join(str(error).split()) or type(error).__name__
+    processes.say(f"{path} is damaged ({why}): what it had is made again")
+
+
+def digest(tree: object) -> str:
+    """A short hash of all arrays in a tree, by which data are known wherever they are."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()[:16]
 
 
 def write_figures(folder: Path, drawn: Mapping[str, Figure], **how: object) -> list[str]:
@@ -105,12 +156,18 @@ def write_figures(folder: Path, drawn: Mapping[str, Figure], **how: object) -> l
 
 
 def read_json_lines(path: Path) -> list[dict]:
-    """The objects in a file of one a line; none if it is missing, none from a torn line on."""
+    """The objects in a file of one a line; lines that are torn, or hold none, are left out."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
     found = []
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        for line in path.read_bytes().splitlines():
+    for line in lines:
+        try:
             found.append(json.loads(line))
-    return found
+        except ValueError:
+            continue
+    return [item for item in found if isinstance(item, dict)]
 
 
 def npz(arrays: dict[str, np.ndarray]) -> bytes:
@@ -131,6 +188,13 @@ def writable_folder(path: Path) -> Path:
     Raises:
       OSError: if they cannot, with a message that names the folder.
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise OSError(
+            f"cannot write to {path}: its name is not in UTF-8, or the locale's characters are "
+            "not; choose another --out, or set LC_ALL=C.UTF-8"
+        ) from None
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

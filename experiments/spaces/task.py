@@ -1,17 +1,15 @@
 """What the scripts ask of a search space and of the data that its architectures are trained on."""
 
 import abc
-import hashlib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import chex
-import jax
-import numpy as np
 
 from experiments.compare.settings import Compare
+from experiments.running import records
 from experiments.spaces.settings import FinalRun, SearchRun
 from experiments.spaces.sgd import SGDTraining
 from experiments.spaces.training import Training
@@ -75,10 +73,7 @@ class Task(abc.ABC):
 
     def fingerprint(self, corpus: Any) -> dict[str, object]:
         """What changes whenever the data do: by default a hash of all arrays in them."""
-        digest = hashlib.sha256()
-        for leaf in jax.tree.leaves(corpus):
-            digest.update(np.asarray(leaf).tobytes())
-        return {"content": digest.hexdigest()[:16]}
+        return {"content": records.digest(corpus)}
 
     def facts(self, corpus: Any) -> dict[str, Any]:
         """What a summary says of the data."""

@@ -5,9 +5,10 @@ Writes summary.json, curves.npz, report.md and figures to --out. A run that was 
 where it stopped when the same command is given again.
 """
 
+import contextlib
 import dataclasses
 import functools
-import logging
+import json
 import math
 import os
 import shutil
@@ -19,8 +20,10 @@ import jax
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-from experiments.running import command_line, records
+from experiments.running import command_line, processes, records
+from experiments.running.folder import Held, check_parts
 from experiments.running.progress import Shown
+from experiments.running.script import Failed, Script, of_error
 from experiments.two_models import report, results
 from experiments.two_models.results import (
     CHECKS,
@@ -34,36 +37,64 @@ from experiments.two_models.settings import PRESETS, TwoModels
 from experiments.two_models.training import NEVER, Accuracies, Method, Outcome, compared, run, stack
 from wpl_jax.data import Splits, load_images
 
+AWAY = {"out": None, "data_dir": None}  # settings that numbers do not depend on
 
-class RegimeError(Exception):
+script = Script("two_models", "the same command goes on from the last part")
+
+
+class RegimeError(Failed):
     """The regime map has no setting in which B learns."""
 
 
+@script
 def main(argv: Sequence[str] | None = None) -> int:
-    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS recommends to install OpenCV
+    with contextlib.ExitStack() as stack:
+        with script.preparing():
+            config = parse(argv)
+            check(config)
+            demo = "_demo" if config.preset == "demo" else ""
+            out = config.out or Path(f"results/two_models/{config.data}{demo}")
+            stack.enter_context(Held(out))
+            found = finished(config, out)
+            if found is None:
+                data = load_images(config.data, config.data_dir)
+                check_sizes(config, data)
+                check_parts(out / "partial", fingerprint_of(config, data))
+        if found is None:
+            found = experiment(config, jax.device_put(data), out / "partial")
+            report.write(found, out)
+            results.save(found, out)
+        else:
+            processes.say(f"two_models: {out} holds this run, finished; delete it to run it again")
+        if (out / "partial").exists():
+            shutil.rmtree(out / "partial")
+        report.show(found, out)
+        return 0
+
+
+def finished(config: TwoModels, out: Path) -> Run | None:
+    """The run in a folder, if it has finished.
+
+    Raises:
+      ValueError: if it is another one.
+    """
+    summary = records.read_json(out / records.SUMMARY)
+    if summary is None:
+        return None
+    if summary.get("configuration") != json.loads(json.dumps(vars(config) | AWAY)):
+        raise ValueError(
+            f"{out} holds the results of another run: choose another --out, or delete it"
+        )
     try:
-        config = parse(argv)
-        check(config)
-        demo = "_demo" if config.preset == "demo" else ""
-        out = records.writable_folder(config.out or Path(f"results/two_models/{config.data}{demo}"))
-        data = load_images(config.data, config.data_dir)
-        check_sizes(config, data)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"two_models: {error}", file=sys.stderr)
-        return 2
-    try:
-        run = experiment(config, jax.device_put(data), out / "partial")
-    except RegimeError as error:
-        print(f"two_models: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("two_models: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    results.save(run, out)
-    report.write(run, out)
-    shutil.rmtree(out / "partial")
-    report.show(run, out)
-    return 0
+        return results.load(out)
+    except Exception as error:  # whatever has become of curves.npz
+        processes.say(f"{out} is damaged ({of_error(error)}): it is run again")
+        return None
+
+
+def fingerprint_of(config: TwoModels, data: Splits) -> str:
+    """What the parts of a run depend on."""
+    return repr((dataclasses.replace(config, **AWAY), jax.__version__, records.digest(data)))
 
 
 def parse(argv: Sequence[str] | None) -> TwoModels:
@@ -157,7 +188,7 @@ def experiment(config: TwoModels, data: Splits, folder: Path) -> Run:
     Each part is kept in ``folder`` when it is done, and taken from there by a later run.
     """
     records.writable_folder(folder)
-    fingerprint = repr((dataclasses.replace(config, out=None, data_dir=None), jax.__version__))
+    fingerprint = fingerprint_of(config, data)
     program = over_seeds(functools.partial(run, config))
     additive_program = over_seeds(functools.partial(run, config, additive=True))
     map_key, seeds_key = jax.random.split(jax.random.key(config.seed))

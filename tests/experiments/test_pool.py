@@ -105,6 +105,45 @@ def test_a_finished_run_with_fewer_epochs_goes_on(tmp_path, scripts):
     runs.close()
 
 
+def torn(folder):
+    (folder / "summary.json").write_text(json.dumps(SUMMARY)[:20])
+
+
+def no_object(folder):
+    (folder / "summary.json").write_text("[]")
+
+
+def without_the_rest(folder):
+    (folder / "rest").unlink()
+
+
+@pytest.mark.parametrize("damage", [torn, no_object, without_the_rest])
+def test_a_result_that_is_damaged_is_made_again_and_said(damage, tmp_path, scripts, capsys):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    for name in ("saved", "rest"):
+        (folder / name).touch()
+    (folder / "summary.json").write_text(json.dumps(SUMMARY))
+    damage(folder)
+    # Once it is launched again, the rest is there.
+    run = a_run("a")._replace(read=lambda folder: scripts or (folder / "rest").read_bytes())
+    with Pool(tmp_path, 1, Stop()) as runs:
+        runs.execute("stage", [run])
+        assert runs.summary(run) == SUMMARY and runs.failed == []
+    assert len(scripts) == 1
+    assert "is damaged (" in capsys.readouterr().err
+
+
+def test_a_run_on_other_data_is_not_taken_for_this_one(tmp_path, scripts):
+    (tmp_path / "a").mkdir()
+    for data, failures in (({}, 0), ({"data": {"content": "1"}}, 1)):  # early ones do not say
+        (tmp_path / "a" / "summary.json").write_text(json.dumps(SUMMARY | data))
+        with Pool(tmp_path, 1, Stop()) as runs:
+            runs.execute("stage", [a_run("a", data={"content": "2"})])
+            assert len(runs.failed) == failures
+    assert scripts == []
+
+
 def test_a_run_may_have_another_result_and_be_done_again(tmp_path, scripts):
     class Other(Run):
         result = "summary.json"

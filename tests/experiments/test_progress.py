@@ -1,5 +1,6 @@
 """A long run: it stops when asked to, and its log and display say what it did."""
 
+import io
 import json
 import os
 import signal
@@ -17,8 +18,10 @@ from tensorboardX.proto.event_pb2 import Event
 from experiments.running import progress as running
 from experiments.running.progress import Display, MetricsLog, Stop, interruptible
 
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_a_signal_asks_to_stop_and_the_old_handlers_come_back(number, code):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with interruptible() as stop:
@@ -69,6 +72,44 @@ def test_a_run_ends_its_step_saves_and_says_by_its_exit_code_what_stopped_it():
         run.send_signal(signal.SIGTERM)
         output, _ = run.communicate(timeout=60)
     assert (run.returncode, output) == (143, "saved\n")
+
+
+# While it imports JAX, while Python runs, and while a compiled program does, for hours.
+BUSY = """
+from experiments.running import script
+script.begin("name")
+print("ready", flush=True)
+import jax
+from experiments.running.progress import interruptible
+with interruptible() as stop:
+    pass
+print("ready", flush=True)
+jax.lax.while_loop(lambda x: x < 2, lambda x: x * 0.5, 1.0).block_until_ready()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+@pytest.mark.parametrize("lines", [1, 2])
+def test_until_a_run_can_save_a_signal_ends_it_at_once_in_a_line(number, code, lines):
+    command = [sys.executable, "-c", BUSY]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as run:
+        for _ in range(lines):
+            assert run.stdout.readline() == "ready\n"
+        time.sleep(0.5 * (lines - 1))
+        run.send_signal(number)
+        _, errors = run.communicate(timeout=60)
+    assert (run.returncode, errors) == (code, "name: interrupted before it began\n")
+
+
+def test_nohup_is_left_alone():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def metrics(epoch):
@@ -170,3 +211,30 @@ def test_on_a_terminal_the_display_shows_the_bar_and_the_numbers(monkeypatch):
     assert bar.startswith("epoch 12/150 ━")
     assert "17/40 architectures" in bar
     assert numbers.strip() == "loss 4.568  perplexity 96.25"
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "No space left on device")])
+def test_a_run_outlives_what_it_is_shown_on(error, monkeypatch):
+    class Broken(io.StringIO):
+        def write(self, text):
+            raise error
+
+    monkeypatch.setattr(sys, "stderr", Broken())
+    with Display(epochs=2, per_epoch=1, unit="architectures") as display:
+        display.end_epoch(loss=1.0)
+        display.end_epoch(loss=1.0)
+
+
+def test_what_cannot_be_printed_is_given_up_in_silence():
+    code = "from experiments.running import script; script.begin('name'); import sys\n"
+    code += "for _ in range(3):\n    print('line', flush=True); print('line', file=sys.stderr)\n"
+    code += "print('ł', file=sys.stdout)"
+    read, write = os.pipe()
+    os.close(read)
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        **{"stdout": write, "stderr": write, "check": False},
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    os.close(write)
+    assert run.returncode == 0

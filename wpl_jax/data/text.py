@@ -308,7 +308,10 @@ def _read_ptb(data_dir: str | os.PathLike[str] | None) -> list[list[str]]:
 def _cached(name: str) -> Path:
     """The path of one of PTB's files in the cache, where it is downloaded if missing or damaged."""
     expected, _ = _PTB[name]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise OSError(f"there is no home folder to keep {name} in: {_REMEDY}") from error
     path = cache / "wpl_jax" / "ptb" / name
     if path.is_file() and _sha256(path.read_bytes()) == expected:
         return path

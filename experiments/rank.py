@@ -20,7 +20,6 @@ predictions, which goes to --out.
 
 import dataclasses
 import io
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +43,7 @@ from experiments.search import Job
 from experiments.spaces.settings import SearchRun
 from wpl_jax import figures
 from wpl_jax.checkpoint import fingerprint_in
+from wpl_jax.settings import Several, Size, check
 
 CHUNK = 125  # architectures in a call, after which they are kept
 PATTERNS, WITHOUT = "activation patterns", "size and patterns"  # which know nothing of a search
@@ -63,9 +63,9 @@ COLUMNS = {
 class Rank:
     """Settings."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, Several()] = ()
     """The folder of a search, or several."""
-    batches: int = 10
+    batches: Size = 10
     """Validation batches, the first ones, that every architecture is measured on."""
     untrained: bool = False
     """Measure the parameters that the search began with; the files go to its folder's untrained."""
@@ -83,7 +83,7 @@ class Rank:
     """Flags for where the search's data and devices are, as in --search-flags='--data-dir data'."""
 
     def __post_init__(self) -> None:
-        command_line.check(self, at_least_1=("batches",))
+        check(self)
         if self.truth is None and self.column is not None:
             raise ValueError("--column needs --truth")
         if self.truth is None and self.average_isomorphic:
@@ -183,9 +183,8 @@ def settings_of(config: Rank, folder: Path) -> SearchRun:
         raise ValueError(f"{folder} must be the folder of a search that has a checkpoint")
     presets = spaces.find(stored["space"]).searches
     settings = restored(presets.get(stored["preset"], next(iter(presets.values()))), stored)
-    settings = command_line.read(
-        settings, shlex.split(config.search_flags), prog="--search-flags", description=None
-    )
+    words = command_line.words("--search-flags", config.search_flags, ("out", "resume"))
+    settings = command_line.read(settings, words, prog="--search-flags", description=None)
     return dataclasses.replace(settings, out=folder, resume=True)
 
 

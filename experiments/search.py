@@ -21,7 +21,7 @@ import numpy as np
 
 from experiments import spaces
 from experiments.ranking.probes import Probes
-from experiments.running import processes, records
+from experiments.running import command_line, processes, records
 from experiments.running.intervals import finite
 from experiments.running.progress import (
     Display,
@@ -106,9 +106,7 @@ def parse(argv: Sequence[str] | None) -> SearchRun:
 
 def prepare(config: SearchRun) -> Job:
     """Read the data; refuses settings that do not fit them, or the devices."""
-    task = spaces.find(config.space)
-    corpus = task.read(config)
-    config = config.with_space(**task.sizes(corpus))
+    task, corpus, config = spaces.read(config)
     devices = devices_of(config)
     data = split_batches(cut(config, task, corpus), devices)
     search = search_of(config, len(devices))
@@ -126,7 +124,8 @@ def prepare(config: SearchRun) -> Job:
 
 def cut(config: SearchRun, task: Task, corpus: Any) -> Data:
     """The data as batches; refuses a search that asks for more of them than there are."""
-    data = task.cut(config, corpus)
+    with command_line.naming_flags(config):
+        data = task.cut(config, corpus)
     for flag, wanted, part in (
         ("search.batches", config.search.batches, "train"),
         ("search.eval-batches", config.search.eval_batches, "validation"),

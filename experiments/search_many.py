@@ -13,7 +13,6 @@ import copy
 import dataclasses
 import functools
 import operator
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -108,7 +107,7 @@ def prepare(config: SearchMany) -> Many:
     """Read the data; refuses searches that are not alike."""
     if not config.search:
         raise ValueError("--search must be given, once for each search")
-    configs = [search.parse(shlex.split(flags)) for flags in config.search]
+    configs = [search.parse(command_line.words("--search", f, ())) for f in config.search]
     configs = [dataclasses.replace(settings, resume=True) for settings in configs]
     numbers = differing(configs)
     first = search.prepare(configs[0])

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from experiments import spaces
-from experiments.running import processes, records
+from experiments.running import command_line, processes, records
 from experiments.running.progress import Display, Diverged, MetricsLog, interruptible
 from experiments.spaces import cells
 from experiments.spaces.settings import FinalRun
@@ -25,18 +25,14 @@ from experiments.spaces.training import Training
 from wpl_jax import figures
 from wpl_jax.checkpoint import Checkpoints
 from wpl_jax.search import Data
+from wpl_jax.settings import Unfit
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     try:
-        config, architecture = read_architecture(parse(argv))
-        task = spaces.find(config.space)
-        corpus = task.read(config)
-        config = config.with_space(**task.sizes(corpus))
-        training = task.training(config, architecture, task)
-        data = training.cut(corpus)
+        training, corpus, data = prepare(*read_architecture(parse(argv)))
         out = records.writable_folder(folder_of(training))
-        checkpoints = open_checkpoints(training, task.fingerprint(corpus), out)
+        checkpoints = open_checkpoints(training, training.task.fingerprint(corpus), out)
     except (ValueError, OSError, ImportError) as error:
         print(f"train_final: {error}", file=sys.stderr)
         return 2
@@ -81,6 +77,17 @@ def read_architecture(config: FinalRun) -> tuple[FinalRun, Any]:
         return config, config.search_space.from_string(config.architecture)
     except ValueError as error:
         raise ValueError(f"{refusal}, or a string: {error}") from error
+
+
+def prepare(config: FinalRun, architecture: Any) -> tuple[Training, Any, Data]:
+    """The training, all of its data, and what it reads of them."""
+    task, corpus, config = spaces.read(config)
+    training = task.training(config, architecture, task)
+    with command_line.naming_flags(config):
+        data = training.cut(corpus)
+        if (most := (2**31 - 1) // training.space.num_batches(data.train)) < config.epochs:
+            raise Unfit(config, "epochs", f"at most {most:,}, for fewer than 2^31 steps")
+    return training, corpus, data
 
 
 def folder_of(training: Training) -> Path:

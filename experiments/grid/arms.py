@@ -6,8 +6,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from experiments.running.command_line import plain_flag
+
 Flags = tuple[str, ...]
 
+OF_EACH = {"seed", "out", "resume"}  # set for each search
 NAME = re.compile(r"\w[\w .,+×()=-]*")
 
 
@@ -39,7 +42,7 @@ def axes_of(vary: Sequence[str]) -> dict[str, tuple[str, ...]]:
     axes: dict[str, tuple[str, ...]] = {}
     for text in vary:
         flag, equals, listed = text.partition("=")
-        flag, values = _plain(flag), tuple(value.strip() for value in listed.split(","))
+        flag, values = plain_flag(flag), tuple(value.strip() for value in listed.split(","))
         if not (flag and equals and all(values)):
             raise ValueError(f"--vary must be FLAG=V1,V2,…, got {text!r}")
         if flag in axes or len(set(values)) < len(values):
@@ -59,9 +62,11 @@ def arms_of(texts: Sequence[str], axes: Mapping[str, Sequence[str]]) -> list[Arm
     if texts and len(methods) < len(texts):
         raise ValueError(f"--arms must have different names, got {', '.join(map(_name, texts))}")
     for name, candidates in methods.items():
-        given = {_plain(part.partition("=")[0]) for flags in candidates for part in flags}
+        given = {plain_flag(part.partition("=")[0]) for flags in candidates for part in flags}
         if both := sorted(given & axes.keys()):
             raise ValueError(f"the arm {name} sets --{both[0]}, which --vary varies")
+        if both := sorted((given | axes.keys()) & OF_EACH):
+            raise ValueError(f"--arms and --vary must not have --{both[0]}, which is set for each")
         if len(set(candidates)) < len(candidates):
             raise ValueError(f"the arm {name} has the same flags twice to choose from")
     arms = []
@@ -91,8 +96,3 @@ def _method(text):
 
 def _name(text):
     return text.partition(":")[0].strip()
-
-
-def _plain(flag):
-    """Without the dashes before it, and with dashes in it."""
-    return flag.strip().removeprefix("--").replace("_", "-")

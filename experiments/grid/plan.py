@@ -12,11 +12,13 @@ from experiments import rank, search, spaces
 from experiments.grid.arms import Arm, Flags, arms_of, axes_of
 from experiments.grid.settings import Grid
 from experiments.ranking import measuring, truth
+from experiments.running import command_line
 from experiments.running.pool import Run, differences
 from experiments.spaces import Task
 from experiments.spaces.settings import PLACES, SearchRun
 from experiments.spaces.sgd import SGDSearch
 
+TAKEN = ("space", "preset", "seed", "out", "resume")  # of searches, by the script
 HOLDING = ("wpl", "l2")  # the methods that hold nothing yet in a warm-up
 
 # Settings that do not say what data are read, whatever else a space's settings have.
@@ -93,9 +95,7 @@ def plan_of(config: Grid) -> Plan:
     axes = axes_of(config.vary)
     arms = arms_of(config.arms, axes)
     seeds = config.trial_seeds
-    if any(len(arm.candidates) > 1 for arm in arms) and (
-        not seeds or min(seeds) < config.seeds or len(set(seeds)) < len(seeds)
-    ):
+    if any(len(arm.candidates) > 1 for arm in arms) and (not seeds or min(seeds) < config.seeds):
         raise ValueError(
             f"--trial-seeds must be one or more different seeds >= {config.seeds}, which no other "
             f"search uses, got {seeds}"
@@ -122,7 +122,8 @@ def plan_of(config: Grid) -> Plan:
 
 def common_flags(config: Grid) -> Flags:
     data_dir = ("--data-dir", str(config.data_dir)) if config.data_dir else ()
-    more = shlex.split(config.search_flags)
+    taken = [*TAKEN, *["data-dir"] * bool(data_dir), *axes_of(config.vary)]
+    more = command_line.words("--search-flags", config.search_flags, taken)
     return ("--space", config.space, "--preset", config.preset, *data_dir, *more)
 
 

@@ -2,10 +2,11 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from experiments.running import command_line
+from wpl_jax.settings import Few, Seed, Several, Size, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,16 +29,16 @@ all published. module:Class: a task of your own."""
     vary: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """FLAG=V1,V2,… runs every arm with each of the values; may be given several times, for every \
 combination. Two of them are the axes of maps, others are maps side by side."""
-    seeds: int = 5
+    seeds: Few = 5
     """Searches of each arm, with the seeds 0, 1, … At least 2 for intervals; 1 will do for maps."""
-    trial_seeds: tuple[int, ...] = (1000, 1001)
+    trial_seeds: Annotated[tuple[Seed, ...], Several()] = (1000, 1001)
     """Seeds of the searches that choose among an arm's flags; used for nothing else."""
 
     truth: Path | None = None
     """Rank all architectures after each search, and judge that by this file of true accuracies."""
     column: str | None = None
     """Which accuracy of the truth, if there are several."""
-    rank_batches: int = 10
+    rank_batches: Size = 10
     """Validation batches that every architecture is measured on for that."""
     average_isomorphic: bool = False
     """Predict of each architecture the mean over those that the space says compute the same."""
@@ -49,11 +50,11 @@ combination. Two of them are the axes of maps, others are maps side by side."""
     together: bool = False
     """Train all searches of an arm as one program, those that choose its flags and those of every \
 flag with every seed: for a GPU, which a single small network leaves idle."""
-    jobs: int = 1
+    jobs: Few = 1
     """Runs at a time, which share the cores; JAX gives most of a GPU's memory to the first."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        command_line.check(self, at_least_1=("seeds", "rank_batches", "jobs"))
+        check(self)
         if self.truth is None and (self.column is not None or self.average_isomorphic):
             raise ValueError("--column and --average-isomorphic need --truth")

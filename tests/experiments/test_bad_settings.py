@@ -39,8 +39,8 @@ def scripts():
             yield script, ("--space", space, "--preset", "smoke"), of_task(space, kind)
     yield "two_models", (), PRESETS["mnist5k"]["full"]
     yield "two_models", ("--preset", "demo"), PRESETS["mnist5k"]["demo"]
-    yield "search_many", (), search_many.SearchMany(Path("out"))
-    yield "train_many", (), train_many.TrainMany(Path("out"))
+    yield "search_many", ("--out", "a"), search_many.SearchMany(Path("out"))
+    yield "train_many", ("--out", "a"), train_many.TrainMany(Path("out"))
     yield "grid", (), Grid()
     yield "importances", (), Importances()
     yield "rank", (), rank.Rank()
@@ -79,9 +79,9 @@ def wrong(hint):
     elif hint is Path:
         yield [""]
     elif hint in (int, float):
-        yield from (["many"], [""], ["1e3x"], ["[1, [2]]"], ['{"a": {"b": 1}}'])
+        yield from (["1x"], [""], ['{"a": [{"b": 1}]}'])
     if hint is int:
-        yield from (["nan"], ["inf"], ["0.5"], ["1e1"])
+        yield from (["nan"], ["0.5"])
 
 
 def outside(kind, rule):
@@ -95,13 +95,19 @@ def outside(kind, rule):
     return [[str(value)] for value in (*found, *[high] * rule.below)]
 
 
-CASES = [
-    (script, (*chosen, *([f"{flag}={words[0]}"] if flag and len(words) == 1 else [flag, *words])))
+def as_words(flag, words):
+    return (
+        (f"{flag}={words[0]}",) if flag and len(words) == 1 else tuple(filter(None, (flag, *words)))
+    )
+
+
+CASES = {  # what spaces have in common, once
+    (script, *as_words(flag, words)): (script, (*chosen, *as_words(flag, words)))
     for script, chosen, default in SCRIPTS
     for flag, hint in fields(default)
     for words in wrong(hint)
     if flag or words not in ([], [""])
-]
+}
 
 
 def refusal(script, words, capsys):
@@ -155,14 +161,14 @@ def check(case, capsys):
 @settings(
     max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(case=st.sampled_from(CASES))
+@given(case=st.sampled_from(list(CASES.values())))
 def test_a_value_that_cannot_be_right_is_one_line(case, nothing_begins, capsys):
     check(case, capsys)
 
 
 @pytest.mark.slow
 def test_all_values_that_cannot_be_right_are_one_line(nothing_begins, capsys):
-    for case in CASES:
+    for case in CASES.values():
         check(case, capsys)
 
 

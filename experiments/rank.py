@@ -298,7 +298,7 @@ def measure(ranking: Ranking, part: Path, stop: Stop) -> Measured:
     )
     measured = measuring.read(part, ranking.settings)
     unit = TextColumn("architectures")
-    with Shown(TextColumn("measured"), BarColumn(20), MofNCompleteColumn(), unit) as display:
+    with Shown(TextColumn("measured"), BarColumn(None), MofNCompleteColumn(), unit) as display:
         task = display.add_task("", total=size, completed=len(measured.error))
         while (done := len(measured.error)) < size and not stop:
             some = np.resize(actions[done : done + chunk], (chunk, actions.shape[1]))

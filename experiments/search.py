@@ -241,6 +241,7 @@ def described(config: SearchRun) -> dict[str, object]:
 def run(job: Job, checkpoints: Checkpoints) -> int:
     """Search until --epochs are over, then derive the best architecture."""
     config, size = job.config, job.config.search.architectures
+    processes.say("compiling the search")
     state = jax.jit(job.search.init, out_shardings=job.whole)(jax.random.key(config.seed))
     if checkpoints.latest() is not None:
         state = checkpoints.restore(state)
@@ -256,7 +257,7 @@ def run(job: Job, checkpoints: Checkpoints) -> int:
     with (
         interruptible() as stop,
         MetricsLog(job.out, done) as log,
-        Display(config.epochs, size, "architectures", done) as display,
+        Display(config.epochs, size, "architectures", done, ranking_units(config)) as display,
     ):
         start = time.monotonic()
         while not (
@@ -296,6 +297,7 @@ def run(job: Job, checkpoints: Checkpoints) -> int:
     if stop.agreed():
         processes.say("search: interrupted and saved; --resume goes on from here")
         return stop.exit_code
+    display.say(f"ranking {config.derive_samples} architectures")
     ranking = best_first(job, *rank(job, state))
     probed = probes.measure(state.params, job.data.validation).error if probes else ()
     if processes.is_first():
@@ -435,6 +437,15 @@ def rank(job: Job, state: SearchState) -> tuple[Any, Any]:
             *(config.derive_samples, config.derive_batches),
         )
     )
+
+
+def ranking_units(config: SearchRun) -> float:
+    """How many architectures train in about the time that the ranking and the probes take.
+
+    A training step takes as long as the evaluation of three batches.
+    """
+    each = 3 * config.search.batches + 2 * config.search.eval_batches
+    return (config.derive_samples + config.probes) * config.derive_batches / each
 
 
 def ranking_key(config: SearchRun) -> jax.Array:

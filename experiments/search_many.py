@@ -26,7 +26,7 @@ import numpy as np
 import tyro
 
 from experiments import search
-from experiments.running import command_line, pool, records
+from experiments.running import command_line, pool, processes, records
 from experiments.running.progress import Display, Diverged, MetricsLog, Stop, interruptible
 from experiments.search import Job
 from experiments.spaces.settings import SearchRun
@@ -185,6 +185,7 @@ def run(many: Many, checkpoints: Checkpoints, stop: Stop) -> int:
     """Search until --epochs are over, then write what each has found."""
     config, data = many.first.config, many.first.data
     size, number = config.search.architectures, len(many.jobs)
+    processes.say(f"compiling {number} searches")
     keys = jnp.stack([jax.random.key(job.config.seed) for job in many.jobs])
     state = jax.jit(many.each(lambda search, key: search.init(key), (0,), OWN))(keys)
     start = time.monotonic()
@@ -200,10 +201,10 @@ def run(many: Many, checkpoints: Checkpoints, stop: Stop) -> int:
         state = checkpoints.restore(state)
     probes = search.probes_of(many.first)
     measure = None if probes is None else jax.jit(jax.vmap(probes.of_params, (0, None)))
-    done = int(state.trained) // size
+    done, after = int(state.trained) // size, search.ranking_units(config)
     with contextlib.ExitStack() as stack:
         logs = [stack.enter_context(MetricsLog(job.out, done)) for job in many.jobs]
-        display = stack.enter_context(Display(config.epochs, size, "architectures", done))
+        display = stack.enter_context(Display(config.epochs, size, "architectures", done, after))
         start = time.monotonic()
         while int(state.trained) < config.epochs * size and not stop:
             state, progress = compiled(state, data)
@@ -230,6 +231,7 @@ def run(many: Many, checkpoints: Checkpoints, stop: Stop) -> int:
     if stop:
         print("search_many: interrupted and saved; --resume goes on from here", file=sys.stderr)
         return stop.exit_code
+    display.say(f"ranking {config.derive_samples} architectures of each search")
     probed = None if measure is None else measure(state.params, data.validation).error
     finish(many, state, memory // number, probed)
     return 0

@@ -122,6 +122,7 @@ def run(training: Training, checkpoints: Checkpoints, corpus: Any, data: Data, o
     """Train until --epochs are over, then test."""
     config, space = training.config, training.space
     error_key = records.key(training.task.error)
+    processes.say("compiling the training")
     state = jax.jit(training.init)(jax.random.key(config.seed), data.train)
     if checkpoints.latest() is not None:
         state = checkpoints.restore(state)
@@ -129,11 +130,13 @@ def run(training: Training, checkpoints: Checkpoints, corpus: Any, data: Data, o
     train = jax.jit(training.train, donate_argnums=0)
     finish = jax.jit(training.finish, donate_argnums=0)
     size = space.num_batches(data.train)
+    # Testing reads the validation data again, and about as many; a step is three evaluations.
+    after = 2 * len(jax.tree.leaves(data.validation)[0]) / 3
     done = int(state.trained) // size
     with (
         interruptible() as stop,
         MetricsLog(out, done) as log,
-        Display(config.epochs, size, "steps", done) as display,
+        Display(config.epochs, size, "steps", done, after) as display,
     ):
         start = time.monotonic()
         while int(state.trained) < config.epochs * size and not stop:
@@ -161,6 +164,7 @@ def run(training: Training, checkpoints: Checkpoints, corpus: Any, data: Data, o
     if stop:
         print("train_final: interrupted and saved; --resume goes on from here", file=sys.stderr)
         return stop.exit_code
+    display.say("testing")
     write_results(training, state, corpus, out)
     return 0
 

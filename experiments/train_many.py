@@ -104,7 +104,9 @@ def run(config: TrainMany, first: Training, data: Data, rows: list[dict[str, str
     count = MofNCompleteColumn()
     with (
         interruptible() as stop,
-        Shown(TextColumn("trained"), BarColumn(20), count, TextColumn("architectures")) as display,
+        Shown(
+            TextColumn("trained"), BarColumn(None), count, TextColumn("architectures")
+        ) as display,
     ):
         bar = display.add_task("", total=config.count, completed=len(rows))
         for done in range(len(rows), config.count):

@@ -25,7 +25,7 @@ from experiments.importances import report as importances_report
 from experiments.importances.report import ARMS, CONTINUAL, REPLAY, SCENARIOS, Result
 from experiments.running import command_line, records
 from experiments.two_models.__main__ import over_seeds
-from experiments.two_models.settings import FULL, Strengths, Width
+from experiments.two_models.settings import FULL, Width
 from experiments.two_models.training import (
     MLP,
     NEVER,
@@ -41,9 +41,11 @@ from experiments.two_models.training import (
     train_a_with,
 )
 from wpl_jax.data import Images, Splits, load_images
-from wpl_jax.settings import Positive, Range, Seed, Several, Size, check
+from wpl_jax.settings import Nonnegative, Positive, Range, Seed, Several, Size, check
 
 TASKS = 5  # pairs of digits: 0 and 1, 2 and 3, ...
+
+Strengths = Annotated[tuple[Nonnegative, ...], Several(1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Importances:
     seeds_per_call: Size = 2
     """Seeds trained in one call, dealt out to all devices; what is kept if interrupted."""
 
-    l2_strengths: Annotated[Strengths, Several(1)] = (
+    l2_strengths: Strengths = (
         1e-4,
         1e-3,
         1e-2,
@@ -73,7 +75,7 @@ class Importances:
         1e4,
     )
     """Strengths to choose from for the L2 anchor."""
-    fisher_strengths: Annotated[Strengths, Several(1)] = (
+    fisher_strengths: Strengths = (
         1e0,
         1e1,
         1e2,
@@ -85,7 +87,7 @@ class Importances:
         1e8,
     )
     """Strengths to choose from for the empirical Fisher."""
-    mas_strengths: Annotated[Strengths, Several(1)] = (
+    mas_strengths: Strengths = (
         1e-4,
         1e-3,
         1e-2,
@@ -97,7 +99,7 @@ class Importances:
         1e4,
     )
     """Strengths to choose from for MAS."""
-    si_strengths: Annotated[Strengths, Several(1)] = (
+    si_strengths: Strengths = (
         1e-4,
         1e-3,
         1e-2,

@@ -17,7 +17,8 @@ import tyro
 
 from wpl_jax.settings import Unfit
 
-NAME = re.compile(r"^\w+(?= must)|(?<![\w/.-])[a-z]+_\w+(?![\w/.])")  # of an argument, in a message
+# An argument in a message.
+NAME = re.compile(r"`\w+`|^\w+(?= must)|(?<![\w/.-])[a-z]+_\w+(?![\w/.])")
 PATHS = tyro.constructors.ConstructorRegistry()
 
 
@@ -128,7 +129,7 @@ def naming_flags(settings: Any, **arguments: str) -> Iterator[None]:
     except ValueError as error:
         flags = {field.name: f"--{_dashed(field.name)}" for field in dataclasses.fields(settings)}
         flags |= arguments
-        said = NAME.sub(lambda name: flags.get(name[0], name[0]), str(error))
+        said = NAME.sub(lambda name: flags.get(name[0].strip("`"), name[0]), str(error))
         raise ValueError(said) from error
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from experiments.running import command_line
+from experiments.running import command_line, processes
 from experiments.spaces.sgd import SGDTraining
 from experiments.spaces.task import Task
 
@@ -111,7 +111,10 @@ def read(config: Any, task: Task | None = None) -> tuple[Task, Any, Any]:
     """
     task = task or find(config.space)
     vocabulary = f"--{config.space_field}.vocabulary"
-    with command_line.naming_flags(config, name="--data", vocabulary_size=vocabulary):
+    with (
+        command_line.naming_flags(config, name="--data", vocabulary_size=vocabulary),
+        processes.saying(f"reading {task.source(config)}"),
+    ):
         corpus = task.read(config)
         config = config.with_space(**task.sizes(corpus))
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

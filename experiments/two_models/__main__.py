@@ -114,7 +114,7 @@ def experiment(config: TwoModels, data: Splits, folder: Path) -> Run:
     number = maps + len(chunks) * (len(stops) + len(checks))
     total: list[float] = []
 
-    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn())
     with Shown(*columns) as progress:
         task = progress.add_task("", total=number)
 

@@ -209,7 +209,7 @@ def test_values_that_cannot_be_right_together(script, flags, says, nothing_begin
 
 WITH_DATA = [
     ("search", "--rnn.units 1000000", "--rnn has sizes whose weights and gradients need"),
-    ("search", "--batch-size 100000", "lower --batch-size or length"),
+    ("search", "--batch-size 100000", "lower --batch-size or --length"),
     ("search", "--space micro_cnn --cnn.channels 1000000 --cnn.cells 1000", "--cnn has sizes"),
     ("search", "--space micro_cnn --data flowers", "--data must be mnist5k or"),
     ("search", "--space micro_cnn --batch-size 4000", "--batch-size must be at most"),

@@ -437,7 +437,7 @@ def test_bad_input_about_images_gives_one_clear_line_and_exit_code_2(
         ("--search.batches 9999", "--search.batches must be at most"),
         ("--search.eval-batches 9999", "--search.eval-batches must be at most"),
         ("--derive-batches 9999", "--derive-batches must be at most"),
-        ("--batch-size 99999", "lower batch_size or length"),
+        ("--batch-size 99999", "lower --batch-size or --length"),
         ("--batch-size 0", "--batch-size must be at least 1, got 0"),
         ("--epochs -1", "--epochs must be at least 1, got -1"),
         ("--max-skipped 0", "--max-skipped must be at least 1, got 0"),

@@ -47,8 +47,8 @@ class Several(NamedTuple):
         """What they should be instead; nothing if they are."""
         if len(values) < self.least:
             return f"{_written(self.least)} or more"
-        written = [f"{value:g}" if isinstance(value, float) else value for value in values]
-        return "" if len(set(written)) == len(values) else "different in their first six digits"
+        written = {f"{value:g}" if isinstance(value, float) else value for value in values}
+        return "" if len(written) == len(values) else "different, also in six digits"
 
 
 # So that no product of a few of these is more than a float32 or an int32 holds, or a machine.

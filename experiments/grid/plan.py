@@ -122,7 +122,7 @@ def plan_of(config: Grid) -> Plan:
 
 def common_flags(config: Grid) -> Flags:
     data_dir = ("--data-dir", str(config.data_dir)) if config.data_dir else ()
-    taken = [*TAKEN, *["data-dir"] * bool(data_dir), *axes_of(config.vary)]
+    taken = [*TAKEN, *["data-dir"] * bool(data_dir)]
     more = command_line.words("--search-flags", config.search_flags, taken)
     return ("--space", config.space, "--preset", config.preset, *data_dir, *more)
 

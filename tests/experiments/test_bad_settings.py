@@ -193,7 +193,6 @@ TOGETHER = [
     ("compare", "--data-dir a '--search-flags=--data-dir b'", "must not have --data-dir"),
     ("compare", "--seeds 9 --strength-seeds 8", "--strength-seeds must be seeds >= 9"),
     ("grid", "--arms a: b: '--search-flags=--seed 3'", "--search-flags must not have --seed"),
-    ("grid", "--vary strength=1,2 '--search-flags=--strength 3'", "must not have --strength"),
     ("grid", "--arms a: 'b: --seed 3'", "--arms and --vary must not have --seed"),
     ("grid", "--vary seed=1,2", "--arms and --vary must not have --seed"),
     ("search_many", "--out a '--search=--strength nan'", "--strength must be at least"),

@@ -185,9 +185,9 @@ def run(many: Many, checkpoints: Checkpoints, stop: Stop) -> int:
     """Search until --epochs are over, then write what each has found."""
     config, data = many.first.config, many.first.data
     size, number = config.search.architectures, len(many.jobs)
-    processes.say(f"compiling {number} searches")
     keys = jnp.stack([jax.random.key(job.config.seed) for job in many.jobs])
     state = jax.jit(many.each(lambda search, key: search.init(key), (0,), OWN))(keys)
+    processes.say(f"compiling {number} searches")
     start = time.monotonic()
     step = many.each(lambda search, *both: search.step(*both), (OWN, None), (OWN, OWN_PROGRESS))
     compiled = jax.jit(step, donate_argnums=0).lower(state, data).compile()

@@ -123,6 +123,11 @@ def read(config: Any, task: Task | None = None) -> tuple[Task, Any, Any]:
         needed = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(weights))
     except OverflowError:  # more than can be counted
         needed = 2**63
+    except Exception as error:  # whatever a space of one's own does
+        raise ValueError(
+            f"--{config.space_field} cannot begin: {_in_a_line(error)}: choose other sizes than "
+            f"{config.search_space}"
+        ) from error
     if needed > there:
         raise ValueError(
             f"--{config.space_field} has sizes whose weights and gradients need "

@@ -16,7 +16,7 @@ from experiments.spaces.task import Task
 from wpl_jax import data
 from wpl_jax.data import Images, Splits, load_images, read_image_dir, shrink
 from wpl_jax.search import Data
-from wpl_jax.settings import Few, Range, Share, Size
+from wpl_jax.settings import Few, Range, Share, Size, Unfit
 from wpl_jax.spaces.images import ImageSpace, cross_entropy
 
 # --- Settings -------------------------------------------------------------------------------------
@@ -37,6 +37,14 @@ class OfImages(InSpace):
 may have any size. Others must be square and of a multiple of it: blocks of pixels are averaged."""
     train_images: Annotated[int, Range(1, 2**31 - 1)] | None = None
     """Only so many of the training images; all if not given."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        super().__post_init__()
+        groups = self.search_space.groups
+        for name in ("batch_size", "test_batch_size"):
+            if getattr(self, name, 0) % groups:
+                raise Unfit(self, name, f"a multiple of --{self.space_field}.groups ({groups})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +137,8 @@ class ImageTraining(SGDTraining):
         return errors | {"multiply_adds": self.space.multiply_adds(self.architecture)}
 
     def _whole(self, images):
-        size = min(self.config.test_batch_size, len(images.labels))
-        return data.batches(images, size, pad=True)
+        filled = -(-len(images.labels) // self.space.groups) * self.space.groups
+        return data.batches(images, min(self.config.test_batch_size, filled), pad=True)
 
 
 # --- The task -------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from experiments.running import records
 from experiments.running.progress import Diverged
 from experiments.spaces.settings import FinalRun, SearchRun
 from experiments.spaces.training import Training
-from wpl_jax.settings import Nonnegative, Positive, Share, Size
+from wpl_jax.settings import Nonnegative, Positive, Share, Size, Unfit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,11 @@ class SGDSearch(SearchRun):
     """What the norm of the gradient is clipped at."""
     weight_decay: Nonnegative = 1e-4
     """The L2 strength alpha of eq. 8."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        super().__post_init__()
+        check_fall(self)
 
     def learning_rate_at(self, step: jax.typing.ArrayLike) -> jax.Array:
         """It falls along half a cosine, over all epochs."""
@@ -65,10 +70,22 @@ class SGDFinal(FinalRun):
     steps_per_call: Size = 10
     """Training steps in one call of the compiled program: what a signal to stop waits for."""
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        super().__post_init__()
+        check_fall(self)
+
     def learning_rate_at(self, progress: jax.typing.ArrayLike) -> jax.Array:
         """Where a share of all training steps has passed."""
         lowest = self.learning_rate_min / self.learning_rate
         return optax.cosine_decay_schedule(self.learning_rate, 1, lowest)(progress)
+
+
+def check_fall(config: SGDSearch | SGDFinal) -> None:
+    """Refuse a learning rate that rises."""
+    if config.learning_rate_min > config.learning_rate:
+        wanted = f"at most --learning-rate ({config.learning_rate})"
+        raise Unfit(config, "learning_rate_min", wanted)
 
 
 class State(NamedTuple):

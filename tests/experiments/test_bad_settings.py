@@ -147,8 +147,7 @@ def test_every_number_has_bounds():
             return any(bare(part) for part in parts)
         return hint in (int, float) and not bounded
 
-    ours = [default for _, flags, default in SCRIPTS if OWN not in flags]
-    assert [flag for default in ours for flag, hint in fields(default) if bare(hint)] == []
+    assert [flag for *_, of in SCRIPTS for flag, hint in fields(of) if bare(hint)] == []
 
 
 def check(case, capsys):
@@ -179,6 +178,16 @@ TOGETHER = [
     ("search", "--distributed --devices 2", "--devices and --distributed exclude"),
     ("search", "--distributed --coordinator here", "--coordinator must be HOST:PORT"),
     ("search", "--distributed --num-processes 2 --process-id 2", "--process-id must be below"),
+    (
+        "search",
+        "--space micro_cnn --cnn.groups 7",
+        "--batch-size must be a multiple of --cnn.groups",
+    ),
+    (
+        *("train_final", "--space nas_bench_201 --nas.groups 32 --batch-size 64"),
+        "--test-batch-size must be a multiple of --nas.groups",
+    ),
+    ("search", "--space micro_cnn --learning-rate 1e-5", "--learning-rate-min must be at most"),
     ("search", "--probe-every 1", "--probe-every is for the architectures of --probes"),
     ("two_models", "--stop-at 0.5500001 0.5500002", "--stop-at must be different"),
     ("two_models", "--eval-every 7", "--eval-every must be a divisor of --b-steps (500)"),

@@ -18,6 +18,7 @@ from experiments.spaces import Task
 from experiments.spaces.sgd import SGDFinal, SGDSearch
 from wpl_jax.data import Images, Splits, batches, load_images
 from wpl_jax.search import Data, Reinforced, SearchConfig
+from wpl_jax.settings import Few, Size, check
 from wpl_jax.spaces.parameters import num_parameters
 
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "sin": jnp.sin}
@@ -34,12 +35,15 @@ class Architecture(NamedTuple):
 class Layers:
     """The space: what its architectures are, what they share, how one is trained and measured."""
 
-    layers: int = 3
+    layers: Few = 3
     """Layers of a network."""
-    kernels: int = 4
+    kernels: Few = 4
     """Kernels to choose from in each."""
-    width: int = 64
+    width: Size = 64
     """Units in a layer."""
+
+    def __post_init__(self):
+        check(self)  # that settings are as their types say
 
     # What an architecture is.
 

@@ -3,11 +3,19 @@
 # Completes python -m experiments.<script> --<flag> <value>, whichever python. A script is asked for
 # its flags, which takes seconds, when it and its --space are completed for the first time.
 
+_wpl_jax_spaces=$(cd "$(dirname "${BASH_SOURCE[0]}")/spaces" && pwd)
+
 _wpl_jax_complete() {
   [[ ${COMP_WORDS[1]} == -m ]] || return
+  local words=() word # bash takes --flag=value for three words, the second of which is =
+  for word in "${COMP_WORDS[@]:0:COMP_CWORD+1}"; do
+    [[ $word == = ]] || words+=("$word")
+  done
+  [[ $word == = ]] && words+=("")
+  local COMP_WORDS=("${words[@]}") COMP_CWORD=$((${#words[@]} - 1))
   local python=${COMP_WORDS[0]} script=${COMP_WORDS[2]} word=${COMP_WORDS[COMP_CWORD]} i space=rnn
   if ((COMP_CWORD == 2)); then
-    COMPREPLY=($(compgen -W "$(echo experiments.{search,train_final,rank,compare,grid,two_models,importances,report})" -- "$script"))
+    COMPREPLY=($(compgen -W "$(echo experiments.{search,search_many,train_final,train_many,rank,compare,grid,two_models,importances,report})" -- "$script"))
     return
   fi
   [[ $script == experiments.* ]] || return
@@ -18,7 +26,7 @@ _wpl_jax_complete() {
     --space) COMPREPLY=($(compgen -W "rnn micro_cnn nas_bench_201" -- "$word")); return ;;
     --preset) COMPREPLY=($(compgen -W "smoke cpu paper" -- "$word")); return ;;
     --architecture)
-      local cells=$(cd "experiments/spaces/$space/cells" 2>/dev/null && echo *.json)
+      local cells=$(cd "$_wpl_jax_spaces/$space/cells" 2>/dev/null && echo *.json)
       COMPREPLY=($(compgen -W "random ${cells//.json/}" -- "$word") $(compgen -f -- "$word"))
       return
       ;;

@@ -21,7 +21,6 @@ predictions, which goes to --out.
 import contextlib
 import dataclasses
 import io
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,6 +46,7 @@ from experiments.search import Job
 from experiments.spaces.settings import SearchRun
 from wpl_jax import figures
 from wpl_jax.checkpoint import fingerprint_in
+from wpl_jax.settings import Several, Size, check
 
 script = Script("rank", "the same command goes on from the last chunk")
 
@@ -68,9 +68,9 @@ COLUMNS = {
 class Rank:
     """Settings."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, Several()] = ()
     """The folder of a search, or several."""
-    batches: int = 10
+    batches: Size = 10
     """Validation batches, the first ones, that every architecture is measured on."""
     untrained: bool = False
     """Measure the parameters that the search began with; the files go to its folder's untrained."""
@@ -88,7 +88,7 @@ class Rank:
     """Flags for where the search's data and devices are, as in --search-flags='--data-dir data'."""
 
     def __post_init__(self) -> None:
-        command_line.check(self, at_least_1=("batches",))
+        check(self)
         if self.truth is None and self.column is not None:
             raise ValueError("--column needs --truth")
         if self.truth is None and self.average_isomorphic:
@@ -187,9 +187,8 @@ def settings_of(config: Rank, folder: Path) -> SearchRun:
         raise ValueError(f"{folder} must be the folder of a search that has a checkpoint")
     presets = spaces.find(stored["space"]).searches
     settings = restored(presets.get(stored["preset"], next(iter(presets.values()))), stored)
-    settings = command_line.read(
-        settings, shlex.split(config.search_flags), prog="--search-flags", description=None
-    )
+    words = command_line.words("--search-flags", config.search_flags, ("out", "resume"))
+    settings = command_line.read(settings, words, prog="--search-flags", description=None)
     return dataclasses.replace(settings, out=folder, resume=True)
 
 
@@ -303,7 +302,7 @@ def measure(ranking: Ranking, part: Path, stop: Stop) -> Measured:
     )
     measured = measuring.read(part, ranking.settings)
     unit = TextColumn("architectures")
-    with Shown(TextColumn("measured"), BarColumn(20), MofNCompleteColumn(), unit) as display:
+    with Shown(TextColumn("measured"), BarColumn(None), MofNCompleteColumn(), unit) as display:
         task = display.add_task("", total=size, completed=len(measured.error))
         while (done := len(measured.error)) < size and not stop:
             some = np.resize(actions[done : done + chunk], (chunk, actions.shape[1]))

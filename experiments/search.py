@@ -22,7 +22,7 @@ import numpy as np
 
 from experiments import spaces
 from experiments.ranking.probes import Probes
-from experiments.running import folder, processes, records
+from experiments.running import command_line, folder, processes, records
 from experiments.running.folder import Held
 from experiments.running.intervals import finite
 from experiments.running.progress import (
@@ -104,9 +104,7 @@ def parse(argv: Sequence[str] | None) -> SearchRun:
 
 def prepare(config: SearchRun) -> Job:
     """Read the data; refuses settings that do not fit them, or the devices."""
-    task = spaces.find(config.space)
-    corpus = task.read(config)
-    config = config.with_space(**task.sizes(corpus))
+    task, corpus, config = spaces.read(config)
     devices = devices_of(config)
     data = split_batches(cut(config, task, corpus), devices)
     search = search_of(config, len(devices))
@@ -124,7 +122,8 @@ def prepare(config: SearchRun) -> Job:
 
 def cut(config: SearchRun, task: Task, corpus: Any) -> Data:
     """The data as batches; refuses a search that asks for more of them than there are."""
-    data = task.cut(config, corpus)
+    with command_line.naming_flags(config):
+        data = task.cut(config, corpus)
     for flag, wanted, part in (
         ("search.batches", config.search.batches, "train"),
         ("search.eval-batches", config.search.eval_batches, "validation"),
@@ -233,6 +232,7 @@ def described(config: SearchRun) -> dict[str, object]:
 def run(job: Job, checkpoints: Checkpoints) -> int:
     """Search until --epochs are over, then derive the best architecture."""
     config, size = job.config, job.config.search.architectures
+    processes.say("compiling the search")
     state = jax.jit(job.search.init, out_shardings=job.whole)(jax.random.key(config.seed))
     if checkpoints.latest() is not None:
         state = checkpoints.restore(state)
@@ -250,7 +250,7 @@ def run(job: Job, checkpoints: Checkpoints) -> int:
     with (
         interruptible() as stop,
         MetricsLog(job.out, done, checkpoints.notes) as log,
-        Display(config.epochs, size, "architectures", done) as display,
+        Display(config.epochs, size, "architectures", done, ranking_units(config)) as display,
     ):
         start = time.monotonic()
         while not (
@@ -290,6 +290,7 @@ def run(job: Job, checkpoints: Checkpoints) -> int:
     if stop.agreed():
         processes.say("search: interrupted and saved; --resume goes on from here")
         return stop.exit_code
+    display.say(f"ranking {config.derive_samples} architectures")
     ranking = best_first(job, *rank(job, state))
     probed = probes.measure(state.params, job.data.validation).error if probes else ()
     if processes.is_first():
@@ -435,6 +436,15 @@ def rank(job: Job, state: SearchState) -> tuple[Any, Any]:
             *(config.derive_samples, config.derive_batches),
         )
     )
+
+
+def ranking_units(config: SearchRun) -> float:
+    """How many architectures train in about the time that the ranking and the probes take.
+
+    A training step takes as long as the evaluation of three batches.
+    """
+    each = 3 * config.search.batches + 2 * config.search.eval_batches
+    return (config.derive_samples + config.probes) * config.derive_batches / each
 
 
 def ranking_key(config: SearchRun) -> jax.Array:

@@ -13,7 +13,6 @@ import copy
 import dataclasses
 import functools
 import operator
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ import numpy as np
 import tyro
 
 from experiments import search
-from experiments.running import command_line, folder, pool, records
+from experiments.running import command_line, folder, pool, processes, records
 from experiments.running.folder import Held
 from experiments.running.progress import Display, Diverged, MetricsLog, interruptible
 from experiments.running.script import Script
@@ -109,7 +108,7 @@ def prepare(config: SearchMany) -> Many:
     """Read the data; refuses searches that are not alike."""
     if not config.search:
         raise ValueError("--search must be given, once for each search")
-    configs = [search.parse(shlex.split(flags)) for flags in config.search]
+    configs = [search.parse(command_line.words("--search", f, ())) for f in config.search]
     configs = [dataclasses.replace(settings, resume=True) for settings in configs]
     numbers = differing(configs)
     first = search.prepare(configs[0])
@@ -192,6 +191,7 @@ def run(many: Many, checkpoints: Checkpoints) -> int:
     size, number = config.search.architectures, len(many.jobs)
     keys = jnp.stack([jax.random.key(job.config.seed) for job in many.jobs])
     state = jax.jit(many.each(lambda search, key: search.init(key), (0,), OWN))(keys)
+    processes.say(f"compiling {number} searches")
     start = time.monotonic()
     step = many.each(lambda search, *both: search.step(*both), (OWN, None), (OWN, OWN_PROGRESS))
     compiled = jax.jit(step, donate_argnums=0).lower(state, data).compile()
@@ -205,7 +205,7 @@ def run(many: Many, checkpoints: Checkpoints) -> int:
         state = checkpoints.restore(state)
     probes = search.probes_of(many.first)
     measure = None if probes is None else jax.jit(jax.vmap(probes.of_params, (0, None)))
-    done = int(state.trained) // size
+    done, after = int(state.trained) // size, search.ranking_units(config)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(interruptible())
         of_each = [checkpoints.notes.setdefault(str(i), {}) for i in range(number)]
@@ -213,7 +213,7 @@ def run(many: Many, checkpoints: Checkpoints) -> int:
             stack.enter_context(MetricsLog(job.out, done, notes))
             for job, notes in zip(many.jobs, of_each, strict=True)
         ]
-        display = stack.enter_context(Display(config.epochs, size, "architectures", done))
+        display = stack.enter_context(Display(config.epochs, size, "architectures", done, after))
         start = time.monotonic()
         while int(state.trained) < config.epochs * size and not stop:
             state, progress = compiled(state, data)
@@ -241,6 +241,7 @@ def run(many: Many, checkpoints: Checkpoints) -> int:
     if stop:
         print("search_many: interrupted and saved; --resume goes on from here", file=sys.stderr)
         return stop.exit_code
+    display.say(f"ranking {config.derive_samples} architectures of each search")
     probed = None if measure is None else measure(state.params, data.validation).error
     finish(many, checkpoints.notes, state, memory // number, probed)
     return 0

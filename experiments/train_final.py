@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from experiments import spaces
-from experiments.running import folder, processes, records
+from experiments.running import command_line, folder, processes, records
 from experiments.running.folder import Held
 from experiments.running.progress import Display, Diverged, MetricsLog, interruptible
 from experiments.running.script import Script
@@ -28,6 +28,7 @@ from experiments.spaces.training import Training
 from wpl_jax import figures
 from wpl_jax.checkpoint import Checkpoints
 from wpl_jax.search import Data
+from wpl_jax.settings import Unfit
 
 script = Script("train_final", "--resume goes on from the last checkpoint")
 
@@ -36,16 +37,11 @@ script = Script("train_final", "--resume goes on from the last checkpoint")
 def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         with script.preparing():
-            config, architecture = read_architecture(parse(argv))
-            task = spaces.find(config.space)
-            corpus = task.read(config)
-            config = config.with_space(**task.sizes(corpus))
-            training = task.training(config, architecture, task)
-            data = training.cut(corpus)
+            training, corpus, data = prepare(*read_architecture(parse(argv)))
             out = folder_of(training)
             stack.enter_context(Held(out))
             checkpoints = stack.enter_context(
-                open_checkpoints(training, task.fingerprint(corpus), out)
+                open_checkpoints(training, training.task.fingerprint(corpus), out)
             )
         return run(training, checkpoints, corpus, jax.device_put(data), out)
 
@@ -81,6 +77,17 @@ def read_architecture(config: FinalRun) -> tuple[FinalRun, Any]:
         raise ValueError(f"{refusal}, or a string: {error}") from error
 
 
+def prepare(config: FinalRun, architecture: Any) -> tuple[Training, Any, Data]:
+    """The training, all of its data, and what it reads of them."""
+    task, corpus, config = spaces.read(config)
+    training = task.training(config, architecture, task)
+    with command_line.naming_flags(config):
+        data = training.cut(corpus)
+        if (most := (2**31 - 1) // training.space.num_batches(data.train)) < config.epochs:
+            raise Unfit(config, "epochs", f"at most {most:,}, for fewer than 2^31 steps")
+    return training, corpus, data
+
+
 def folder_of(training: Training) -> Path:
     config = training.config
     architecture = re.sub(r"[^\w.-]+", "_", Path(str(config.architecture)).stem).strip("_")
@@ -108,6 +115,7 @@ def run(training: Training, checkpoints: Checkpoints, corpus: Any, data: Data, o
     """Train until --epochs are over, then test."""
     config, space = training.config, training.space
     error_key = records.key(training.task.error)
+    processes.say("compiling the training")
     state = jax.jit(training.init)(jax.random.key(config.seed), data.train)
     if checkpoints.latest() is not None:
         state = checkpoints.restore(state)
@@ -115,11 +123,13 @@ def run(training: Training, checkpoints: Checkpoints, corpus: Any, data: Data, o
     train = jax.jit(training.train, donate_argnums=0)
     finish = jax.jit(training.finish, donate_argnums=0)
     size = space.num_batches(data.train)
+    # Testing reads the validation data again, and about as many; a step is three evaluations.
+    after = 2 * len(jax.tree.leaves(data.validation)[0]) / 3
     done = int(state.trained) // size
     with (
         interruptible() as stop,
         MetricsLog(out, done, checkpoints.notes) as log,
-        Display(config.epochs, size, "steps", done) as display,
+        Display(config.epochs, size, "steps", done, after) as display,
     ):
         start = time.monotonic()
         while int(state.trained) < config.epochs * size and not stop:
@@ -147,6 +157,7 @@ def run(training: Training, checkpoints: Checkpoints, corpus: Any, data: Data, o
     if stop:
         print("train_final: interrupted and saved; --resume goes on from here", file=sys.stderr)
         return stop.exit_code
+    display.say("testing")
     write_results(training, state, corpus, log.records, out)
     return 0
 

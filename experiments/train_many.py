@@ -10,7 +10,6 @@ import contextlib
 import csv
 import dataclasses
 import io
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-from experiments import spaces, train_final
+from experiments import train_final
 from experiments.ranking import measuring
 from experiments.running import command_line, processes, records
 from experiments.running.folder import Held, claim
@@ -29,6 +28,9 @@ from experiments.running.script import Script
 from experiments.spaces import cells
 from experiments.spaces.training import Training
 from wpl_jax.search import Data
+from wpl_jax.settings import Seed, Size, Unfit, check
+
+SET = ("architecture", "seed", "seed-architecture", "out", "resume")  # here, for each training
 
 script = Script("train_many", "the same command goes on from the last architecture")
 
@@ -39,18 +41,18 @@ class TrainMany:
 
     out: Path
     """Folder of the results."""
-    count: int = 50
+    count: Size = 50
     """How many architectures, those of the seeds --first, --first + 1, …"""
-    first: int = 0
+    first: Seed = 0
     """The first seed; with another one, other architectures."""
     training_flags: str = ""
     """Flags of train_final, as in --training-flags='--space micro_cnn --preset cpu'."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        command_line.check(self, at_least_1=("count",))
-        if not 0 <= self.first < 2**32 - self.count:
-            raise ValueError(f"--first must be from 0 to 2^32 - --count, got {self.first}")
+        check(self)
+        if self.first + self.count > 2**32:
+            raise Unfit(self, "first", f"at most {2**32 - self.count:,}, for --count {self.count}")
 
 
 @script
@@ -63,15 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 prog="python -m experiments.train_many",
                 description=__doc__,
             )
-            final = train_final.parse(shlex.split(config.training_flags))
-            task = spaces.find(final.space)
-            corpus = task.read(final)
-            final = final.with_space(**task.sizes(corpus))
+            flags = command_line.words("--training-flags", config.training_flags, SET)
+            final = train_final.parse(flags)
             actions = cells.random_actions(final.search_space, 0)
-            first = task.training(final, final.search_space.decode(actions), task)
-            data = jax.device_put(first.cut(corpus))
+            first, corpus, data = train_final.prepare(final, final.search_space.decode(actions))
+            data = jax.device_put(data)
             stack.enter_context(Held(config.out))
-            settings = train_final.settings(final) | task.fingerprint(corpus)
+            settings = train_final.settings(first.config) | first.task.fingerprint(corpus)
             claim(config.out, settings | {"first": config.first}, "errors.csv")
         return run(config, first, data, begun(config, first))
 
@@ -120,7 +120,9 @@ def run(config: TrainMany, first: Training, data: Data, rows: list[dict[str, str
     count = MofNCompleteColumn()
     with (
         interruptible() as stop,
-        Shown(TextColumn("trained"), BarColumn(20), count, TextColumn("architectures")) as display,
+        Shown(
+            TextColumn("trained"), BarColumn(None), count, TextColumn("architectures")
+        ) as display,
     ):
         bar = display.add_task("", total=config.count, completed=len(rows))
         for done in range(len(rows), config.count):

@@ -10,8 +10,6 @@ what is in --out: python -m experiments.compare.report OUT.
 import contextlib
 import dataclasses
 import json
-import math
-import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,6 +23,7 @@ from experiments import search, spaces, train_final
 from experiments.compare import report, summary, tables
 from experiments.compare.plan import ARMS, Arm, Plan, Results, Searched
 from experiments.compare.settings import Compare
+from experiments.running import command_line
 from experiments.running.folder import Held, check_report
 from experiments.running.pool import Interrupted, Pool, Run
 from experiments.running.progress import interruptible, read_metrics
@@ -45,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         with script.preparing():
             config = parse(argv)
-            check(config)
             plan = plan_of(config)
             stop = stack.enter_context(interruptible(again=signal.default_int_handler))
             pool = stack.enter_context(Pool(plan.runs, config.jobs, stop))
@@ -72,42 +70,25 @@ def parse(argv: Sequence[str] | None) -> Compare:
     )
 
 
-def check(config: Compare) -> None:
-    """Refuse, before anything is loaded, what cannot work."""
-    for flag, least in (("seeds", 2), ("random_cells", 2), ("jobs", 1)):
-        value = getattr(config, flag)
-        if value is not None and value < least:
-            raise ValueError(f"--{flag.replace('_', '-')} must be at least {least}, got {value}")
-    if not config.strengths or not all(0 < value < math.inf for value in config.strengths):
-        raise ValueError(
-            f"--strengths must be one or more finite numbers above 0, got {config.strengths}"
-        )
-    if not config.strength_seeds or min(config.strength_seeds) < config.seeds:
-        raise ValueError(
-            f"--strength-seeds must be one or more seeds >= {config.seeds}, which no other search "
-            f"uses, got {config.strength_seeds}"
-        )
-
-
 def plan_of(config: Compare) -> Plan:
     """The plan; refuses what every run would refuse: bad settings, data that are not there."""
-    searches = search.parse(common_flags(config, config.search_flags))
-    finals = train_final.parse(common_flags(config, config.final_flags))
+    searches = search.parse(search_flags(config))
+    finals = train_final.parse(final_flags(config))
     if searches.epochs <= searches.warmup_epochs:
         raise ValueError(
             f"searches must have more epochs than the {searches.warmup_epochs} of the "
             f"warm-up, got --epochs {searches.epochs}"
         )
-    task = spaces.find(config.space)
-    corpora = {"search": task.read(searches), "final": task.read(finals)}
+    task, of_search, searches = spaces.read(searches)
+    search.cut(searches, task, of_search)
+    _, of_final, finals = spaces.read(finals, task)
+    corpora = {"search": of_search, "final": of_final}
     sizes = {name: task.sizes(corpus) for name, corpus in corpora.items()}
-    searches = searches.with_space(**sizes["search"])
-    search.cut(searches, task, corpora["search"])
     folder = Path("results/compare", task.name)
     return Plan(
         dataclasses.replace(config, random_cells=config.random_cells or config.seeds),
         searches,
-        finals.with_space(**sizes["final"]),
+        finals,
         sizes,
         facts={name: task.facts(corpus) for name, corpus in corpora.items()},
         data={name: task.fingerprint(corpus) for name, corpus in corpora.items()},
@@ -116,13 +97,27 @@ def plan_of(config: Compare) -> Plan:
     )
 
 
-def common_flags(config: Compare, more: str) -> list[str]:
+def search_flags(config: Compare) -> list[str]:
+    """Those that all searches have in common."""
+    own = ("method", "sampler", "strength", "probes")
+    return common_flags(config, "--search-flags", config.search_flags, own)
+
+
+def final_flags(config: Compare) -> list[str]:
+    """Those that all final trainings have in common."""
+    own = ("architecture", "seed-architecture")
+    return common_flags(config, "--final-flags", config.final_flags, own)
+
+
+def common_flags(config: Compare, flag: str, more: str, own: Sequence[str]) -> list[str]:
     data_dir = ["--data-dir", str(config.data_dir)] if config.data_dir else []
-    return ["--space", config.space, "--preset", config.preset, *data_dir, *shlex.split(more)]
+    taken = ["space", "preset", "seed", "out", "resume", *own, *["data-dir"] * bool(data_dir)]
+    words = command_line.words(flag, more, taken)
+    return ["--space", config.space, "--preset", config.preset, *data_dir, *words]
 
 
 def search_run(plan: Plan, name: str, arm: Arm, seed: int, strength: float) -> Run:
-    flags = common_flags(plan.config, plan.config.search_flags)
+    flags = search_flags(plan.config)
     flags += ["--method", arm.method, "--sampler", arm.sampler]
     flags += ["--strength", f"{strength:.12g}"] if arm.method == "wpl" else []
     flags += ["--seed", f"{seed}", "--probes", f"{plan.config.random_cells}"]
@@ -136,7 +131,7 @@ def search_run(plan: Plan, name: str, arm: Arm, seed: int, strength: float) -> R
 
 
 def final_run(plan: Plan, name: str, architecture: str, seed: int) -> Run:
-    flags = common_flags(plan.config, plan.config.final_flags)
+    flags = final_flags(plan.config)
     flags += ["--architecture", architecture, "--seed", f"{seed}"]
     if architecture == "random":  # of as many nodes as those that are found
         nodes = getattr(plan.search.search_space, "nodes", None)

@@ -2,6 +2,9 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
+
+from wpl_jax.settings import Few, Positive, Range, Seed, Several, Unfit, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +27,22 @@ all published. module:Class: a task of your own."""
     runs: Path | None = None
     """Folder of all runs; results/compare/<space>/<preset>_runs if not given."""
 
-    seeds: int = 3
+    seeds: Annotated[int, Range(2, 1_000)] = 3
     """Searches of each kind, with the seeds 0, 1, … At least 2, for an interval over seeds."""
-    strengths: tuple[float, ...] = (60.0,)
+    strengths: Annotated[tuple[Positive, ...], Several(1)] = (60.0,)
     """Plasticity strengths to choose from, by searches of their own; one is simply taken."""
-    strength_seeds: tuple[int, ...] = (1000, 1001)
+    strength_seeds: Annotated[tuple[Seed, ...], Several(1)] = (1000, 1001)
     """Seeds of the searches that choose the strength; used for nothing else."""
-    random_cells: int | None = None
+    random_cells: Annotated[int, Range(2, 100_000)] | None = None
     """Random cells to train, at least 2, and to rank, if 3 or more; --seeds of them by default."""
 
-    jobs: int = 1
+    jobs: Few = 1
     """Runs at a time, which share the cores; JAX gives most of a GPU's memory to the first."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        check(self)
+        if min(self.strength_seeds) < self.seeds:
+            raise Unfit(
+                self, "strength_seeds", f"seeds >= {self.seeds}, which no other search uses"
+            )

@@ -6,8 +6,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from experiments.running.command_line import plain_flag
+
 Flags = tuple[str, ...]
 
+OF_EACH = {"seed", "out", "resume"}  # set for each search
 NAME = re.compile(r"\w[\w .,+×()=-]*")
 
 
@@ -39,7 +42,7 @@ def axes_of(vary: Sequence[str]) -> dict[str, dict[str, Flags]]:
     axes: dict[str, dict[str, Flags]] = {}
     for text in vary:
         flag, equals, listed = text.partition("=")
-        flag, values = _plain(flag), [shlex.split(value) for value in listed.split(",")]
+        flag, values = plain_flag(flag), [shlex.split(value) for value in listed.split(",")]
         if not (flag and equals and all(values)):
             raise ValueError(f"--vary must be FLAG=V1,V2,…, got {text!r}")
         axis = {value: (f"--{flag}", value, *more) for value, *more in values}
@@ -61,8 +64,11 @@ def arms_of(texts: Sequence[str], axes: Mapping[str, Mapping[str, Flags]]) -> li
         raise ValueError(f"--arms must have different names, got {', '.join(map(_name, texts))}")
     varied = {name for axis in axes.values() for flags in axis.values() for name in _names(flags)}
     for name, candidates in methods.items():
-        if both := sorted(_names(itertools.chain(*candidates)) & varied):
+        given = _names(itertools.chain(*candidates))
+        if both := sorted(given & varied):
             raise ValueError(f"the arm {name} sets --{both[0]}, which --vary varies")
+        if both := sorted((given | varied) & OF_EACH):
+            raise ValueError(f"--arms and --vary must not have --{both[0]}, which is set for each")
         if len(set(candidates)) < len(candidates):
             raise ValueError(f"the arm {name} has the same flags twice to choose from")
     arms = []
@@ -93,13 +99,8 @@ def _method(text):
 
 def _names(parts):
     """Those of the flags among what a command line has been split into."""
-    return {_plain(part.partition("=")[0]) for part in parts if part.startswith("--")}
+    return {plain_flag(part.partition("=")[0]) for part in parts if part.startswith("--")}
 
 
 def _name(text):
     return text.partition(":")[0].strip()
-
-
-def _plain(flag):
-    """Without the dashes before it, and with dashes in it."""
-    return flag.strip().removeprefix("--").replace("_", "-")

@@ -13,12 +13,14 @@ from experiments import rank, search, spaces, train_final
 from experiments.grid.arms import Arm, Flags, arms_of, axes_of
 from experiments.grid.settings import Grid
 from experiments.ranking import measuring, probes, truth
+from experiments.running import command_line
 from experiments.running.pool import Run, differences
 from experiments.running.progress import read_metrics
 from experiments.spaces import Task
 from experiments.spaces.settings import PLACES, SearchRun
 from experiments.spaces.sgd import SGDSearch
 
+TAKEN = ("space", "preset", "seed", "out", "resume")  # of searches, by the script
 HOLDING = ("wpl", "l2")  # the methods that hold nothing yet in a warm-up
 
 # Settings that do not say what data are read, whatever else a space's settings have.
@@ -99,9 +101,7 @@ def plan_of(config: Grid) -> Plan:
     axes = axes_of(config.vary)
     arms = arms_of(config.arms, axes)
     seeds = config.trial_seeds
-    if any(len(arm.candidates) > 1 for arm in arms) and (
-        not seeds or min(seeds) < config.seeds or len(set(seeds)) < len(seeds)
-    ):
+    if any(len(arm.candidates) > 1 for arm in arms) and (not seeds or min(seeds) < config.seeds):
         raise ValueError(
             f"--trial-seeds must be one or more different seeds >= {config.seeds}, which no other "
             f"search uses, got {seeds}"
@@ -128,17 +128,22 @@ def plan_of(config: Grid) -> Plan:
 
 
 def common_flags(config: Grid) -> Flags:
-    return (*_of_space(config), *shlex.split(config.search_flags))
+    return (*_of_space(config), *_more("--search-flags", config.search_flags, config))
 
 
 def final_flags(config: Grid) -> Flags:
     """What all final trainings have in common."""
-    return (*_of_space(config), *shlex.split(config.final_flags))
+    return (*_of_space(config), *_more("--final-flags", config.final_flags, config))
 
 
 def _of_space(config):
     data_dir = ("--data-dir", str(config.data_dir)) if config.data_dir else ()
     return ("--space", config.space, "--preset", config.preset, *data_dir)
+
+
+def _more(flag, text, config):
+    """The flags that a flag of ours holds."""
+    return command_line.words(flag, text, [*TAKEN, *["data-dir"] * bool(config.data_dir)])
 
 
 def sizes_of_finals(config: Grid, arms: Sequence[Arm]) -> dict[str, object]:

@@ -2,10 +2,11 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from experiments.running import command_line
+from wpl_jax.settings import Few, Seed, Several, Size, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,23 +30,23 @@ all published. module:Class: a task of your own."""
     """FLAG=V1,V2,… runs every arm with each of the values; may be given several times, for every \
 combination. Two of them are the axes of maps, others are maps side by side. A value may bring \
 more flags, as in 'search.batches=1 --search.architectures 400,40 --search.architectures 10'."""
-    seeds: int = 5
+    seeds: Few = 5
     """Searches of each arm, with the seeds 0, 1, … At least 2 for intervals; 1 will do for maps."""
-    trial_seeds: tuple[int, ...] = (1000, 1001)
+    trial_seeds: Annotated[tuple[Seed, ...], Several()] = (1000, 1001)
     """Seeds of the searches that choose among an arm's flags; used for nothing else."""
 
     truth: Path | None = None
     """Rank all architectures after each search, and judge that by this file of true accuracies."""
     column: str | None = None
     """Which accuracy of the truth, if there are several."""
-    rank_batches: int = 10
+    rank_batches: Size = 10
     """Validation batches that every architecture is measured on for that."""
     average_isomorphic: bool = False
     """Predict of each architecture the mean over those that the space says compute the same."""
 
     cells: bool = False
     """Train the cell that each search finds from scratch, and random and published ones beside."""
-    random_cells: int = 20
+    random_cells: Few = 20
     """Random cells to train for that, those of the seeds 0, 1, …; searches with --probes are also \
 judged by how they rank them."""
     final_flags: str = ""
@@ -58,12 +59,12 @@ judged by how they rank them."""
     together: bool = False
     """Train all searches of an arm as one program, those that choose its flags and those of every \
 flag with every seed: for a GPU, which a single small network leaves idle."""
-    jobs: int = 1
+    jobs: Few = 1
     """Runs at a time, which share the cores; JAX gives most of a GPU's memory to the first."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        command_line.check(self, at_least_1=("seeds", "rank_batches", "random_cells", "jobs"))
+        check(self)
         if self.truth is None and (self.column is not None or self.average_isomorphic):
             raise ValueError("--column and --average-isomorphic need --truth")
         if self.final_flags and not self.cells:

@@ -15,7 +15,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from experiments.running import command_line, processes, records
 from experiments.running.folder import Held, check_parts
 from experiments.running.script import Script
 from experiments.two_models.__main__ import over_seeds
-from experiments.two_models.settings import FULL
+from experiments.two_models.settings import FULL, Width
 from experiments.two_models.training import (
     MLP,
     NEVER,
@@ -45,10 +45,13 @@ from experiments.two_models.training import (
     train_a_with,
 )
 from wpl_jax.data import Images, Splits, load_images
+from wpl_jax.settings import Nonnegative, Positive, Range, Seed, Several, Size, check
 
 script = Script("importances", "the same command goes on from the last part")
 
 TASKS = 5  # pairs of digits: 0 and 1, 2 and 3, ...
+
+Strengths = Annotated[tuple[Nonnegative, ...], Several(1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,58 +60,93 @@ class Importances:
 
     out: Path | None = None
     """Folder of the results; results/importances if not given."""
-    seeds: int = 10
+    seeds: Annotated[int, Range(2, 10_000)] = 10
     """Independent repetitions that are reported. At least 2."""
-    choice_seeds: int = 6
+    choice_seeds: Annotated[int, Range(1, 10_000)] = 6
     """Others, by which strengths are chosen."""
-    seed: int = 0
+    seed: Seed = 0
     """Where all random numbers come from."""
-    seeds_per_call: int = 2
+    seeds_per_call: Size = 2
     """Seeds trained in one call, dealt out to all devices; what is kept if interrupted."""
 
-    l2_strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2, 1e3, 1e4)
+    l2_strengths: Strengths = (
+        1e-4,
+        1e-3,
+        1e-2,
+        1e-1,
+        1e0,
+        1e1,
+        1e2,
+        1e3,
+        1e4,
+    )
     """Strengths to choose from for the L2 anchor."""
-    fisher_strengths: tuple[float, ...] = (1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
+    fisher_strengths: Strengths = (
+        1e0,
+        1e1,
+        1e2,
+        1e3,
+        1e4,
+        1e5,
+        1e6,
+        1e7,
+        1e8,
+    )
     """Strengths to choose from for the empirical Fisher."""
-    mas_strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2, 1e3, 1e4)
+    mas_strengths: Strengths = (
+        1e-4,
+        1e-3,
+        1e-2,
+        1e-1,
+        1e0,
+        1e1,
+        1e2,
+        1e3,
+        1e4,
+    )
     """Strengths to choose from for MAS."""
-    si_strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2, 1e3, 1e4)
+    si_strengths: Strengths = (
+        1e-4,
+        1e-3,
+        1e-2,
+        1e-1,
+        1e0,
+        1e1,
+        1e2,
+        1e3,
+        1e4,
+    )
     """Strengths to choose from for SI."""
-    images: int = 200
+    images: Size = 200
     """Images that the Fisher and MAS are computed from, after each task."""
-    damping: float = 1e-3
+    damping: Positive = 1e-3
     """The damping xi of SI."""
 
-    a_steps: int = 2_000
+    a_steps: Size = 2_000
     """Training steps of A, if it is not stopped early."""
-    b_steps: int = 500
+    b_steps: Size = 500
     """Training steps of B."""
-    task_steps: int = 300
+    task_steps: Size = 300
     """Training steps on each pair of digits."""
-    task_learning_rate: float = 0.1
+    task_learning_rate: Positive = 0.1
     """Of plain SGD on pairs of digits."""
-    width: int = 100
+    width: Width = 100
     """Units in each hidden layer."""
-    memory: int = 20
+    memory: Size = 20
     """Images of each earlier pair of digits that replay sees again."""
 
     def __post_init__(self):
-        counts = ("choice_seeds", "seeds_per_call", "images", "a_steps", "b_steps", "task_steps")
-        command_line.check(
-            self,
-            at_least_1=(*counts, "width", "memory"),
-            above_0=("damping", "task_learning_rate"),
-        )
-        if self.seeds < 2:
-            raise ValueError(
-                f"--seeds must be at least 2, for an interval over seeds, got {self.seeds}"
-            )
+        check(self)
 
     @property
     def two_models(self):
         """The settings of the experiment whose models these are."""
         return dataclasses.replace(
-            FULL["mnist5k"], a_steps=self.a_steps, b_steps=self.b_steps, width=self.width
+            FULL["mnist5k"],
+            a_steps=self.a_steps,
+            b_steps=self.b_steps,
+            eval_every=self.b_steps,
+            width=self.width,
         )
 
 
@@ -150,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"{out} holds the results of another run: choose another --out, or delete it"
                 )
             data = load_images("mnist5k")
+            check_sizes(config, data)
             check_parts(out / "partial", fingerprint_of(config))
         if summary:
             processes.say(f"importances: {out} holds this run, finished; delete it to run it again")
@@ -168,6 +207,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def fingerprint_of(config: Importances) -> str:
     """What the parts of a run depend on, beside what is trained in them."""
     return repr(dataclasses.replace(config, out=None))
+
+
+def check_sizes(config: Importances, data: Splits) -> None:
+    """Refuse more images than there are."""
+    fewest = int(pairs(data).sizes.min())
+    for flag, there in (("images", len(data.validation.labels)), ("memory", fewest)):
+        if getattr(config, flag) > there:
+            raise ValueError(
+                f"--{flag} must be at most {there}, all that there are, got {getattr(config, flag)}"
+            )
 
 
 def experiment(config: Importances, data: Splits, folder: Path) -> tuple[dict[str, Result], float]:

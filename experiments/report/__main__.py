@@ -33,17 +33,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     prog = "python -m experiments.report"
     try:
         config = command_line.read(Report(), argv, prog=prog, description=__doc__)
+        if config.out.is_dir():
+            raise ValueError(f"--out must be a file, got the folder {config.out}")
         runs, left_out = find(config.dirs)
         records.writable_folder(config.out.parent)
         records.write_atomically(config.out, page(runs, left_out).encode(errors="replace"))
     except (ValueError, OSError) as error:
-        print(f"report: {error}", file=sys.stderr)
+        say(str(error))
         return 2
     left_out += [line for run in runs for line in run.left_out]
     for line in left_out:
-        print(f"report: left out: {line}", file=sys.stderr)
+        say(f"left out: {line}")
     print(f"{len(runs)} run{'s' * (len(runs) != 1)} on {config.out}")
     return 1 if left_out else 0
+
+
+def say(text: str) -> None:
+    """In a line, whatever the names of files have in them."""
+    print(f"report: {text}".replace("\n", "\\n"), file=sys.stderr)
 
 
 if __name__ == "__main__":

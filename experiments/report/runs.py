@@ -14,6 +14,7 @@ import numpy as np
 from experiments.running import records
 
 ORIGIN = ("command", "python", "versions", "devices", "machine")
+LINK = "a symbolic link, which is not followed"
 Content = TypeVar("Content")
 
 
@@ -45,14 +46,20 @@ def find(dirs: Sequence[Path]) -> tuple[list[Run], list[str]]:
       ValueError: if a folder has no run, or none can be read.
     """
     folders: dict[str, Path] = {}  # by where they really are: each once
+    left_out = []
     for root in dirs:
-        below = sorted(Path(at) for at, *names in os.walk(root) if "summary.json" in sum(names, []))
+        below = []
+        for at, inner, files in os.walk(root):
+            if "summary.json" in (*inner, *files):
+                below.append(Path(at))
+            links = (Path(at, name) for name in inner if Path(at, name, "summary.json").exists())
+            left_out += [f"{path} is {LINK}" for path in links if path.is_symlink()]
         if not below:
             raise ValueError(f"no finished run, which has a summary.json, in or under {root}")
-        for folder in below:
+        for folder in sorted(below):
             folders.setdefault(os.path.realpath(folder), folder)
     common = os.path.commonpath([os.path.dirname(place) for place in folders])
-    runs, left_out = [], []
+    runs = []
     for place, folder in folders.items():
         try:
             runs.append(run_of(os.path.relpath(place, common), folder))
@@ -102,7 +109,7 @@ def read(path: Path, load: Callable[[Path], Content]) -> Content:
     """
     kind = os.lstat(path).st_mode
     if stat.S_ISLNK(kind):
-        raise ValueError(f"{path} is a symbolic link, which is not followed")
+        raise ValueError(f"{path} is {LINK}")
     if not stat.S_ISREG(kind):
         raise ValueError(f"{path} is not a file")
     try:

@@ -2,14 +2,46 @@
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import itertools
-import math
+import re
+import shlex
 import traceback
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
+
+from wpl_jax.settings import Unfit
+
+# An argument in a message.
+NAME = re.compile(r"`\w+`|^\w+(?= must)|(?<![\w/.-])[a-z]+_\w+(?![\w/.])")
+PATHS = tyro.constructors.ConstructorRegistry()
+
+
+@PATHS.primitive_rule
+def _path(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """A path has a name: an empty one would be the folder that the script was started in."""
+
+    def read(words):
+        if not words[0]:
+            raise ValueError("must be a path, got ''")
+        return Path(words[0])
+
+    return (
+        info.type is Path
+        and tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="PATH",
+            instance_from_str=read,
+            is_instance=lambda value: isinstance(value, Path),
+            str_from_instance=lambda path: [str(path)],
+        )
+        or None
+    )
 
 
 def parse(
@@ -73,31 +105,84 @@ def read(default: Any, argv: Sequence[str] | None, *, prog: str, description: st
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
-                type(default), prog=prog, description=description, args=argv, default=default
+                type(default),
+                prog=prog,
+                description=description,
+                args=argv,
+                default=default,
+                registry=PATHS,
             )
     except SystemExit as end:
         if not end.code:
             raise
-        raise (_refusal_behind(end) or ValueError(_in_a_line(said.getvalue()))) from None
+        refusal = _refusal_behind(end) or ValueError(_in_a_line(said.getvalue()))
+        raise (_of_its_flag(refusal, default) if isinstance(refusal, Unfit) else refusal) from None
 
 
-def check(
-    settings: object,
-    *,
-    at_least_1: Sequence[str] = (),
-    above_0: Sequence[str] = (),
-    not_negative: Sequence[str] = (),
-) -> None:
-    """Refuse, from a ``__post_init__``, numbers that cannot work; None is let through."""
-    for names, holds, wanted in (
-        (at_least_1, lambda value: value >= 1, "at least 1"),
-        (above_0, lambda value: 0 < value < math.inf, "finite and above 0"),
-        (not_negative, lambda value: 0 <= value < math.inf, "finite and not negative"),
-    ):
-        for name in names:
-            value = getattr(settings, name)
-            if value is not None and not holds(value):
-                raise ValueError(f"--{name.replace('_', '-')} must be {wanted}, got {value}")
+@contextlib.contextmanager
+def naming_flags(settings: Any, **arguments: str) -> Iterator[None]:
+    """In here, a refusal that names fields of settings, or arguments, names their flags instead."""
+    try:
+        yield
+    except Unfit as unfit:
+        raise _of_its_flag(unfit, settings) from unfit
+    except ValueError as error:
+        flags = {field.name: f"--{_dashed(field.name)}" for field in dataclasses.fields(settings)}
+        flags |= arguments
+        said = NAME.sub(lambda name: flags.get(name[0].strip("`"), name[0]), str(error))
+        raise ValueError(said) from error
+
+
+def words(flag: str, text: str, taken: Sequence[str]) -> list[str]:
+    """The flags that a flag holds, as in ``--search-flags='--epochs 30'``.
+
+    Args:
+      flag: its name.
+      text: its value.
+      taken: flags that are not to be among them, as the script sets them.
+
+    Raises:
+      ValueError: for quotes that do not close, and for what is taken.
+    """
+    try:
+        found = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"{flag} must be flags, got {text!r}: {error}") from None
+    given = {plain_flag(word.partition("=")[0]) for word in found if word.startswith("-")}
+    given |= {name.removeprefix("no-") for name in given}
+    if "help" in given or "h" in given:
+        raise ValueError(f"{flag} must be flags that set something, got {text!r}")
+    if both := [name for name in taken if name in given]:
+        raise ValueError(f"{flag} must not have --{both[0]}, which this script sets, got {text!r}")
+    return found
+
+
+def plain_flag(flag: str) -> str:
+    """Without the dashes before it, and with dashes in it."""
+    return _dashed(flag.strip().lstrip("-"))
+
+
+def _dashed(name):
+    return name.replace("_", "-")
+
+
+def _of_its_flag(unfit, settings):
+    """The same refusal, of the flag that it is about."""
+    return ValueError(f"{_flag(settings, unfit) or unfit.name} {unfit.reason}")
+
+
+def _flag(settings, unfit, prefix="--"):
+    """The flag of a setting that is refused, in settings or in those that they hold."""
+    if isinstance(settings, unfit.cls):
+        return prefix + _dashed(unfit.name)
+    for field in dataclasses.fields(settings):
+        inner = getattr(settings, field.name)
+        if dataclasses.is_dataclass(inner):
+            bare = tyro.conf.OmitArgPrefixes in typing.get_args(field.type)
+            within = prefix if bare else f"{prefix}{_dashed(field.name)}."
+            if found := _flag(inner, unfit, within):
+                return found
+    return None
 
 
 def _in_a_line(box: str) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -44,6 +45,18 @@ def say(text: str) -> None:
     """Print to stderr, once and not in every process."""
     if is_first():
         print(text, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def saying(text: str, after: float = 2) -> Iterator[None]:
+    """Say what is done in here, if it takes longer: bad input that shows soon is one line."""
+    timer = threading.Timer(after, say, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def all_have(number: int) -> np.ndarray:

@@ -230,11 +230,10 @@ class Shown(Progress):
         )
 
     def say(self, line: str) -> None:
-        """Print a line and the time that is left; nothing on a terminal."""
-        if self.disable:
-            left = self.tasks[0].time_remaining
-            eta = "" if left is None else f"  ETA {datetime.timedelta(seconds=round(left))}"
-            self.console.print(line + eta, soft_wrap=True, highlight=False, markup=False)
+        """Print a line, which stays, and the time that is left where that is not shown live."""
+        left = None if self.live.is_started else self.tasks[0].time_remaining
+        eta = "" if left is None else f"  ETA {datetime.timedelta(seconds=round(left))}"
+        self.console.print(line + eta, soft_wrap=self.disable, highlight=False, markup=False)
 
 
 def read_metrics(folder: Path) -> dict[str, np.ndarray]:
@@ -261,13 +260,20 @@ def columns(log: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
 class Display(Shown):
     """How far a run is in its epochs: shown live, or said in a line an epoch."""
 
-    def __init__(self, epochs: int, per_epoch: int, unit: str, start: int = 0) -> None:
-        """A run of ``epochs``, each of ``per_epoch`` units, of which ``start`` epochs are done."""
+    def __init__(
+        self, epochs: int, per_epoch: int, unit: str, start: int = 0, after: float = 0
+    ) -> None:
+        """A run of ``epochs``, each of ``per_epoch`` units, of which ``start`` epochs are done.
+
+        What comes after the epochs takes about as long as ``after`` units.
+        """
         self._epoch, self._epochs, self._per_epoch, self._numbers = start, epochs, per_epoch, ""
         done = TextColumn(f"{{task.fields[done]}}/{per_epoch} {unit}")
-        super().__init__(TextColumn("{task.description}"), BarColumn(20), done)
+        super().__init__(TextColumn("{task.description}"), BarColumn(None), done)
         done_before = start * per_epoch
-        self._task = self.add_task("", total=epochs * per_epoch, completed=done_before, done=0)
+        self._task = self.add_task(
+            "", total=epochs * per_epoch + after, completed=done_before, done=0
+        )
         self.show(0)
 
     def get_renderables(self) -> Iterator[RenderableType]:

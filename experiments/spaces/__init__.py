@@ -7,16 +7,19 @@ is not in the table is named by the module that it is in: ``--space my_module:My
 
 import dataclasses
 import importlib
+import os
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.running import command_line
+import jax
+
+from experiments.running import command_line, processes
 from experiments.spaces.sgd import SGDTraining
 from experiments.spaces.task import Task
 
-__all__ = ["TASKS", "Task", "find", "next_preset", "settings"]
+__all__ = ["TASKS", "Task", "find", "next_preset", "read", "settings"]
 
 TASKS = {
     "rnn": "experiments.spaces.rnn.task:LanguageModelling",
@@ -98,6 +101,40 @@ def settings(kind: str, argv: Sequence[str] | None, *, prog: str, description: s
     preset = command_line.choose("--preset", presets, named["--preset"])
     preset = dataclasses.replace(preset, space=named["--space"], preset=named["--preset"])
     return command_line.read(preset, argv, prog=prog, description=description)
+
+
+def read(config: Any, task: Task | None = None) -> tuple[Task, Any, Any]:
+    """The task of a search's or a final training's settings, its data, and the settings with them.
+
+    Raises:
+      ValueError: for data that are not there, and for weights that no such machine holds.
+    """
+    task = task or find(config.space)
+    vocabulary = f"--{config.space_field}.vocabulary"
+    with (
+        command_line.naming_flags(config, name="--data", vocabulary_size=vocabulary),
+        processes.saying(f"reading {task.source(config)}"),
+    ):
+        corpus = task.read(config)
+        config = config.with_space(**task.sizes(corpus))
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        weights = jax.eval_shape(config.search_space.init, jax.random.key(0))
+        needed = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(weights))
+    except OverflowError:  # more than can be counted
+        needed = 2**63
+    except Exception as error:  # whatever a space of one's own does
+        raise ValueError(
+            f"--{config.space_field} cannot begin: {_in_a_line(error)}: choose other sizes than "
+            f"{config.search_space}"
+        ) from error
+    if needed > there:
+        raise ValueError(
+            f"--{config.space_field} has sizes whose weights and gradients need "
+            f"{needed / 2**30:,.0f} GiB, and this machine has {there / 2**30:,.0f}: choose smaller "
+            f"ones than {config.search_space}"
+        )
+    return task, corpus, config
 
 
 def next_preset(kind: str, config: Any) -> str:

@@ -33,7 +33,7 @@ def read(config: Settings, path: Path) -> tuple[Settings, Any]:
         if cell and hasattr(config.search_space, "nodes"):
             config = config.with_space(nodes=len(cell[0]))
         return config, config.search_space.from_json(stored)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except Exception as error:  # the system's, JSON's, what a space does not expect, depth, size
         raise ValueError(
             f"{path} is not an architecture of --space {config.space}: "
             f"{'' if isinstance(error, ValueError) else f'{type(error).__name__}: '}{error}"

@@ -4,19 +4,19 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import chex
 import jax
 import optax
 
-from experiments.running.command_line import check
 from experiments.spaces.settings import InSpace
 from experiments.spaces.sgd import SGDFinal, SGDSearch, SGDTraining, State
 from experiments.spaces.task import Task
 from wpl_jax import data
 from wpl_jax.data import Images, Splits, load_images, read_image_dir, shrink
 from wpl_jax.search import Data
+from wpl_jax.settings import Few, Range, Share, Size, Unfit
 from wpl_jax.spaces.images import ImageSpace, cross_entropy
 
 # --- Settings -------------------------------------------------------------------------------------
@@ -32,16 +32,19 @@ class OfImages(InSpace):
     """Folder of the prepared TFDS data sets; TFDS's own default if not given. Unused by mnist5k."""
     image_dir: Path | None = None
     """Images of your own, to be read instead of --data: a folder of them, or an .npz file."""
-    image_size: int | None = None
+    image_size: Few | None = None
     """Height and width that images are resized to; as they are if not given. Those of a folder \
 may have any size. Others must be square and of a multiple of it: blocks of pixels are averaged."""
-    train_images: int | None = None
+    train_images: Annotated[int, Range(1, 2**31 - 1)] | None = None
     """Only so many of the training images; all if not given."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         super().__post_init__()
-        check(self, at_least_1=("image_size", "train_images"))
+        groups = self.search_space.groups
+        for name in ("batch_size", "test_batch_size"):
+            if getattr(self, name, 0) % groups:
+                raise Unfit(self, name, f"a multiple of --{self.space_field}.groups ({groups})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,19 +61,10 @@ class ImageSearch(OfImages, SGDSearch):
 class ImageFinal(OfImages, SGDFinal):
     """Settings of a training from scratch; a subclass adds the space."""
 
-    statistics_momentum: float = 0.9
+    statistics_momentum: Share = 0.9
     """What is left in a step of the running statistics of batch norm."""
-    test_batch_size: int = 100
-    """Images that are classified at once."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work."""
-        super().__post_init__()
-        check(
-            self,
-            at_least_1=("test_batch_size",),
-            not_negative=("statistics_momentum",),
-        )
+    test_batch_size: Size = 100
+    """Images that are classified at once, if there are so many."""
 
 
 # --- Training from scratch ------------------------------------------------------------------------
@@ -143,7 +137,8 @@ class ImageTraining(SGDTraining):
         return errors | {"multiply_adds": self.space.multiply_adds(self.architecture)}
 
     def _whole(self, images):
-        return data.batches(images, self.config.test_batch_size, pad=True)
+        filled = -(-len(images.labels) // self.space.groups) * self.space.groups
+        return data.batches(images, min(self.config.test_batch_size, filled), pad=True)
 
 
 # --- The task -------------------------------------------------------------------------------------

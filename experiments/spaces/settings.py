@@ -1,6 +1,7 @@
 """Settings that searches, or final trainings, have in common, whatever the space."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -9,14 +10,24 @@ import jax.numpy as jnp
 import optax
 import tyro
 
-from experiments.running.command_line import check
 from wpl_jax.search import (
-    WPL,
     Distillation,
     MomentumGroups,
     Reinforced,
     Replay,
     SearchConfig,
+)
+from wpl_jax.settings import (
+    Count,
+    Few,
+    Nonnegative,
+    Positive,
+    Range,
+    Seed,
+    Share,
+    Size,
+    Unfit,
+    check,
 )
 
 PLACES = ("out", "resume", "data_dir", "text_dir", "image_dir")
@@ -34,14 +45,14 @@ all published. module:Class: a task of your own."""
     """smoke: embedded data, minutes. cpu: real data, minutes. paper: full sizes, for a GPU."""
     out: Path | None = None
     """Folder of the results; one in results, named by the settings, if not given."""
-    seed: int = 0
+    seed: Seed = 0
     """Where all random numbers come from."""
     resume: bool = False
     """Go on with the run whose checkpoints are in --out, if there are any."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work, as every class of settings does for its own fields."""
-        check(self, not_negative=("seed",))
+        """Refuse what cannot work, by the types of all fields, a subclass's among them."""
+        check(self)
 
     @property
     def space_field(self) -> str:
@@ -70,23 +81,27 @@ all published. module:Class: a task of your own."""
 class Sharing:
     """Who computes a search."""
 
-    devices: int | None = None
+    devices: Few | None = None
     """Devices that share each batch; all if not given."""
     distributed: bool = False
     """Be one of several processes of the same flags; if no cluster says which, the next three."""
     coordinator: str | None = None
     """HOST:PORT, the machine of the first process and a port of it that is free."""
-    num_processes: int | None = None
+    num_processes: Few | None = None
     """How many processes there are."""
-    process_id: int | None = None
+    process_id: Count | None = None
     """Which of them this one is, from 0, which is the one that writes."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        check(self, at_least_1=("devices", "num_processes"), not_negative=("process_id",))
+        check(self)
         alone = (self.coordinator, self.num_processes, self.process_id) == (None,) * 3
         if not (self.distributed or alone):
             raise ValueError("--coordinator, --num-processes and --process-id need --distributed")
+        if self.coordinator is not None and not re.fullmatch(r"\S+:\d{1,5}", self.coordinator):
+            raise Unfit(self, "coordinator", "HOST:PORT")
+        if self.process_id is not None and self.process_id >= (self.num_processes or 0):
+            raise Unfit(self, "process_id", f"below --num-processes ({self.num_processes})")
         if self.distributed and self.devices is not None:
             raise ValueError("--devices and --distributed exclude each other: all devices are used")
 
@@ -95,16 +110,16 @@ class Sharing:
 class Fisher:
     """The Fisher of WPL; the same fields as those of :class:`wpl_jax.search.WPL`."""
 
-    fisher_decay: float = 0.1
+    fisher_decay: Share = 0.1
     """What is left of the Fisher after each architecture, the paper's 1 - eta."""
-    fisher_max_norm: float | None = 10.0
+    fisher_max_norm: Nonnegative | None = 10.0
     """What the norm of each parameter's Fisher is clipped at."""
-    flush_every: int = 3
+    flush_every: Count = 3
     """Epochs after which the Fisher is set to zero; 0 for never."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        WPL(strength=0.0, **dataclasses.asdict(self))
+        check(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,33 +134,33 @@ operations with weights equally often. distinct: any class of those that compute
     """What protects earlier architectures. none: nothing. wpl: weights are held by their Fisher. \
 l2: all weights are held alike. replay: earlier ones are trained again. momentum: groups of \
 architectures have momentum of their own. distillation: they learn from the average weights."""
-    strength: float = 60.0
+    strength: Positive = 60.0
     """How strongly wpl and l2 hold weights, eps, once the warm-up is over."""
-    strength_decay: float = 1.0
+    strength_decay: Nonnegative = 1.0
     """What it decreases by in an epoch, from --decay-from on, down to 0."""
-    decay_from: int = 15
+    decay_from: Count = 15
     """The epoch from which on the strength decays, and a learning rate that does so by epochs."""
     proximal: bool = False
     """Hold weights by a proximal step, stable for every strength, instead of by a gradient."""
-    warmup_epochs: int = 5
+    warmup_epochs: Count = 5
     """Epochs at the start in which wpl and l2 do not act yet."""
     protect: Literal["edges", "all"] = "edges"
     """What wpl and l2 hold: the weights that only some architectures use, or all."""
 
-    epochs: int = 150
+    epochs: Size = 150
     """Epochs of the search."""
-    batch_size: int = 64
+    batch_size: Size = 64
     """Streams of text, or images, in a batch."""
-    max_skipped: int = 100
+    max_skipped: Size = 100
     """Training steps in a row without a finite loss and gradient after which the run stops."""
 
-    derive_samples: int = 100
+    derive_samples: Annotated[int, Range(1, 100_000)] = 100
     """Architectures that the best is chosen from at the end."""
-    derive_batches: int = 30
+    derive_batches: Size = 30
     """Validation batches that they are ranked by."""
-    probes: int = 0
+    probes: Annotated[int, Range(0, 100_000)] = 0
     """Random architectures, those of the seeds 0, 1, …, that are measured at the end as well."""
-    probe_every: int = 0
+    probe_every: Count = 0
     """Measure them also whenever so many epochs have passed; 0 for only at the end."""
 
     sharing: Annotated[Sharing, tyro.conf.OmitArgPrefixes] = Sharing()
@@ -172,19 +187,13 @@ architectures have momentum of their own. distillation: they learn from the aver
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         super().__post_init__()
-        check(
-            self,
-            at_least_1=("epochs", "batch_size", "max_skipped", "derive_samples", "derive_batches"),
-            above_0=("strength",),
-            not_negative=("strength_decay", "decay_from", "warmup_epochs", "probes", "probe_every"),
-        )
+        if self.epochs * self.steps_per_epoch >= 2**31:
+            raise Unfit(self, "epochs", f"below {2**31 // self.steps_per_epoch:,}, for 2^31 steps")
         if self.probe_every and not self.probes:
             raise ValueError(
                 f"--probe-every is for the architectures of --probes, got {self.probe_every} "
                 "without any"
             )
-        if self.seed >= 2**32:  # a key has the same numbers as that of the remainder
-            raise ValueError(f"--seed must be below 2**32, got {self.seed}")
 
     def space_over(self, devices: int) -> Any:
         """The search space, computed on so many devices."""
@@ -222,14 +231,14 @@ class FinalRun(InSpace):
     architecture: str | None = None
     """A file, such as a search's best.json; one that ships, such as enas or resnet; random; or \
 for nas_bench_201 a published string, as in "|op~0|+|op~0|op~1|+|op~0|op~1|op~2|"."""
-    seed_architecture: int | None = None
+    seed_architecture: Seed | None = None
     """Where a random architecture comes from; --seed if not given."""
 
-    epochs: int = 500
+    epochs: Size = 500
     """Passes over the training data."""
-    batch_size: int = 64
+    batch_size: Size = 64
     """Streams of text, or images, in a batch."""
-    max_skipped: int = 100
+    max_skipped: Size = 100
     """Training steps in a row without a finite loss and gradient after which the run stops."""
 
     inessential: ClassVar[tuple[str, ...]] = (
@@ -237,12 +246,3 @@ for nas_bench_201 a published string, as in "|op~0|+|op~0|op~1|+|op~0|op~1|op~2|
         *("seed_architecture", "max_skipped", "windows_per_call", "steps_per_call"),
     )
     """Settings that the states of a run do not depend on."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work."""
-        super().__post_init__()
-        check(
-            self,
-            at_least_1=("epochs", "batch_size", "max_skipped"),
-            not_negative=("seed_architecture",),
-        )

@@ -11,35 +11,31 @@ import jax.numpy as jnp
 import optax
 
 from experiments.running import records
-from experiments.running.command_line import check
 from experiments.running.progress import Diverged
 from experiments.spaces.settings import FinalRun, SearchRun
 from experiments.spaces.training import Training
+from wpl_jax.settings import Nonnegative, Positive, Share, Size, Unfit
 
 
 @dataclasses.dataclass(frozen=True)
 class SGDSearch(SearchRun):
     """Settings of a search whose shared parameters are trained by SGD along half a cosine."""
 
-    learning_rate: float = 0.05
+    learning_rate: Positive = 0.05
     """Of SGD for the shared parameters, at the start."""
-    learning_rate_min: float = 0.0005
+    learning_rate_min: Nonnegative = 0.0005
     """What it falls to by the end of the last epoch, along half a cosine."""
-    momentum: float = 0.9
+    momentum: Share = 0.9
     """Nesterov's."""
-    clip: float = 5.0
+    clip: Positive = 5.0
     """What the norm of the gradient is clipped at."""
-    weight_decay: float = 1e-4
+    weight_decay: Nonnegative = 1e-4
     """The L2 strength alpha of eq. 8."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         super().__post_init__()
-        check(
-            self,
-            above_0=("learning_rate", "clip"),
-            not_negative=("learning_rate_min", "momentum", "weight_decay"),
-        )
+        check_fall(self)
 
     def learning_rate_at(self, step: jax.typing.ArrayLike) -> jax.Array:
         """It falls along half a cosine, over all epochs."""
@@ -60,34 +56,36 @@ class SGDSearch(SearchRun):
 class SGDFinal(FinalRun):
     """Settings of a training from scratch by SGD along half a cosine."""
 
-    learning_rate: float = 0.05
+    learning_rate: Positive = 0.05
     """Of SGD, at the start."""
-    learning_rate_min: float = 0.0
+    learning_rate_min: Nonnegative = 0.0
     """What it falls to by the end of the last epoch, along half a cosine."""
-    momentum: float = 0.9
+    momentum: Share = 0.9
     """Nesterov's."""
-    clip: float = 5.0
+    clip: Positive = 5.0
     """What the norm of the gradient is clipped at."""
-    weight_decay: float = 2e-4
+    weight_decay: Nonnegative = 2e-4
     """The L2 strength alpha of eq. 8."""
 
-    steps_per_call: int = 10
+    steps_per_call: Size = 10
     """Training steps in one call of the compiled program: what a signal to stop waits for."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         super().__post_init__()
-        check(
-            self,
-            at_least_1=("steps_per_call",),
-            above_0=("learning_rate", "clip"),
-            not_negative=("learning_rate_min", "momentum", "weight_decay"),
-        )
+        check_fall(self)
 
     def learning_rate_at(self, progress: jax.typing.ArrayLike) -> jax.Array:
         """Where a share of all training steps has passed."""
         lowest = self.learning_rate_min / self.learning_rate
         return optax.cosine_decay_schedule(self.learning_rate, 1, lowest)(progress)
+
+
+def check_fall(config: SGDSearch | SGDFinal) -> None:
+    """Refuse a learning rate that rises."""
+    if config.learning_rate_min > config.learning_rate:
+        wanted = f"at most --learning-rate ({config.learning_rate})"
+        raise Unfit(config, "learning_rate_min", wanted)
 
 
 class State(NamedTuple):

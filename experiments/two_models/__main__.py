@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 import os
 import shutil
 import sys
@@ -36,6 +35,7 @@ from experiments.two_models.results import (
 from experiments.two_models.settings import PRESETS, TwoModels
 from experiments.two_models.training import NEVER, Accuracies, Method, Outcome, compared, run, stack
 from wpl_jax.data import Splits, load_images
+from wpl_jax.settings import Unfit
 
 AWAY = {"out": None, "data_dir": None}  # settings that numbers do not depend on
 
@@ -51,14 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         with script.preparing():
             config = parse(argv)
-            check(config)
             demo = "_demo" if config.preset == "demo" else ""
             out = config.out or Path(f"results/two_models/{config.data}{demo}")
             stack.enter_context(Held(out))
             found = finished(config, out)
             if found is None:
                 data = load_images(config.data, config.data_dir)
-                check_sizes(config, data)
+                with command_line.naming_flags(config):
+                    check_sizes(config, data)
                 check_parts(out / "partial", fingerprint_of(config, data))
         if found is None:
             found = experiment(config, jax.device_put(data), out / "partial")
@@ -107,71 +107,15 @@ def parse(argv: Sequence[str] | None) -> TwoModels:
     )
 
 
-def check(config: TwoModels) -> None:
-    """Refuse, before anything is loaded, what cannot work."""
-    for flag in ("seeds", "map_seeds"):
-        if getattr(config, flag) < 2:
-            raise ValueError(
-                f"--{flag.replace('_', '-')} must be at least 2, for an interval over seeds, "
-                f"got {getattr(config, flag)}"
-            )
-    for flag in ("wpl_strengths", "l2_strengths", "check_strengths"):
-        values = getattr(config, flag)
-        if not all(0 < value < math.inf for value in values):
-            raise ValueError(f"--{flag.replace('_', '-')} must be numbers > 0, got {values}")
-    if not config.wpl_strengths:
-        raise ValueError("--wpl-strengths must be one or more numbers > 0, got none")
-    for flag in (
-        "width",
-        "batch_size",
-        "a_steps",
-        "b_steps",
-        "eval_every",
-        "seeds_per_call",
-        "methods_at_once",
-    ):
-        if getattr(config, flag) < 1:
-            raise ValueError(
-                f"--{flag.replace('_', '-')} must be at least 1, got {getattr(config, flag)}"
-            )
-    if config.b_steps % config.eval_every:
-        raise ValueError(
-            f"--eval-every must divide --b-steps, got {config.eval_every} and {config.b_steps}"
-        )
-    if not all(0 < accuracy < 1 for accuracy in config.stop_at):
-        raise ValueError(f"--stop-at must be accuracies between 0 and 1, got {config.stop_at}")
-    if not set(config.shared_layers) <= {1, 2, 3}:
-        raise ValueError(f"--shared-layers must be among 1, 2, 3, got {config.shared_layers}")
-    rates = (config.a_learning_rate, config.b_learning_rate or 1.0, *config.map_learning_rates)
-    if not all(0 < rate < math.inf for rate in rates):
-        raise ValueError(f"learning rates must be finite and above 0, got {rates}")
-    momenta = (config.b_momentum or 0.0, *config.map_momenta)
-    if not all(0 <= momentum < 1 for momentum in momenta):
-        raise ValueError(f"momenta must be at least 0 and below 1, got {momenta}")
-    if not 0 <= config.weight_decay < math.inf:
-        raise ValueError(
-            f"--weight-decay must be finite and not negative, got {config.weight_decay}"
-        )
-    if (config.b_learning_rate is None) != (config.b_momentum is None):
-        raise ValueError("--b-learning-rate and --b-momentum must be given together, or neither")
-    if bool(config.map_learning_rates) != bool(config.map_momenta):
-        raise ValueError(
-            "--map-learning-rates and --map-momenta must be given together, or neither"
-        )
-    if config.b_learning_rate is None and not config.map_learning_rates:
-        raise ValueError(
-            "without --map-learning-rates, --b-learning-rate and --b-momentum must be given"
-        )
-
-
 def check_sizes(config: TwoModels, data: Splits) -> None:
-    held = len(data.validation.labels)
-    for flag in ("fisher_images", "eval_images"):
-        if not 1 <= getattr(config, flag) <= held:
-            raise ValueError(
-                f"--{flag.replace('_', '-')} must be between 1 and the {held} validation images of "
-                f"{config.data}, got {getattr(config, flag)}"
-            )
+    for name, part in {
+        "batch_size": "train",
+        "fisher_images": "validation",
+        "eval_images": "validation",
+    }.items():
+        there = len(getattr(data, part).labels)
+        if getattr(config, name) > there:
+            raise Unfit(config, name, f"at most {there:,}, all {part} images of {config.data}")
 
 
 def conditions(config: TwoModels) -> list[Condition]:
@@ -201,7 +145,7 @@ def experiment(config: TwoModels, data: Splits, folder: Path) -> Run:
     number = maps + len(chunks) * (len(stops) + len(checks))
     total: list[float] = []
 
-    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn())
     with Shown(*columns) as progress:
         task = progress.add_task("", total=number)
 

@@ -2,7 +2,24 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from wpl_jax.settings import (
+    Nonnegative,
+    Positive,
+    Range,
+    Seed,
+    Several,
+    Share,
+    Size,
+    Unfit,
+    check,
+)
+
+Accuracy = Annotated[float, Range(1e-6, 1, below=True)]
+Repetitions = Annotated[int, Range(2, 10_000)]  # for an interval over seeds
+Strengths = Annotated[tuple[Positive, ...], Several()]
+Width = Annotated[int, Range(1, 10_000)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,56 +36,98 @@ class TwoModels:
     out: Path | None = None
     """Folder of the results; results/two_models/<data>, or …/<data>_demo, if not given."""
 
-    seeds: int = 10
+    seeds: Repetitions = 10
     """Independent repetitions: initial weights, data order and Fisher images. At least 2."""
-    width: int = 100
+    width: Width = 100
     """Units in each hidden layer."""
-    batch_size: int = 64
+    batch_size: Size = 64
     """Images in a training step."""
-    a_steps: int = 5_000
+    a_steps: Size = 5_000
     """Training steps of A to convergence."""
-    a_learning_rate: float = 0.1
+    a_learning_rate: Positive = 0.1
     """Of plain SGD for A."""
-    b_steps: int = 1_500
+    b_steps: Size = 1_500
     """Training steps of B."""
-    b_learning_rate: float | None = None
+    b_learning_rate: Positive | None = None
     """Of SGD for B; chosen on the regime map if not given."""
-    b_momentum: float | None = None
+    b_momentum: Share | None = None
     """Heavy-ball momentum of SGD for B; chosen on the regime map if not given."""
-    weight_decay: float = 0.0
+    weight_decay: Nonnegative = 0.0
     """The L2 strength alpha of eq. 8 for B."""
-    fisher_images: int = 200
+    fisher_images: Size = 200
     """Validation images that A's Fisher information is computed from."""
-    eval_every: int = 50
+    eval_every: Size = 50
     """Training steps of B between two points of a curve."""
-    eval_images: int = 1_000
+    eval_images: Size = 1_000
     """Validation images behind a point of a curve, and behind the decision to stop A early."""
 
-    stop_at: tuple[float, ...] = (0.55, 0.43, 0.38)
+    stop_at: Annotated[tuple[Accuracy, ...], Several()] = (0.55, 0.43, 0.38)
     """Validation accuracies at which A is stopped early, a panel of figure 2 each."""
-    shared_layers: tuple[int, ...] = (1, 2, 3)
+    shared_layers: Annotated[tuple[Annotated[int, Range(1, 3)], ...], Several()] = (1, 2, 3)
     """Numbers of shared layers for figure 1, beside all 4."""
-    wpl_strengths: tuple[float, ...] = (1e-1, 1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9)
+    wpl_strengths: Annotated[Strengths, Several(1)] = (
+        1e-1,
+        1e0,
+        1e1,
+        1e2,
+        1e3,
+        1e4,
+        1e5,
+        1e6,
+        1e7,
+        1e8,
+        1e9,
+    )
     """Strengths of WPL to choose from."""
-    l2_strengths: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 1.0, 1e1, 1e2, 1e3)
+    l2_strengths: Strengths = (
+        1e-5,
+        1e-4,
+        1e-3,
+        3e-3,
+        1e-2,
+        3e-2,
+        0.1,
+        1.0,
+        1e1,
+        1e2,
+        1e3,
+    )
     """Strengths of the L2 anchor (F = 1) to choose from."""
-    check_strengths: tuple[float, ...] = (1e-2, 1e-1, 1e0, 1e1)
+    check_strengths: Strengths = (1e-2, 1e-1, 1e0, 1e1)
     """Strengths of the L2 anchor at which it is also trained otherwise; none for no such check."""
-    map_learning_rates: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
+    map_learning_rates: Strengths = (0.05, 0.1, 0.2, 0.4)
     """Learning rates of B in the regime map; none for no map, if B's setting is given."""
-    map_momenta: tuple[float, ...] = (0.0, 0.5, 0.7, 0.9)
+    map_momenta: Annotated[tuple[Share, ...], Several()] = (0.0, 0.5, 0.7, 0.9)
     """Momenta of B in the regime map."""
-    map_seeds: int = 6
+    map_seeds: Repetitions = 6
     """Repetitions behind the regime map, of their own. At least 2."""
-    map_min_accuracy: float = 0.9
+    map_min_accuracy: Accuracy = 0.9
     """What B must reach, in every condition and seed, for a setting to be chosen on the map."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Where all random numbers come from."""
-    seeds_per_call: int = 10
+    seeds_per_call: Size = 10
     """Seeds trained in one call, dealt out to all devices; what is kept if interrupted."""
-    methods_at_once: int = 1
+    methods_at_once: Size = 1
     """Methods vmapped over, on top of the seeds: 1 suits the caches of a CPU, more fill a GPU."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        check(self)
+        if self.b_steps % self.eval_every:
+            raise Unfit(self, "eval_every", f"a divisor of --b-steps ({self.b_steps})")
+        if (self.b_learning_rate is None) != (self.b_momentum is None):
+            raise ValueError(
+                "--b-learning-rate and --b-momentum must be given together, or neither"
+            )
+        if bool(self.map_learning_rates) != bool(self.map_momenta):
+            raise ValueError(
+                "--map-learning-rates and --map-momenta must be given together, or neither"
+            )
+        if self.b_learning_rate is None and not self.map_learning_rates:
+            raise ValueError(
+                "without --map-learning-rates, --b-learning-rate and --b-momentum must be given"
+            )
 
 
 FULL = {

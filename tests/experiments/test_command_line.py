@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = ("search", "train_final", "compare", "two_models", "importances", "report")
+SCRIPTS = (
+    *("search", "search_many", "train_final", "train_many", "compare", "grid"),
+    *("rank", "two_models", "importances", "report"),
+)
 
 
 def call(script, *flags):
@@ -47,7 +50,8 @@ def test_help_is_grouped_and_is_that_of_the_space(space, capsys):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_an_unknown_flag_is_one_line(script, columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)
-    assert call(script, "--outt", "x") == 2
+    needed = ["--out", "a"] * script.endswith("_many")
+    assert call(script, *needed, "--outt", "x") == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == f"{script}: Unrecognized options: --outt, x; did you mean --out?\n"
@@ -76,7 +80,9 @@ def test_what_cannot_be_read_is_one_line(flags, says, capsys):
 
 
 COMPLETIONS = {
-    "-m experiments.t": ["experiments.train_final", "experiments.two_models"],
+    "-m experiments.t": [
+        f"experiments.{name}" for name in ("train_final", "train_many", "two_models")
+    ],
     "-m experiments.search --meth": ["--method"],
     "-m experiments.search --sampler ": [
         *("controller", "uniform", "fair", "balanced", "distinct"),
@@ -86,6 +92,13 @@ COMPLETIONS = {
     "-m experiments.train_final --architecture e": ["enas", "examples", "experiments"],
     "-m experiments.train_final --space micro_cnn --architecture d": ["docs"],
     "-m experiments.train_final --space nas_bench_201 --architecture res": ["resnet"],
+    "-m experiments.train_final --space = nas_bench_201 --architecture = b": [
+        *("benchmarks", "best_cifar10"),
+    ],
+    "-m experiments.train_final --architecture =": [
+        *("random", "darts_style", "enas"),
+        *(path.name for path in ROOT.iterdir()),
+    ],
     "-m experiments.search --cnn.f": [],
     "-m experiments.search --out experiments/comp": [
         "experiments/compare",

@@ -111,7 +111,7 @@ def test_a_comparison_reads_them(root):
         ("--image-dir {tmp}/photos --image-size 0", "--image-size must be at least 1, got 0"),
         (
             "--image-size 8",
-            "(--image-size in the experiments) must divide the size of square images",
+            "--image-size must divide the size of square images",
         ),
         (
             "--image-dir {tmp}/photos --train-images 25",

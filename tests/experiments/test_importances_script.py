@@ -93,9 +93,9 @@ def test_pairs_of_digits():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--seeds", "1"], "--seeds must be at least 2, for an interval over seeds, got 1"),
+        (["--seeds", "1"], "--seeds must be at least 2, got 1"),
         (["--images", "0"], "--images must be at least 1, got 0"),
-        (["--damping", "0"], "--damping must be finite and above 0, got 0.0"),
+        (["--damping", "0"], "--damping must be at least 1e-30, got 0.0"),
         (["--ou", "x"], "Unrecognized options"),
     ],
 )

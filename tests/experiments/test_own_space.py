@@ -36,9 +36,15 @@ def read(path):
     return json.loads(path.read_text())
 
 
-def test_search_and_final_training(tmp_path):
+def test_search_and_final_training(tmp_path, capsys):
     found, trained = tmp_path / "search", tmp_path / "final"
     assert search.main([*SPACE, *SMALL, "--out", str(found)]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "compiling the search" and said[1].startswith("compiled in ")
+    assert [line.split("  ")[0] for line in said[2:6]] == [
+        *(f"epoch {i}/3" for i in (1, 2, 3)),
+        "ranking 4 architectures",
+    ]
     names = {path.name for path in found.iterdir()}
     assert {"best.json", "network.dot", "cell.png", "curves.png"} <= names
     best, summary = read(found / "best.json"), read(found / "summary.json")

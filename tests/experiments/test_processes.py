@@ -1,5 +1,7 @@
 """Runs of several processes: none begins where another cannot, or would do something else."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -31,3 +33,12 @@ def test_none_begins_where_another_cannot(monkeypatch):
     with pytest.raises(OSError, match="disk"), processes.all_or_none():
         raise OSError("disk")
     assert said == [1, 0, 0, 1]
+
+
+def test_what_takes_long_is_said_and_what_does_not_is_not(capsys):
+    with processes.saying("reading a line", after=60):
+        pass
+    assert capsys.readouterr().err == ""
+    with processes.saying("reading a book", after=0.01):
+        time.sleep(0.5)
+    assert capsys.readouterr().err == "reading a book\n"

@@ -202,14 +202,26 @@ def test_without_a_terminal_the_display_is_a_line_an_epoch(capsys):
     assert last == "epoch 3/3  train_loss 1.5  reward nan  ETA 0:00:00"
 
 
-def test_on_a_terminal_the_display_shows_the_bar_and_the_numbers(monkeypatch):
-    terminal = Console(force_terminal=True, force_interactive=True, record=True, width=100)
+def test_the_time_left_includes_what_comes_after_the_epochs(capsys):
+    with Display(epochs=2, per_epoch=10, unit="steps", after=1000) as display:
+        for _ in range(2):
+            time.sleep(0.02)
+            display.end_epoch(loss=1.0)
+    display.say("testing")
+    *_, last, testing = capsys.readouterr().err.splitlines()
+    assert testing.startswith("testing  ETA 0:00:0") and not testing.endswith("0:00:00")
+    assert last.startswith("epoch 2/2  loss 1  ETA ") and not last.endswith("0:00:00")
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+def test_on_a_terminal_the_display_shows_the_bar_and_the_numbers(columns, monkeypatch):
+    terminal = Console(force_terminal=True, force_interactive=True, record=True, width=columns)
     monkeypatch.setattr(running, "Console", lambda stderr: terminal)
     with Display(epochs=150, per_epoch=40, unit="architectures", start=11) as display:
         display.show(17, loss=4.5678, perplexity=96.25)
     bar, numbers = terminal.export_text().splitlines()[-2:]
-    assert bar.startswith("epoch 12/150 ━")
-    assert "17/40 architectures" in bar
+    assert bar.startswith(("epoch 12/150 ━", "epoch 12/150 ╸"))
+    assert "━ 17/40 architectures 0:00:00 ETA -:--:--" in bar
     assert numbers.strip() == "loss 4.568  perplexity 96.25"
 
 
@@ -238,3 +250,16 @@ def test_what_cannot_be_printed_is_given_up_in_silence():
     )
     os.close(write)
     assert run.returncode == 0
+
+
+def test_finished_epochs_stay_on_a_terminal(monkeypatch):
+    terminal = Console(force_terminal=True, force_interactive=True, record=True, width=60)
+    monkeypatch.setattr(running, "Console", lambda stderr: terminal)
+    names = ("err1", "err2", "forgetting", "best5", "reward")
+    with Display(epochs=2, per_epoch=1, unit="architectures") as display:
+        display.end_epoch(**dict.fromkeys(names, -0.12345))
+        display.end_epoch(loss=2.0)
+    said = terminal.export_text().splitlines()
+    (first,) = (i for i, line in enumerate(said) if line.startswith("epoch 1/2  err1 -0.1235"))
+    assert said[first + 1].split() == ["best5", "-0.1235", "reward", "-0.1235"]
+    assert any(line.strip() == "epoch 2/2  loss 2" for line in said)

@@ -156,6 +156,27 @@ def test_finds_a_run_once(runs, tmp_path):
     assert left_out == []
 
 
+def test_names_links_to_runs_that_it_does_not_follow(runs, tmp_path, capsys):
+    (tmp_path / "some").mkdir()
+    (runs / "b <i>$").rename(tmp_path / "some" / "b\nc")
+    (tmp_path / "some" / "link").symlink_to(runs / "a")
+    out = tmp_path / "report.html"
+    assert report.main([str(tmp_path / "some"), "--out", str(out)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        line == f"report: left out: {tmp_path}/some/link is a symbolic link, which is not followed"
+    )
+
+
+def test_names_of_folders_do_not_break_lines(tmp_path, capsys):
+    write(tmp_path / "a\nb", SUMMARIES["search"])
+    (tmp_path / "a\nb" / "x.png").touch()
+    assert report.main([str(tmp_path), "--out", str(tmp_path / "report.html")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert report.main([str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "--out must be a file, got the folder" in capsys.readouterr().err
+
+
 # --- What it refuses ------------------------------------------------------------------------------
 
 

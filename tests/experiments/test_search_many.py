@@ -128,7 +128,7 @@ def test_one_that_diverges_is_said_and_the_others_finish(tmp_path, capsys):
         (["--epochs 3", "--epochs 4"], "not in epochs: 3, 4"),
         (["--method wpl", "--method none"], "not in method: wpl, none"),
         (["--wpl.fisher-max-norm 3", "--wpl.fisher-max-norm None"], "wpl.fisher_max_norm: 3.0, No"),
-        (["--strength 0", ""], "--strength must be finite and above 0, got 0.0"),
+        (["--strength 0", ""], "--strength must be at least 1e-30, got 0.0"),
         (["--wpl.fisher-decay 0.1", "--wpl.fisher-decay 0.2"], "cannot have several wpl.fisher_d"),
     ],
 )

@@ -85,7 +85,7 @@ def test_an_interrupted_one_goes_on(trained, tmp_path, monkeypatch, capsys):
     ("flags", "training", "says"),
     [
         (["--count", "0"], FLAGS, "--count must be at least 1, got 0"),
-        (["--first", "-1"], FLAGS, "--first must be from 0 to 2^32 - --count, got -1"),
+        (["--first", "-1"], FLAGS, "--first must be at least 0, got -1"),
         ([], FLAGS + " --epochs 0", "--epochs must be at least 1, got 0"),
         ([], "--space cnn", "--space must be one of"),
         ([], FLAGS + " --epochs 1", "begun with other settings or data: choose another --out"),

@@ -225,7 +225,7 @@ def _decoded(
             ]
             raise ValueError(
                 f"{path} has {sizes[0]}, but {paths[0]} has {sizes[1]}: name one size that all "
-                "images are resized to (image_size, or --image-size in the experiments)"
+                "images are resized to (image_size)"
             )
         return image, hashed
 

@@ -155,7 +155,7 @@ def shrink(splits: Splits, image_size: int) -> Splits:
         raise ValueError(f"image_size must be at least 1, got {image_size}")
     if height != width or height % image_size:
         raise ValueError(
-            f"image_size (--image-size in the experiments) must divide the size of square images, "
+            f"image_size must divide the size of square images, "
             f"whose blocks of pixels are averaged; these are {height} × {width}, got {image_size}"
         )
     block = height // image_size

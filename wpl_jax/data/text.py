@@ -192,8 +192,8 @@ def windows(tokens: Tokens, batch_size: int, length: int) -> Tokens:
     if num_windows < 1:
         raise ValueError(
             f"{len(tokens):,} tokens do not fill one window of length {length:,} in each of "
-            f"{batch_size:,} streams, which takes {predictions + 1:,}: lower batch_size or length, "
-            "or use a longer text"
+            f"{batch_size:,} streams, which takes {predictions + 1:,}: lower `batch_size` "
+            "or `length`, or use a longer text"
         )
     starts = length * np.arange(batch_size * num_windows).reshape(batch_size, num_windows).T
     return tokens[starts[:, :, None] + np.arange(length + 1)]

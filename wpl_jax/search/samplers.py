@@ -8,7 +8,7 @@ others sample by a rule that never changes.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 
 import chex
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from wpl_jax.search.controller import Controller, reinforce_loss, update_baseline
-from wpl_jax.search.validation import require
+from wpl_jax.settings import Nonnegative, Positive, Range, Share, Size, check
 from wpl_jax.spaces import Space
 
 __all__ = ["Balanced", "Distinct", "Fair", "Reinforced", "ReinforcedState", "Sampler", "Uniform"]
@@ -291,24 +291,20 @@ class Reinforced:
 
     needs: ClassVar[tuple[str, ...]] = ()
 
-    steps: int = 2_000
+    steps: Size = 2_000
     """Steps of REINFORCE at the end of an epoch."""
-    samples: int = 1
+    samples: Annotated[int, Range(1, 10_000)] = 1
     """Architectures in each, rewarded on one validation batch drawn for all of them."""
-    learning_rate: float = 3.5e-4
+    learning_rate: Positive = 3.5e-4
     """Of Adam."""
-    entropy_weight: float = 1e-4
+    entropy_weight: Nonnegative = 1e-4
     """Times the entropy of the controller's distribution, added to the reward."""
-    baseline_decay: float = 0.95
+    baseline_decay: Share = 0.95
     """Of the moving average of rewards."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        for name in ("steps", "samples"):
-            require(self, name, lambda value: value >= 1, "at least 1")
-        require(self, "learning_rate", lambda value: 0 < value < np.inf, "finite and > 0")
-        require(self, "entropy_weight", lambda value: 0 <= value < np.inf, "finite and >= 0")
-        require(self, "baseline_decay", lambda value: 0 <= value < 1, ">= 0 and < 1")
+        check(self)
 
     def init(self, space: Space, key: jax.Array) -> ReinforcedState:
         """A controller that is almost uniform."""

@@ -25,7 +25,6 @@ from wpl_jax.search.methods import Method, Plain, Trainee
 from wpl_jax.search.samplers import Reinforced, Sampler
 from wpl_jax.search.settings import SearchConfig
 from wpl_jax.search.state import Data, Epoch, Progress, SearchState
-from wpl_jax.search.validation import require_of_space
 from wpl_jax.search.weights import own_rows
 from wpl_jax.spaces import Space, rows
 
@@ -73,7 +72,13 @@ class Search:
     def __post_init__(self) -> None:
         """Refuse a space that lacks what is needed, before anything is compiled."""
         for part in (self.sampler, self.method):
-            require_of_space(self.space, part)
+            for name in part.needs:
+                if not hasattr(self.space, name):
+                    raise ValueError(
+                        f"{type(part).__name__} needs {name} of the space, which "
+                        f"{type(self.space).__name__} does not have: define it, as "
+                        "wpl_jax.spaces.protocol describes it, or choose another"
+                    )
 
     def init(self, key: jax.Array) -> SearchState:
         """The state at the start."""

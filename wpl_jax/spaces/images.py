@@ -8,11 +8,13 @@ where -1 is for padding, which no loss and no score counts.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import chex
 import jax
 import jax.numpy as jnp
+
+from wpl_jax.settings import Count, Range, check
 
 __all__ = [
     "ImageSpace",
@@ -149,18 +151,16 @@ class ImageSpace:
     batch it would be normalised with the rest, so measure padded batches by running ones.
     """
 
-    crop_padding: int = 4
+    crop_padding: Annotated[int, Range(0, 1_000)] = 4
     """In training images are shifted by up to so many pixels, at random; 0 for not."""
     flip: bool = True
     """In training every other image is mirrored, at random."""
-    cutout: int = 0
+    cutout: Count = 0
     """In training a square of so many pixels is blanked, at a random place; 0 for none."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        for name in ("crop_padding", "cutout"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        check(self)
 
     def apply(
         self,

@@ -160,5 +160,6 @@ class RNNTraining(Training):
 
 def part(config: RNNFinal, text: Text, tokens: np.ndarray, batch_size: int) -> Part:
     """All of a text, in windows of about as many tokens as in training."""
+    batch_size = min(batch_size, len(tokens))
     length = max(1, config.batch_size * config.length // batch_size)
     return Part(*every_token(tokens, batch_size, length, text.vocabulary.index(EOS)))

@@ -2,15 +2,15 @@
 
 import dataclasses
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import optax
 
 from experiments.compare.settings import Compare
-from experiments.running.command_line import check
 from experiments.spaces.settings import FinalRun, Fisher, InSpace, SearchRun
 from wpl_jax.search import Reinforced, SearchConfig
+from wpl_jax.settings import Nonnegative, Positive, Range, Size
 from wpl_jax.spaces.rnn import RNN
 
 
@@ -25,26 +25,21 @@ class OfText(InSpace):
     text_dir: Path | None = None
     """Folder with train.txt, valid.txt and test.txt, to be read instead of --data."""
 
-    length: int = 35
+    length: Size = 35
     """Time steps of truncated backpropagation."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work."""
-        super().__post_init__()
-        check(self, at_least_1=("length",))
 
 
 @dataclasses.dataclass(frozen=True)
 class RNNSearch(OfText, SearchRun):
     """Settings; the defaults are those of the preset that --preset names."""
 
-    learning_rate: float = 20.0
+    learning_rate: Positive = 20.0
     """Of SGD for the shared parameters."""
-    learning_rate_decay: float = 0.96
+    learning_rate_decay: Annotated[float, Range(1e-30, 1)] = 0.96
     """What it is multiplied by in an epoch, from --decay-from on."""
-    clip: float = 0.25
+    clip: Positive = 0.25
     """What the norm of the gradient is clipped at."""
-    weight_decay: float = 1e-7
+    weight_decay: Nonnegative = 1e-7
     """The L2 strength alpha of eq. 8."""
 
     rnn: RNN = RNN(vocabulary=10_000)
@@ -52,15 +47,6 @@ class RNNSearch(OfText, SearchRun):
 
     # A finished run may be trained further: nothing before the end depends on when it is.
     inessential: ClassVar[tuple[str, ...]] = (*SearchRun.inessential, "epochs")
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work."""
-        super().__post_init__()
-        check(
-            self,
-            above_0=("learning_rate", "learning_rate_decay", "clip"),
-            not_negative=("weight_decay",),
-        )
 
     def learning_rate_at(self, step: jax.typing.ArrayLike) -> jax.Array:
         """It decays geometrically, by epochs."""
@@ -79,39 +65,26 @@ class RNNSearch(OfText, SearchRun):
 class RNNFinal(OfText, FinalRun):
     """Settings; the defaults are those of the preset that --preset names."""
 
-    learning_rate: float = 20.0
+    learning_rate: Positive = 20.0
     """Of SGD, throughout."""
-    clip: float = 0.25
+    clip: Positive = 0.25
     """What the norm of the gradient is clipped at."""
-    weight_decay: float = 1e-7
+    weight_decay: Nonnegative = 1e-7
     """The L2 strength alpha of eq. 8."""
-    patience: int = 5
+    patience: Size = 5
     """Weights are averaged once the validation perplexity has not improved for so many epochs."""
-    average_after: int = 250
+    average_after: Size = 250
     """They are averaged after so many epochs at the latest."""
 
-    windows_per_call: int = 50
+    windows_per_call: Size = 50
     """Training steps in one call of the compiled program: what a signal to stop waits for."""
-    validation_batch_size: int = 64
+    validation_batch_size: Size = 64
     """Streams that the validation text is cut into after an epoch."""
-    test_batch_size: int = 1
+    test_batch_size: Size = 1
     """Streams that both texts are cut into at the end; with 1, all that came before is known."""
 
     rnn: RNN = RNN(vocabulary=10_000, batch_norm=False)
     """The recurrent space; its vocabulary is the most words that are told apart."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work."""
-        super().__post_init__()
-        check(
-            self,
-            at_least_1=(
-                *("patience", "average_after", "windows_per_call"),
-                *("validation_batch_size", "test_batch_size"),
-            ),
-            above_0=("learning_rate", "clip"),
-            not_negative=("weight_decay",),
-        )
 
 
 _NOTHING_DROPPED = {

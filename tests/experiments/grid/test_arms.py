@@ -65,8 +65,11 @@ def test_axes_that_are_none_are_refused(vary, message):
     [
         (["--method wpl"], "--arms must be 'NAME: FLAGS', with a name of .*, got '--method wpl'"),
         (["a|b: --method wpl"], "with a name of letters"),
-        (["a: --seed 1", "b:", "a: --seed 2"], "different names, got a, b, a"),
-        (["a b: --seed 1", "a_b: --seed 2"], "the arms a b, .* and a_b, .* are too much alike"),
+        (["a: --strength 1", "b:", "a: --strength 2"], "different names, got a, b, a"),
+        (
+            ["a b: --strength 1", "a_b: --strength 2"],
+            "the arms a b, .* and a_b, .* are too much alike",
+        ),
         (["a: --strength 1 | --strength 1"], "the arm a has the same flags twice"),
         (["a: --learning_rate 3"], "the arm a sets --learning-rate, which --vary varies"),
         (["a: --strength '1"], "No closing quotation"),

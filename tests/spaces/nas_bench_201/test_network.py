@@ -178,8 +178,8 @@ def test_initial_parameters():
         ({"classes": 0}, "classes must be at least 1, got 0"),
         ({"groups": 0}, "groups must be at least 1, got 0"),
         ({"image_shape": (32, 32)}, "image_shape must be height, width and channels"),
-        ({"image_shape": (0, 32, 3)}, "image_shape must be height, width and channels"),
-        ({"crop_padding": -1}, "crop_padding must be >= 0, got -1"),
+        ({"image_shape": (0, 32, 3)}, "image_shape must be at least 1 each"),
+        ({"crop_padding": -1}, "crop_padding must be at least 0, got -1"),
     ],
 )
 def test_settings_that_cannot_work(settings, message):

@@ -13,7 +13,7 @@ from wpl_jax.plasticity.term import check_nonnegative
 from wpl_jax.search import evaluation
 from wpl_jax.search.methods.plain import Plain
 from wpl_jax.search.methods.protocol import Trainee
-from wpl_jax.search.validation import require
+from wpl_jax.settings import Count, Nonnegative, Share, Unfit, check
 from wpl_jax.spaces import Space
 
 __all__ = ["WPL", "L2Anchor"]
@@ -43,7 +43,7 @@ class L2Anchor(Plain):
     """Of the penalty, ε: a number, or a schedule of training steps; the number 0 does without."""
     learning_rate: optax.ScalarOrSchedule | None = None
     """Where given, the penalty is a proximal step with this learning rate."""
-    warmup_epochs: int = 0
+    warmup_epochs: Count = 0
     """Epochs at the start after which nothing is held yet."""
     protect: Literal["edges", "all"] = "edges"
     """The parameters protected: those that only some architectures use, or all."""
@@ -51,8 +51,9 @@ class L2Anchor(Plain):
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         check_nonnegative(strength=self.strength)
-        require(self, "warmup_epochs", lambda value: value >= 0, ">= 0")
-        require(self, "protect", lambda value: value in ("edges", "all"), "edges or all")
+        check(self)
+        if self.protect not in ("edges", "all"):
+            raise Unfit(self, "protect", "edges or all")
 
     def wrap(
         self, optimizer: optax.GradientTransformation
@@ -114,21 +115,14 @@ class WPL(L2Anchor):
       Benyahia et al., `Overcoming Multi-Model Forgetting <https://arxiv.org/abs/1902.08232>`_, 2019
     """
 
-    warmup_epochs: int = 5
+    warmup_epochs: Count = 5
     """Epochs without plasticity at the start."""
-    flush_every: int = 3
+    flush_every: Count = 3
     """Epochs after which the Fisher is set to zero; 0 for never."""
-    fisher_decay: float = 0.1
+    fisher_decay: Share = 0.1
     """What is left of the Fisher after each architecture, the paper's 1 - eta."""
-    fisher_max_norm: float | None = 10.0
+    fisher_max_norm: Nonnegative | None = 10.0
     """What the norm of each parameter's Fisher is clipped at."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work."""
-        super().__post_init__()
-        require(self, "flush_every", lambda value: value >= 0, ">= 0")
-        require(self, "fisher_decay", lambda value: 0 <= value < 1, ">= 0 and < 1")
-        require(self, "fisher_max_norm", lambda v: v is None or v >= 0, ">= 0, or None")
 
     def end_epoch(self, opt_state: chex.ArrayTree, epochs: jax.Array) -> chex.ArrayTree:
         """The Fisher is flushed when it is due."""

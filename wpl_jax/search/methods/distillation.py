@@ -1,7 +1,6 @@
 """Architectures learn from themselves on an average of the shared weights."""
 
 import dataclasses
-import math
 from typing import Any, ClassVar, NamedTuple
 
 import chex
@@ -12,7 +11,7 @@ import optax
 from wpl_jax.plasticity import weight_plasticity
 from wpl_jax.plasticity.state import find_one
 from wpl_jax.search.methods.plain import Plain
-from wpl_jax.search.validation import require
+from wpl_jax.settings import Nonnegative, Positive, Share, check
 
 __all__ = ["Distillation"]
 
@@ -49,18 +48,16 @@ class Distillation(Plain):
 
     needs: ClassVar[tuple[str, ...]] = ("log_probs",)
 
-    weight: float = 1.0
+    weight: Nonnegative = 1.0
     """Of the divergence from the teacher in the loss, w."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """That both predictions are softened by, T."""
-    decay: float = 0.99
+    decay: Share = 0.99
     """What is left of the average weights after each training step, d."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        require(self, "weight", lambda value: 0 <= value < math.inf, "finite and >= 0")
-        require(self, "temperature", lambda value: 0 < value < math.inf, "finite and > 0")
-        require(self, "decay", lambda value: 0 <= value < 1, ">= 0 and < 1")
+        check(self)
 
     def wrap(
         self, optimizer: optax.GradientTransformation

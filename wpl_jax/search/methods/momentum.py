@@ -1,8 +1,7 @@
 """Momentum apart for architectures of different sizes, and learning rates by complexity."""
 
 import dataclasses
-import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import chex
 import jax
@@ -14,7 +13,7 @@ from wpl_jax.plasticity import weight_plasticity
 from wpl_jax.plasticity.state import find_one, put
 from wpl_jax.search.methods.plain import Plain
 from wpl_jax.search.methods.protocol import Trainee
-from wpl_jax.search.validation import require
+from wpl_jax.settings import Few, Nonnegative, Range, Unfit, check
 from wpl_jax.spaces import Space
 from wpl_jax.spaces.parameters import count_parameters
 
@@ -63,20 +62,18 @@ class MomentumGroups(Plain):
 
     needs: ClassVar[tuple[str, ...]] = ("parametric",)
 
-    groups: int = 3
+    groups: Few = 3
     """Groups of architectures, each with a memory of its own, all of which are kept."""
-    slope: float = 0.0
+    slope: Nonnegative = 0.0
     """What gamma loses where an architecture has e times as many parameters, s; 0 for not."""
-    steps: int | None = None
+    steps: Annotated[int, Range(1, 2**31 - 1)] | None = None
     """Training steps of the whole search, T, that the slope needs."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        require(self, "groups", lambda value: value >= 1, "at least 1")
-        require(self, "slope", lambda value: 0 <= value < math.inf, "finite and >= 0")
-        require(self, "steps", lambda value: value is None or value >= 1, "at least 1, or None")
+        check(self)
         if self.slope and self.steps is None:
-            raise ValueError(f"steps must be given with a slope, got slope {self.slope} alone")
+            raise Unfit(self, "steps", f"given with a slope of {self.slope}")
 
     def wrap(
         self, optimizer: optax.GradientTransformation

@@ -1,7 +1,7 @@
 """Architectures trained before are trained again, beside the one whose turn it is."""
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import chex
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from wpl_jax.search.methods.plain import Plain
 from wpl_jax.search.methods.protocol import Trainee
-from wpl_jax.search.validation import require
+from wpl_jax.settings import Range, Size, check
 from wpl_jax.spaces import Space
 
 __all__ = ["Replay", "ReplayState"]
@@ -51,17 +51,16 @@ class Replay(Plain):
 
     whole: ClassVar[bool] = True
 
-    weight: float = 0.5
+    weight: Annotated[float, Range(0, 1)] = 0.5
     """Of the archived architectures in the loss, β."""
-    memory: int = 8
+    memory: Size = 8
     """Architectures in the archive, M."""
     novel: bool = False
     """Keep architectures that differ, instead of a random sample."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        require(self, "weight", lambda value: 0 <= value <= 1, "from 0 to 1")
-        require(self, "memory", lambda value: value >= 1, "at least 1")
+        check(self)
 
     def init(self, space: Space) -> ReplayState:
         """An empty archive."""

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wpl_jax.settings import Few, Nonnegative, Share, Size, Unfit
 from wpl_jax.spaces.images import ImageSpace
 from wpl_jax.spaces.micro_cnn.architecture import (
     OPERATIONS,
@@ -63,39 +64,30 @@ class Network(ImageSpace):
     else changes them.
     """
 
-    classes: int = 10
+    classes: Size = 10
     """Classes that images are told apart in."""
-    image_shape: tuple[int, int, int] = (32, 32, 3)
+    image_shape: tuple[Size, Size, Size] = (32, 32, 3)
     """Height, width and channels of an image."""
-    nodes: int = 5
+    nodes: Few = 5
     """Nodes of a cell, B, beside the two that it reads."""
-    channels: int = 20
+    channels: Size = 20
     """Of the first stage."""
-    cells: int = 2
+    cells: Few = 2
     """Normal cells of a stage, N."""
-    stem_stride: int = 1
+    stem_stride: Few = 1
     """Of the stem; 2 quarters the pixels of every stage."""
-    groups: int = 1
+    groups: Few = 1
     """Parts of a batch, computed side by side; a multiple of the devices saves communication."""
-    drop_path: float = 0.0
+    drop_path: Share = 0.0
     """In training operations but identities are dropped: in cell i of n with i/n of this chance."""
-    auxiliary: float = 0.0
+    auxiliary: Nonnegative = 0.0
     """Weight in the training loss of a second classifier, of the second stage; 0 for none."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         super().__post_init__()
-        for name in ("classes", "nodes", "channels", "cells", "stem_stride", "groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if len(self.image_shape) != 3 or min(self.image_shape) < 1:
-            raise ValueError(
-                f"image_shape must be height, width and channels, each >= 1, got {self.image_shape}"
-            )
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path must be >= 0 and < 1, got {self.drop_path}")
-        if not 0 <= self.auxiliary < math.inf:
-            raise ValueError(f"auxiliary must be finite and >= 0, got {self.auxiliary}")
+        if len(self.image_shape) != 3:
+            raise Unfit(self, "image_shape", "height, width and channels")
 
     # --- Parameters ------------------------------------------------------------------------------
 

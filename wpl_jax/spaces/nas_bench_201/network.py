@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wpl_jax.settings import Few, Size, Unfit
 from wpl_jax.spaces.images import ImageSpace
 from wpl_jax.spaces.nas_bench_201.architecture import EDGES, OPERATIONS, Architecture
 from wpl_jax.spaces.operations import (
@@ -51,29 +52,24 @@ class Network(ImageSpace):
     running averages to measure with, and returns the statistics that they are averages of.
     """
 
-    classes: int = 10
+    classes: Size = 10
     """Classes that images are told apart in."""
-    image_shape: tuple[int, int, int] = (32, 32, 3)
+    image_shape: tuple[Size, Size, Size] = (32, 32, 3)
     """Height, width and channels of an image."""
-    channels: int = 16
+    channels: Size = 16
     """Of the first stage, C; the others have 2C and 4C."""
-    cells: int = 5
+    cells: Few = 5
     """Cells of a stage, N."""
     affine: bool = False
     """Whether batch norm in cells learns a scale and a bias; searches do without."""
-    groups: int = 1
+    groups: Few = 1
     """Parts of a batch, computed side by side; a multiple of the devices saves communication."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         super().__post_init__()
-        for name in ("classes", "channels", "cells", "groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if len(self.image_shape) != 3 or min(self.image_shape) < 1:
-            raise ValueError(
-                f"image_shape must be height, width and channels, each >= 1, got {self.image_shape}"
-            )
+        if len(self.image_shape) != 3:
+            raise Unfit(self, "image_shape", "height, width and channels")
 
     # --- Parameters ------------------------------------------------------------------------------
 

@@ -1,12 +1,12 @@
 """The space: which cells there are, and the language model that is trained and measured."""
 
 import dataclasses
-import math
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
+from wpl_jax.settings import Few, Nonnegative, Positive, Share, Size, check
 from wpl_jax.spaces import parameters
 from wpl_jax.spaces.cross_entropy import linear_cross_entropy
 from wpl_jax.spaces.rnn import architecture as cells
@@ -27,47 +27,36 @@ class RNN:
     rate may be 0, at which its regulariser costs nothing.
     """
 
-    vocabulary: int
+    vocabulary: Size
     """Words that the model knows."""
-    nodes: int = 12
+    nodes: Few = 12
     """Nodes of the cell."""
-    units: int = 1000
+    units: Size = 1000
     """Width of the embedding and of the hidden state."""
     batch_norm: bool = True
     """Normalise the output by its mean and variance over the batch, in each time step."""
-    input_dropout: float = 0.65
+    input_dropout: Share = 0.65
     """Locked dropout of the embedded words: one mask for all time steps."""
-    output_dropout: float = 0.4
+    output_dropout: Share = 0.4
     """Locked dropout of the output."""
-    drop_connect: float = 0.5
+    drop_connect: Share = 0.5
     """Dropout of the matrices that read the previous hidden state."""
-    embedding_dropout: float = 0.1
+    embedding_dropout: Share = 0.1
     """Dropout of whole words from the input embedding."""
-    activation_regularisation: float = 0.0
+    activation_regularisation: Nonnegative = 0.0
     """Times the mean square of the (dropped) output, added to the loss."""
-    temporal_regularisation: float = 0.0
+    temporal_regularisation: Nonnegative = 0.0
     """Times the mean square of the change of the output in a time step, added to the loss."""
-    max_hidden_norm: float = 25.0
+    max_hidden_norm: Positive = 25.0
     """What the norm of the hidden state is clipped at."""
-    init_scale: float = 0.025
+    init_scale: Positive = 0.025
     """Initial weights are uniform between minus and plus this."""
-    reward_scale: float = 80.0
+    reward_scale: Positive = 80.0
     """The reward is this over the perplexity."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        for name in ("vocabulary", "nodes", "units"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("input_dropout", "output_dropout", "drop_connect", "embedding_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 0 and < 1, got {getattr(self, name)}")
-        for name in ("activation_regularisation", "temporal_regularisation"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be finite and >= 0, got {getattr(self, name)}")
-        for name in ("max_hidden_norm", "init_scale", "reward_scale"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be finite and > 0, got {getattr(self, name)}")
+        check(self)
 
     @property
     def decisions(self) -> tuple[int, ...]:

@@ -94,7 +94,7 @@ def run_of(name: str, folder: Path) -> Run:
         read(folder / "summary.json", summary),
         if_there("report.md", lambda path: path.read_text(encoding="utf-8"), ""),
         {file: data for file, data in figures.items() if data},
-        if_there("metrics.jsonl", metrics, []),
+        if_there("metrics.jsonl", records.read_json_lines, []),
         if_there("curves.npz", arrays, {}),
         left_out,
     )
@@ -140,13 +140,6 @@ def png(path: Path) -> bytes:
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError("it is not a PNG image")
     return data
-
-
-def metrics(path: Path) -> list[Mapping[str, Any]]:
-    found = records.read_json_lines(path)
-    if not all(isinstance(record, dict) for record in found):
-        raise ValueError("it must hold an object in each line")
-    return found
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:

@@ -282,7 +282,7 @@ def test_windows_copy_the_text():
 
 def test_more_windows_than_text():
     with pytest.raises(
-        ValueError, match=r"^12 tokens .* length 3 .* 4 streams, which takes 13: lower batch_size"
+        ValueError, match=r"^12 tokens .* length 3 .* 4 streams, which takes 13: lower `batch_size`"
     ):
         windows(np.arange(12), 4, 3)
     assert len(windows(np.arange(13), 4, 3)) == 1

@@ -79,6 +79,11 @@ def test_what_cannot_be_read_is_one_line(flags, says, capsys):
     assert said.err.count("\n") == 1
 
 
+def here(beginning):
+    """What is in the folder of the checkout."""
+    return [path.name for path in ROOT.iterdir() if path.name.startswith(beginning)]
+
+
 COMPLETIONS = {
     "-m experiments.t": [
         f"experiments.{name}" for name in ("train_final", "train_many", "two_models")
@@ -89,15 +94,17 @@ COMPLETIONS = {
     ],
     "-m experiments.search --space ": ["rnn", "micro_cnn", "nas_bench_201"],
     "-m experiments.search --preset c": ["cpu"],
-    "-m experiments.train_final --architecture e": ["enas", "examples", "experiments"],
-    "-m experiments.train_final --space micro_cnn --architecture d": ["docs"],
-    "-m experiments.train_final --space nas_bench_201 --architecture res": ["resnet"],
+    "-m experiments.train_final --architecture e": ["enas", *here("e")],
+    "-m experiments.train_final --space micro_cnn --architecture d": here("d"),
+    "-m experiments.train_final --space nas_bench_201 --architecture res": [
+        *("resnet", *here("res")),
+    ],
     "-m experiments.train_final --space = nas_bench_201 --architecture = b": [
-        *("benchmarks", "best_cifar10"),
+        *("best_cifar10", *here("b")),
     ],
     "-m experiments.train_final --architecture =": [
         *("random", "darts_style", "enas"),
-        *(path.name for path in ROOT.iterdir()),
+        *here(""),
     ],
     "-m experiments.search --cnn.f": [],
     "-m experiments.search --out experiments/comp": [

@@ -160,14 +160,11 @@ class Pool:
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, *run.command, *run.place(folder)]
         with (folder / "log.txt").open("a") as log, cores(place, self._jobs):
-            return launch(command, log, self._lock.fileno(), self._folder / "compiled")
+            return launch(command, log, self._lock.fileno())
 
 
-def launch(command, log, lock, compiled):
-    """Start a run that a terminal's Ctrl-C does not reach, and that keeps the lock till it ends.
-
-    Runs find what others have compiled in the folder ``compiled``, unless JAX is told another.
-    """
+def launch(command, log, lock):
+    """Start a run that a terminal's Ctrl-C does not reach, and that keeps the lock till it ends."""
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -175,7 +172,6 @@ def launch(command, log, lock, compiled):
         stderr=subprocess.STDOUT,
         process_group=0,
         pass_fds=[lock],
-        env={"JAX_COMPILATION_CACHE_DIR": str(compiled)} | os.environ,
     )
 
 

@@ -45,7 +45,7 @@ class Runs:
     def __init__(self, breaking=()):
         self.launched, self.breaking = [], breaking
 
-    def __call__(self, command, log, lock, compiled):
+    def __call__(self, command, log, lock):
         name = "/".join(command[command.index("--out") + 1].split("/")[-2:])
         self.launched.append(name)
         if name in self.breaking:

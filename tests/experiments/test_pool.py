@@ -19,7 +19,6 @@ def save(*_):
     (out / "saved").touch()
     sys.exit(143)
 signal.signal(signal.SIGTERM, save)
-(out / "cache").write_text(os.environ["JAX_COMPILATION_CACHE_DIR"])
 (out / "cores").write_text(json.dumps(sorted(os.sched_getaffinity(0))))
 while not (out / "saved").exists():
     time.sleep(0.01)
@@ -36,9 +35,9 @@ def scripts(monkeypatch):
     """The commands launched, each of them replaced by SCRIPT."""
     commands, launch = [], pool.launch
 
-    def replaced(command, log, lock, compiled):
+    def replaced(command, log, lock):
         commands.append(command)
-        return launch([sys.executable, "-c", SCRIPT, *command[3:]], log, lock, compiled)
+        return launch([sys.executable, "-c", SCRIPT, *command[3:]], log, lock)
 
     monkeypatch.setattr(pool, "launch", replaced)
     return commands
@@ -59,8 +58,6 @@ def test_interrupted_runs_save_and_the_same_call_goes_on(tmp_path, scripts, caps
     first.close()
     assert {path.parent.name for path in tmp_path.glob("*/saved")} == {"a", "b"}
     assert first.failed == []
-    caches = {path.read_text() for path in tmp_path.glob("*/cache")}
-    assert caches == {os.environ.get("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))}
     assert first.summary(runs[0]) is None
     assert scripts[0] == [
         *(sys.executable, "-m", "experiments.search", "--seed", "0"),

@@ -45,7 +45,7 @@ class Runs:
     def __init__(self, breaking=()):
         self.launched, self.breaking = [], breaking
 
-    def __call__(self, command, log, lock, compiled):
+    def __call__(self, command, log, lock):
         assert command[:2] == [sys.executable, "-m"]
         script = command[2].rpartition(".")[2]
         folder = Path(log.name).parent
@@ -662,9 +662,9 @@ def test_no_arm_has_the_name_of_a_cell(tmp_path, monkeypatch, capsys):
 
 def test_together_an_arm_is_one_program_and_what_follows_finds_its_searches(tmp_path, monkeypatch):
     class Together(Runs):
-        def __call__(self, command, log, lock, compiled):
+        def __call__(self, command, log, lock):
             if command[2] != "experiments.search_many":
-                return super().__call__(command, log, lock, compiled)
+                return super().__call__(command, log, lock)
             folder = Path(log.name).parent
             self.launched.append(f"together {folder.name}")
             searches = [flag.removeprefix("--search=") for flag in command if "--search=" in flag]

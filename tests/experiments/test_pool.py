@@ -170,7 +170,7 @@ def test_a_folder_is_one_pool_s_and_that_of_the_runs_it_has_left(tmp_path, scrip
     (tmp_path / "a").mkdir()
     with (tmp_path / "a" / "log.txt").open("w") as log:
         command = [*"---", "--out", str(tmp_path / "a")]
-        left = pool.launch(command, log, pools._lock.fileno(), tmp_path)
+        left = pool.launch(command, log, pools._lock.fileno())
     pools.close()
     with pytest.raises(OSError, match="at work in .*--runs"):
         Pool(tmp_path, 1, Stop())

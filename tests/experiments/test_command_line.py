@@ -1,6 +1,7 @@
 """The command lines of all scripts alike: help, and what cannot be read is said in a line."""
 
 import importlib.util
+import os
 import shlex
 import subprocess
 import sys
@@ -79,9 +80,19 @@ def test_what_cannot_be_read_is_one_line(flags, says, capsys):
     assert said.err.count("\n") == 1
 
 
+FILES = (
+    "docs",
+    "examples",
+    "experiments",
+    "experiments/compare",
+    "experiments/comp.bash",
+    "results",
+)
+
+
 def here(beginning):
-    """What is in the folder of the checkout."""
-    return [path.name for path in ROOT.iterdir() if path.name.startswith(beginning)]
+    """What is in the folder that the user is in."""
+    return [name for name in FILES if name.startswith(beginning) and "/" not in name]
 
 
 COMPLETIONS = {
@@ -109,7 +120,7 @@ COMPLETIONS = {
     "-m experiments.search --cnn.f": [],
     "-m experiments.search --out experiments/comp": [
         "experiments/compare",
-        "experiments/completion.bash",
+        "experiments/comp.bash",
     ],
     "-m experiments.search --space micro_cnn --cnn.f": ["--cnn.flip"],
     "-m pip --v": [],
@@ -117,9 +128,11 @@ COMPLETIONS = {
 }
 
 
-def test_completion():
+def test_completion(tmp_path):
     """What bash is told: scripts, the flags of the space, values, files; or nothing."""
-    script = ["source experiments/completion.bash"]
+    for name in FILES:
+        (tmp_path / name).mkdir()
+    script = [f"source {shlex.quote(str(ROOT / 'experiments' / 'completion.bash'))}"]
     for line in COMPLETIONS:
         words = [sys.executable, *line.split(" ")]
         script += [
@@ -128,7 +141,9 @@ def test_completion():
             'echo "${COMPREPLY[*]}"',
         ]
     said = subprocess.run(
-        ["bash", "-c", "\n".join(script)], cwd=ROOT, check=True, capture_output=True, text=True
+        ["bash", "-c", "\n".join(script)],
+        **{"cwd": tmp_path, "check": True, "capture_output": True, "text": True},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     found = [sorted(line.split()) for line in said.stdout.split("\n")[:-1]]
     assert found == [sorted(words) for words in COMPLETIONS.values()]

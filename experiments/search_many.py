@@ -114,7 +114,9 @@ def prepare(config: SearchMany) -> Many:
     first = search.prepare(configs[0])
     if len(first.whole.device_set) > 1 or first.config.sharing.distributed:
         raise ValueError("several searches share one device: give each --devices 1")
-    sizes = first.task.sizes(first.task.read(first.config))
+    given, read = (settings.search_space for settings in (configs[0], first.config))
+    names = (field.name for field in dataclasses.fields(read))
+    sizes = {n: getattr(read, n) for n in names if getattr(read, n) != getattr(given, n)}
     configs = [settings.with_space(**sizes) for settings in configs]
     jobs = [
         first._replace(

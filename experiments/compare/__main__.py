@@ -23,12 +23,12 @@ from experiments import search, spaces, train_final
 from experiments.compare import report, summary, tables
 from experiments.compare.plan import ARMS, Arm, Plan, Results, Searched
 from experiments.compare.settings import Compare
+from experiments.grid import cells
 from experiments.running import command_line
 from experiments.running.folder import Held, check_report
 from experiments.running.pool import Interrupted, Pool, Run
 from experiments.running.progress import interruptible, read_metrics
 from experiments.running.script import Failed, Script
-from experiments.spaces.settings import PLACES
 
 script = Script("compare", "the same command goes on from here")
 
@@ -131,24 +131,10 @@ def search_run(plan: Plan, name: str, arm: Arm, seed: int, strength: float) -> R
 
 
 def final_run(plan: Plan, name: str, architecture: str, seed: int) -> Run:
-    flags = final_flags(plan.config)
-    flags += ["--architecture", architecture, "--seed", f"{seed}"]
-    if architecture == "random":  # of as many nodes as those that are found
-        nodes = getattr(plan.search.search_space, "nodes", None)
-        flags += [f"--{plan.search.space_field}.nodes", f"{nodes}"] if nodes else []
-    settings, cell = train_final.read_architecture(train_final.parse(flags))
-    settings = settings.with_space(**plan.sizes["final"])
-    expected = {
-        "configuration": {
-            name: value
-            for name, value in train_final.settings(settings).items()
-            if name not in (*PLACES, "architecture")
-        },
-        "architecture": settings.search_space.to_json(cell),
-        "epochs": settings.epochs,
-        "data": plan.data["final"],
-    }
-    return Run(name, "train_final", tuple(flags), expected)
+    return cells.final_run(
+        *(name, final_flags(plan.config), architecture, seed, plan.search),
+        *(plan.sizes["final"], plan.data["final"]),
+    )
 
 
 def experiment(plan: Plan, pool: Pool) -> Results:
@@ -179,18 +165,18 @@ def experiment(plan: Plan, pool: Pool) -> Results:
     if not any(found for of_arm in arms.values() for found in of_arm):
         raise NoResult("no search has finished")
 
-    cells = {
+    architectures = {
         (arm.name, seed): str(plan.runs / run.name / "best.json")
         for arm, runs in searches.items()
         for seed, run in enumerate(runs)
         if arms[arm][seed]
     }
-    cells |= {("random", seed): "random" for seed in range(config.random_cells)}
+    architectures |= {("random", seed): "random" for seed in range(config.random_cells)}
     for name in plan.task.cells():
-        cells |= {(name, seed): name for seed in range(config.seeds)}
+        architectures |= {(name, seed): name for seed in range(config.seeds)}
     finals = {
         (name, seed): final_run(plan, f"final/{name}_{seed}", architecture, seed)
-        for (name, seed), architecture in cells.items()
+        for (name, seed), architecture in architectures.items()
     }
     pool.execute("final", list(finals.values()))
     return Results(

@@ -1,6 +1,6 @@
 """The cells that searches find, trained from scratch, beside random and published ones."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from experiments.grid.plan import Plan, Results, Searched, final_flags
 from experiments.running import records
 from experiments.running.intervals import interval, kendall_tau
 from experiments.running.pool import Run
-from experiments.spaces.settings import PLACES
+from experiments.spaces.settings import PLACES, SearchRun
 
 RANDOM = "random"
 PARTS = ("validation", "test")
@@ -30,19 +30,41 @@ def runs(plan: Plan, found: Mapping[tuple[str, int], Path]) -> dict[tuple[str, i
     for name in plan.task.cells():
         cells |= {(name, seed): name for seed in range(plan.config.seeds)}
     return {
-        (name, seed): _run(plan, f"final/{folders.get(name, name)}_{seed}", architecture, seed)
+        (name, seed): final_run(
+            f"final/{folders.get(name, name)}_{seed}",
+            final_flags(plan.config),
+            *(architecture, seed, plan.settings[plan.arms[0].name][0], plan.sizes, plan.final_data),
+        )
         for (name, seed), architecture in cells.items()
     }
 
 
-def _run(plan, name, architecture, seed):
-    flags = [*final_flags(plan.config), "--architecture", architecture, "--seed", f"{seed}"]
-    searched = plan.settings[plan.arms[0].name][0]
+def final_run(
+    name: str,
+    flags: Sequence[str],
+    architecture: str,
+    seed: int,
+    searched: SearchRun,
+    sizes: Mapping[str, object],
+    data: Mapping[str, object],
+) -> Run:
+    """The training of one architecture from scratch.
+
+    Args:
+      name: of the run's folder.
+      flags: that all trainings have in common.
+      architecture: as experiments.train_final takes it.
+      seed: of the training, and of the architecture if it is random.
+      searched: a search, as large as which a random architecture is.
+      sizes: what the data decide about the space.
+      data: what they are known by.
+    """
+    flags = [*flags, "--architecture", architecture, "--seed", f"{seed}"]
     nodes = getattr(searched.search_space, "nodes", None)
     if architecture == RANDOM and nodes:  # of as many as those that are found
         flags += [f"--{searched.space_field}.nodes", f"{nodes}"]
     settings, cell = train_final.read_architecture(train_final.parse(flags))
-    settings = settings.with_space(**plan.sizes)
+    settings = settings.with_space(**sizes)
     expected = {
         "configuration": {
             name: value
@@ -51,6 +73,7 @@ def _run(plan, name, architecture, seed):
         },
         "architecture": settings.search_space.to_json(cell),
         "epochs": settings.epochs,
+        "data": data,
     }
     return Run(name, "train_final", tuple(flags), expected)
 

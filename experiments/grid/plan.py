@@ -37,6 +37,7 @@ class Plan(NamedTuple):
     data: dict[str, list[dict]]  # in the same way, by what their data are known
     accuracies: dict[str, float]  # the truth, by architecture; empty if there is none
     sizes: dict[str, object]  # what the data of final trainings decide about the space
+    final_data: dict[str, object]  # by what these data are known
     out: Path
     runs: Path
 
@@ -113,7 +114,7 @@ def plan_of(config: Grid) -> Plan:
         arms,
         *settings_of(config, arms),
         {} if config.truth is None else truth.read(config.truth, config.column),
-        sizes_of_finals(config, arms) if config.cells else {},
+        *(data_of_finals(config, arms) if config.cells else ({}, {})),
         out=folder,
         runs=config.runs or folder.with_name(f"{folder.name}_runs"),
     )
@@ -146,13 +147,16 @@ def _more(flag, text, config):
     return command_line.words(flag, text, [*TAKEN, *["data-dir"] * bool(config.data_dir)])
 
 
-def sizes_of_finals(config: Grid, arms: Sequence[Arm]) -> dict[str, object]:
-    """What their data decide about the space; refuses what they would refuse."""
+def data_of_finals(
+    config: Grid, arms: Sequence[Arm]
+) -> tuple[dict[str, object], dict[str, object]]:
+    """What their data decide about the space, and are known by; refuses what they would refuse."""
     task = spaces.find(config.space)
     taken = {"random", *task.cells()} & {arm.folder for arm in arms}
     if taken:
         raise ValueError(f"with --cells, no arm can be called {taken.pop()}, as a cell is")
-    return task.sizes(task.read(train_final.parse(final_flags(config))))
+    corpus = task.read(train_final.parse(final_flags(config)))
+    return task.sizes(corpus), task.fingerprint(corpus)
 
 
 def settings_of(

@@ -69,53 +69,13 @@ class Importances:
     seeds_per_call: Size = 2
     """Seeds trained in one call, dealt out to all devices; what is kept if interrupted."""
 
-    l2_strengths: Strengths = (
-        1e-4,
-        1e-3,
-        1e-2,
-        1e-1,
-        1e0,
-        1e1,
-        1e2,
-        1e3,
-        1e4,
-    )
+    l2_strengths: Strengths = (1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2, 1e3, 1e4)
     """Strengths to choose from for the L2 anchor."""
-    fisher_strengths: Strengths = (
-        1e0,
-        1e1,
-        1e2,
-        1e3,
-        1e4,
-        1e5,
-        1e6,
-        1e7,
-        1e8,
-    )
+    fisher_strengths: Strengths = (1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
     """Strengths to choose from for the empirical Fisher."""
-    mas_strengths: Strengths = (
-        1e-4,
-        1e-3,
-        1e-2,
-        1e-1,
-        1e0,
-        1e1,
-        1e2,
-        1e3,
-        1e4,
-    )
+    mas_strengths: Strengths = (1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2, 1e3, 1e4)
     """Strengths to choose from for MAS."""
-    si_strengths: Strengths = (
-        1e-4,
-        1e-3,
-        1e-2,
-        1e-1,
-        1e0,
-        1e1,
-        1e2,
-        1e3,
-        1e4,
-    )
+    si_strengths: Strengths = (1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2, 1e3, 1e4)
     """Strengths to choose from for SI."""
     images: Size = 200
     """Images that the Fisher and MAS are computed from, after each task."""

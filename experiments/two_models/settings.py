@@ -79,19 +79,7 @@ class TwoModels:
         1e9,
     )
     """Strengths of WPL to choose from."""
-    l2_strengths: Strengths = (
-        1e-5,
-        1e-4,
-        1e-3,
-        3e-3,
-        1e-2,
-        3e-2,
-        0.1,
-        1.0,
-        1e1,
-        1e2,
-        1e3,
-    )
+    l2_strengths: Strengths = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 1.0, 1e1, 1e2, 1e3)
     """Strengths of the L2 anchor (F = 1) to choose from."""
     check_strengths: Strengths = (1e-2, 1e-1, 1e0, 1e1)
     """Strengths of the L2 anchor at which it is also trained otherwise; none for no such check."""

@@ -7,7 +7,8 @@ First, what the device can do at most. The searches are the presets ``paper`` of
 on random words and pixels of a fixed seed, which take as long as real ones. A step's time includes
 its share of what is done once an architecture: with WPL, also the Fisher of a validation batch and
 the move of the anchor. What is measured of the architectures (err1, err2) is left out. Products are
-rounded as JAX does by default, on NVIDIA's tensor cores to TF32, unless a row says ``float32``.
+rounded as JAX does by default, on NVIDIA's tensor cores to TF32, unless a row says ``float32``, or
+``bfloat16``, which activations are then as well.
 """
 
 import dataclasses
@@ -92,16 +93,19 @@ def fishers():
 
 
 def steps(name):
-    """Plain, and with WPL."""
+    """Plain, and with WPL, in several precisions."""
     config = spaces.find(name).searches["paper"]
     data = end_to_end.data_of(config)
     plain, wpl = (dataclasses.replace(config, method=m, warmup_epochs=0) for m in ("none", "wpl"))
+    half = {"compute_dtype": "bfloat16"}
     table = compare(
         f"A training step of preset paper of {name}",
         {
             "plain": functools.partial(step, plain, data),
             "WPL": functools.partial(step, wpl, data),
             "plain, float32": functools.partial(step, plain, data, "highest"),
+            "plain, bfloat16": functools.partial(step, plain.with_space(**half), data),
+            "WPL, bfloat16": functools.partial(step, wpl.with_space(**half), data),
         },
         repeats=7,
     )

@@ -15,6 +15,7 @@ from wpl_jax.settings import (
     Unfit,
     check,
 )
+from wpl_jax.spaces.precision import ComputeDtype
 
 Accuracy = Annotated[float, Range(1e-6, 1, below=True)]
 Repetitions = Annotated[int, Range(2, 10_000)]  # for an interval over seeds
@@ -40,6 +41,8 @@ class TwoModels:
     """Independent repetitions: initial weights, data order and Fisher images. At least 2."""
     width: Width = 100
     """Units in each hidden layer."""
+    compute_dtype: ComputeDtype = "float32"
+    """What activations are. bfloat16: half the bits, for a GPU or TPU; the rest stays float32."""
     batch_size: Size = 64
     """Images in a training step."""
     a_steps: Size = 5_000

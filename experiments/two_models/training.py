@@ -15,6 +15,7 @@ from flax import linen as nn
 import wpl_jax
 from experiments.two_models.settings import TwoModels
 from wpl_jax.data import Images, Splits
+from wpl_jax.spaces.precision import ComputeDtype, wide
 
 NEVER = 2.0  # an accuracy that is not reached: A trains to the end
 FROZEN = 1e30  # a strength at which the proximal step leaves a weight exactly where it was
@@ -74,22 +75,27 @@ class MLP(nn.Module):
     depth: int
     width: int
     classes: int = 10
+    compute_dtype: ComputeDtype = "float32"
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         x = images.reshape(*images.shape[:-3], -1) / 255.0
         for i in range(self.depth):
-            x = nn.relu(nn.Dense(self.width, kernel_init=init, name=f"layer_{i}")(x))
-        return nn.Dense(self.classes, kernel_init=init, name="classifier")(x)
+            x = nn.relu(self._dense(self.width, f"layer_{i}")(x))
+        return wide(self._dense(self.classes, "classifier")(x))
+
+    def _dense(self, features, name):
+        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        dtype = jnp.dtype(self.compute_dtype)
+        return nn.Dense(features, dtype=dtype, kernel_init=init, name=name)
 
 
 def model_a(config: TwoModels) -> MLP:
-    return MLP(depth=4, width=config.width)
+    return MLP(depth=4, width=config.width, compute_dtype=config.compute_dtype)
 
 
 def model_b(config: TwoModels) -> MLP:
-    return MLP(depth=6, width=config.width)
+    return MLP(depth=6, width=config.width, compute_dtype=config.compute_dtype)
 
 
 def run(

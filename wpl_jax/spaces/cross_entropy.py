@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from wpl_jax.spaces.precision import wide
+
 __all__ = ["linear_cross_entropy"]
 
 _MAX_LOGITS = 2**22  # logits that exist at a time: 16 MiB in float32
@@ -23,6 +25,9 @@ def linear_cross_entropy(
     the gradients of a chunk are computed as soon as its logits exist, so that one chunk of them is
     all that ever does, and each logit is computed and exponentiated once. Differentiable once.
 
+    Products are of the dtype of ``hidden``, to which the decoder's weights are rounded, and are
+    summed in at least float32 (:mod:`wpl_jax.spaces.precision`).
+
     Args:
       hidden: float [tokens, units].
       kernel: the decoder's weights, float [vocabulary, units]: an embedding, where they are tied.
@@ -42,10 +47,11 @@ def linear_cross_entropy(
       >>> print((nll / 3).round(3))  # log 8: all words are equally likely
       2.079
     """
+    kernel, bias = kernel.astype(hidden.dtype), bias.astype(hidden.dtype)
 
     def add(_, chunk):
         (hidden,) = chunk
-        exp, top = _exp(hidden @ kernel.T + bias[None])
+        exp, top = _exp(_product(hidden, kernel.T) + bias[None])
         return None, jnp.log(exp.sum(-1)) + top
 
     _, normalisers = jax.lax.scan(add, None, _chunks(len(bias), hidden))
@@ -59,30 +65,35 @@ def _forward(hidden, kernel, bias, labels, weights):
     be take the bias and its gradient with them, as the weight of an input that is 1, and what is
     the labels' alone is left to the end.
     """
+    dtypes, dtype = (hidden.dtype, kernel.dtype, bias.dtype), hidden.dtype
+    kernel, bias = kernel.astype(dtype), bias.astype(dtype)
     with_bias = jnp.concatenate([kernel, bias[:, None]], 1)
 
     def add(grad, chunk):
         hidden, weights = chunk
         inputs = jnp.pad(hidden, ((0, 0), (0, 1)), constant_values=1)
-        exp, top = _exp(inputs @ with_bias.T)
+        exp, top = _exp(_product(inputs, with_bias.T))
         total = exp.sum(-1)
-        grad = grad + (inputs * (weights / total)[:, None]).T @ exp
-        return grad, (exp @ kernel / total[:, None], jnp.log(total) + top)
+        shares = (inputs * (weights / total)[:, None]).astype(dtype)
+        exp = exp.astype(dtype)
+        grad = grad + _product(shares.T, exp)
+        return grad, (_product(exp, kernel) / total[:, None], jnp.log(total) + top)
 
-    start = jnp.zeros_like(with_bias.T)
+    start = wide(jnp.zeros_like(with_bias.T))
     grad, chunks = jax.lax.scan(add, start, _chunks(len(bias), hidden, weights))
     expected, normalisers = (_joined(x, len(labels)) for x in chunks)
     nll = normalisers - _label(hidden, kernel, bias, labels)
-    return weights @ nll, (
+    gradients = (
         (expected - kernel[labels]) * weights[:, None],
         grad[:-1].T.at[labels].add(-hidden * weights[:, None]),
         grad[-1].at[labels].add(-weights),
-        nll,
     )
+    gradients = (g.astype(d) for g, d in zip(gradients, dtypes, strict=True))
+    return weights @ nll, (*gradients, nll)
 
 
 def _backward(gradients, cotangent):
-    hidden, kernel, bias, nll = jax.tree.map(lambda g: cotangent * g, gradients)
+    hidden, kernel, bias, nll = (cotangent.astype(g.dtype) * g for g in gradients)
     return hidden, kernel, bias, None, nll
 
 
@@ -111,6 +122,11 @@ def _joined(chunks, tokens):
     return chunks.swapaxes(0, 1).reshape(-1, *chunks.shape[2:])[:tokens]
 
 
+def _product(left, right):
+    dtype = jnp.promote_types(left.dtype, jnp.float32)
+    return jnp.matmul(left, right, preferred_element_type=dtype)
+
+
 def _exp(logits):
     """Exponentials [tokens, vocabulary] of the logits less their maxima; and these, [tokens]."""
     top = logits.max(-1)
@@ -120,4 +136,4 @@ def _exp(logits):
 def _label(hidden, kernel, bias, labels):
     """The labels' logits: taken from the logits, they would hold these beside the exponentials."""
     own = kernel.at[labels].get(mode="fill", fill_value=jnp.nan)
-    return (hidden * own).sum(-1) + bias[labels]
+    return (wide(hidden) * own).sum(-1) + bias[labels]

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from wpl_jax.settings import Count, Range, check
+from wpl_jax.spaces.precision import ComputeDtype
 
 __all__ = [
     "ImageSpace",
@@ -157,6 +158,9 @@ class ImageSpace:
     """In training every other image is mirrored, at random."""
     cutout: Count = 0
     """In training a square of so many pixels is blanked, at a random place; 0 for none."""
+    compute_dtype: ComputeDtype = "float32"
+    """What images are within the network. bfloat16: half the bits, for a GPU or TPU; \
+parameters, statistics and the loss stay float32."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""

@@ -6,7 +6,8 @@ a 1×1 convolution is a matrix product for each row, whose operands are the imag
 3×3 is such a product of three rows by three columns of the kernel, whose results are shifted and
 added. On a CPU XLA's own depthwise convolution takes 12 to 16 times as long, its max pooling 7
 times, forward and backward (``python -m benchmarks.micro_cnn``). Devices that share a batch hold a
-group or more each.
+group or more each. All compute in the dtype of the images, and round their weights to it
+(:mod:`wpl_jax.spaces.precision`).
 
 All but ``convolution_3x3`` are of stride 1; a stride is a slice of the result. A space writes the
 operations of its edges as *branches*, functions ``branch(x, weights, given)`` that return an image
@@ -35,6 +36,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from wpl_jax.spaces.precision import wide
 
 __all__ = [
     "CHANNELS",
@@ -149,7 +152,13 @@ def _product(x, kernel):
 
 def _product_gradient(x, cotangent):
     """The gradient of the kernel."""
-    return jnp.einsum("ghdk,ghck->ghdc", _rows(cotangent), _rows(x)).sum((0, 1))
+    return _sums("ghdk,ghck->ghdc", _rows(cotangent), _rows(x)).sum((0, 1))
+
+
+def _sums(subscripts, *operands):
+    """Sums of products in at least float32, whatever is multiplied."""
+    dtype = jnp.promote_types(jnp.result_type(*operands), jnp.float32)
+    return jnp.einsum(subscripts, *operands, preferred_element_type=dtype)
 
 
 def _pointwise_forward(x, kernel):
@@ -168,12 +177,12 @@ pointwise.defvjp(_pointwise_forward, _pointwise_backward)
 
 
 def _of_dtypes(grads, primals):
-    """Gradients in the dtypes of what they belong to, which may be a mixture."""
+    """Gradients in the dtypes of what they belong to, images and weights."""
     return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, primals)
 
 
 def _for_rows(kernel, x):
-    return jnp.broadcast_to(kernel, (*x.shape[:2], *kernel.shape))
+    return jnp.broadcast_to(kernel.astype(x.dtype), (*x.shape[:2], *kernel.shape))
 
 
 def _rows(x):
@@ -255,6 +264,7 @@ def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     Differentiable once.
     """
+    kernel = kernel.astype(x.dtype)
     return sum(
         _over_channels(kernel[:, i, j]) * block
         for i, row in enumerate(_shifted(x, kernel.shape[-1]))
@@ -274,11 +284,11 @@ def _depthwise_backward(saved, cotangent):
     x, kernel = saved
     size, width = kernel.shape[-1], x.shape[WIDTH]
     rows = [
-        jnp.einsum("ghcvn,ghcwn->ghcvw", block, cotangent).sum((0, 1))
+        _sums("ghcvn,ghcwn->ghcvw", block, cotangent).sum((0, 1))
         for block in _blocks(_pad(x, size, (HEIGHT, WIDTH), 0), size, HEIGHT)
     ]
     places = jnp.stack([jnp.eye(width + size - 1, width, -j) for j in range(size)])
-    grad = jnp.einsum("icvw,jvw->cij", jnp.stack(rows), places.astype(x.dtype))
+    grad = jnp.einsum("icvw,jvw->cij", jnp.stack(rows), places.astype(rows[0].dtype))
     return _of_dtypes((depthwise(cotangent, kernel[:, ::-1, ::-1]), grad), saved)
 
 
@@ -311,7 +321,7 @@ def batch_norm(
 ) -> tuple[jax.Array, jax.Array]:
     """Batch norm by the batch's statistics or those given; and the batch's, [2, channels].
 
-    No gradient passes through the statistics that are returned.
+    Statistics are of at least float32. No gradient passes through those that are returned.
 
     Args:
       x: images.
@@ -321,9 +331,11 @@ def batch_norm(
     normal, new = _normalised(x)
     if given is not None:
         mean, variance = given
-        normal = (x - _over_channels(mean)) * _over_channels(_inverse_deviation(variance))
+        centred = wide(x) - _over_channels(mean)
+        normal = (centred * _over_channels(_inverse_deviation(variance))).astype(x.dtype)
     if params is not None:
-        normal = normal * _over_channels(params["scale"]) + _over_channels(params["bias"])
+        scaled = wide(normal) * _over_channels(params["scale"])
+        normal = (scaled + _over_channels(params["bias"])).astype(x.dtype)
     return normal, new
 
 
@@ -333,20 +345,22 @@ def _normalised(x):
 
 
 def _normalised_forward(x):
-    mean = _mean(x)
-    centred = x - _over_channels(mean)
+    mean = _mean(wide(x))
+    centred = wide(x) - _over_channels(mean)
     variance = _mean(jnp.square(centred))
     scale = _inverse_deviation(variance)
-    normal = centred * _over_channels(scale)
+    normal = (centred * _over_channels(scale)).astype(x.dtype)
     return (normal, jnp.stack([mean, variance])), (normal, scale)
 
 
 def _normalised_backward(saved, cotangents):
     """As JAX has it, with fewer passes over the images."""
     (normal, scale), (cotangent, _) = saved, cotangents
+    dtype = normal.dtype
+    normal, cotangent = wide(normal), wide(cotangent)
     straight = cotangent - _over_channels(_mean(cotangent))
     grad = straight - normal * _over_channels(_mean(cotangent * normal))
-    return (grad * _over_channels(scale),)
+    return ((grad * _over_channels(scale)).astype(dtype),)
 
 
 _normalised.defvjp(_normalised_forward, _normalised_backward)
@@ -365,11 +379,13 @@ def _over_channels(x):
 
 
 def classify(features: jax.Array, params: Mapping[str, jax.Array]) -> jax.Array:
-    """Logits, [batch, classes], of features, [groups, channels, batch / groups].
+    """Logits, [batch, classes], of features, [groups, channels, batch / groups]; at least float32.
 
     Args:
       features: of each image, such as means over height and width.
       params: ``kernel``, float [classes, channels], and ``bias``, float [classes].
     """
-    logits = jnp.einsum("gcn,dc->gnd", features, params["kernel"]) + params["bias"][None, None]
+    logits = (
+        jnp.einsum("gcn,dc->gnd", wide(features), params["kernel"]) + params["bias"][None, None]
+    )
     return logits.reshape(-1, logits.shape[-1])

@@ -39,6 +39,7 @@ from wpl_jax.spaces.operations import (
     run_one,
 )
 from wpl_jax.spaces.parameters import Normal, drawn
+from wpl_jax.spaces.precision import rounded, wide
 
 SEPARABLE = {"sep_conv_3x3": 3, "sep_conv_5x5": 5}  # and the size of their kernels
 STAGES = 3
@@ -174,9 +175,9 @@ class Network(ImageSpace):
           key: for drop-path; nothing is dropped without it.
           progress: the share of training that has passed; multiplies the rate of drop-path.
         """
-        x = inward(images, self.groups)
+        x = inward(rounded(images, self.compute_dtype), self.groups)
         given: Params = statistics if statistics is not None else {}
-        keep = self._keep(architecture, key, progress, len(images), x.dtype)
+        keep = self._keep(architecture, key, progress, len(images), wide(x).dtype)
         new: Params = {"stages": [], "inputs": []}
         auxiliary = None
         x = convolution_3x3(x, params["stem"]["kernel"], self.stem_stride)
@@ -205,7 +206,7 @@ class Network(ImageSpace):
                 keep[stage],
             )
             new["stages"].append(stats)
-        pooled = jax.nn.relu(states[1]).mean((HEIGHT, WIDTH))
+        pooled = wide(jax.nn.relu(states[1])).mean((HEIGHT, WIDTH))
         return Output(classify(pooled, params["classifier"]), auxiliary, new)
 
     def init_statistics(self) -> Params:
@@ -241,7 +242,7 @@ class Network(ImageSpace):
                 (node, source, operation), weights, given, keep = inputs
                 y, stats = run_one(BRANCHES, operation, hidden[source], weights, given)
                 if keep is not None:
-                    y *= keep[:, None, None, None]
+                    y *= keep[:, None, None, None].astype(y.dtype)
                 return hidden.at[node].add(y), stats
 
             hidden = jnp.zeros((self.nodes + 2, *states[1].shape), states[1].dtype)
@@ -349,7 +350,7 @@ def _max_pool(x, weights, given):
 
 
 def _no_statistics(x):
-    return jnp.zeros((2, 2, x.shape[CHANNELS]), x.dtype)
+    return jnp.zeros((2, 2, x.shape[CHANNELS]), wide(x).dtype)
 
 
 def _separable(name):

@@ -29,6 +29,7 @@ from wpl_jax.spaces.operations import (
     run_one,
 )
 from wpl_jax.spaces.parameters import Normal, drawn
+from wpl_jax.spaces.precision import rounded, wide
 
 CONVOLUTIONS = ("nor_conv_1x1", "nor_conv_3x3")
 NODES = 4
@@ -168,7 +169,10 @@ class Network(ImageSpace):
         """The output, and the sum of what ``watch`` makes of the input of each ReLU."""
         new: Params = {"stages": [], "blocks": []}
         x, new["stem"] = _convolve(
-            inward(images, self.groups), params["stem"], given.get("stem"), stride=1
+            inward(rounded(images, self.compute_dtype), self.groups),
+            params["stem"],
+            given.get("stem"),
+            stride=1,
         )
         watched = []
         for stage, weights in enumerate(params["stages"]):
@@ -187,7 +191,7 @@ class Network(ImageSpace):
             watched.append(jax.tree.map(lambda leaf: leaf.sum(0), of_cells))
         x, new["norm"] = batch_norm(x, params["norm"], given.get("norm"))
         watched.append(watch(x))
-        pooled = jax.nn.relu(x).mean((HEIGHT, WIDTH))
+        pooled = wide(jax.nn.relu(x)).mean((HEIGHT, WIDTH))
         return Output(classify(pooled, params["classifier"]), new), _sum(watched)
 
     def init_statistics(self) -> Params:
@@ -296,7 +300,7 @@ def _average_pool(x, weights, given):
 
 
 def _no_statistics(x):
-    return jnp.zeros((2, x.shape[CHANNELS]), x.dtype)
+    return jnp.zeros((2, x.shape[CHANNELS]), wide(x).dtype)
 
 
 def _convolution(name, operation):

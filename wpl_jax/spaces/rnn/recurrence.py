@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from wpl_jax.spaces.precision import wide
 from wpl_jax.spaces.rnn.architecture import ACTIVATIONS, Architecture
 
 _RELU, _IDENTITY, _SIGMOID = map(ACTIVATIONS.index, ("relu", "identity", "sigmoid"))
@@ -20,6 +21,8 @@ def run(
     hidden: jax.Array,
 ) -> jax.Array:
     """Hidden states of a cell, float [time, batch, units]. Differentiable once.
+
+    They are of the dtype of ``hidden``, to which the kernels are rounded.
 
     In the gradient, that of each kernel is one product over all time steps, and activations are
     differentiated from their values: left to JAX, every time step would add to every kernel's.
@@ -39,7 +42,7 @@ def run(
 
 def _forward(max_norm, architecture, recurrent, edges, projected, hidden):
     """The hidden states, and what the gradient is computed from."""
-    kernels = [recurrent, *edges]
+    kernels = [kernel.astype(hidden.dtype) for kernel in (recurrent, *edges)]
     kinds, weights = _kinds(architecture, len(recurrent)), _mean_weights(architecture, hidden.dtype)
 
     def step(hidden, projected):
@@ -60,22 +63,22 @@ def _forward(max_norm, architecture, recurrent, edges, projected, hidden):
         return hidden, (hidden, (mean, reads, values))
 
     _, (states, saved) = jax.lax.scan(step, hidden, projected)
-    return states, (architecture, kernels, *saved)
+    return states, (architecture, recurrent, edges, *saved)
 
 
 def _backward(max_norm, saved, cotangents):
-    architecture, kernels, means, reads, values = saved
-    kinds, weights = _kinds(architecture, len(kernels[0])), _mean_weights(architecture, means.dtype)
-    transposed = [kernel.T for kernel in kernels]
+    architecture, recurrent, edges, means, reads, values = saved
+    kinds, weights = _kinds(architecture, len(recurrent)), _mean_weights(architecture, means.dtype)
+    transposed = [kernel.T.astype(means.dtype) for kernel in (recurrent, *edges)]
 
     def step(cotangent, inputs):
         of_state, mean, reads, values = inputs
         (of_mean,) = jax.vjp(lambda x: clip_norm(x, max_norm), mean)[1](of_state + cotangent)
         of_reads: dict[int, jax.Array] = {}
         of_products: dict[int, jax.Array] = {}
-        for j in reversed(range(len(kernels))):
+        for j in reversed(range(len(transposed))):
             of_node = weights[j] * of_mean
-            for k in range(j + 1, len(kernels)):
+            for k in range(j + 1, len(transposed)):
                 of_node += jnp.where(architecture.predecessors[k - 1] == j, of_reads[k], 0)
             gate, new = jnp.split(values[j], 2, axis=-1)
             of_value = jnp.concatenate([of_node * (new - reads[j]), of_node * gate], axis=-1)
@@ -87,10 +90,16 @@ def _backward(max_norm, saved, cotangents):
         step, jnp.zeros_like(means[0]), (cotangents, means, reads, values), reverse=True
     )
     # Over time and batch without a reshape, which no batch split over devices would survive.
+    dtype = wide(means[:0]).dtype
     of_kernels = jnp.stack(
-        [jnp.tensordot(read, of_products[j], ((0, 1), (0, 1))) for j, read in enumerate(reads)]
+        [
+            jnp.tensordot(read, of_products[j], ((0, 1), (0, 1)), preferred_element_type=dtype)
+            for j, read in enumerate(reads)
+        ]
     )
-    return None, of_kernels[0], of_kernels[1:], of_products[0], of_hidden
+    of_recurrent, of_edges = of_kernels[0], of_kernels[1:]
+    of_weights = of_recurrent.astype(recurrent.dtype), of_edges.astype(edges.dtype)
+    return None, *of_weights, of_products[0], of_hidden
 
 
 run.defvjp(_forward, _backward)
@@ -125,6 +134,7 @@ def _slope(y, kinds):
 
 def clip_norm(x: jax.Array, max_norm: float) -> jax.Array:
     """Scale down what has a norm over the last axis above ``max_norm``."""
-    square = jnp.sum(x**2, axis=-1, keepdims=True)
+    square = jnp.sum(wide(x) ** 2, axis=-1, keepdims=True)
     over = square > max_norm**2
-    return x * jnp.where(over, max_norm * jax.lax.rsqrt(jnp.where(over, square, 1)), 1)
+    factor = jnp.where(over, max_norm * jax.lax.rsqrt(jnp.where(over, square, 1)), 1)
+    return x * factor.astype(x.dtype)

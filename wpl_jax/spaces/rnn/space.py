@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from wpl_jax.settings import Few, Nonnegative, Positive, Share, Size, check
 from wpl_jax.spaces import parameters
 from wpl_jax.spaces.cross_entropy import linear_cross_entropy
+from wpl_jax.spaces.precision import ComputeDtype, rounded, wide
 from wpl_jax.spaces.rnn import architecture as cells
 from wpl_jax.spaces.rnn.architecture import ACTIVATIONS, Architecture
 from wpl_jax.spaces.rnn.recurrence import run
@@ -53,6 +54,9 @@ class RNN:
     """Initial weights are uniform between minus and plus this."""
     reward_scale: Positive = 80.0
     """The reward is this over the perplexity."""
+    compute_dtype: ComputeDtype = "float32"
+    """What words and hidden states are within the model. bfloat16: half the bits, for a GPU or \
+TPU; parameters, statistics and the loss stay float32."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -154,9 +158,9 @@ class RNN:
         output, dropped, hidden = self._outputs(params, architecture, batch, hidden, key)
         loss = self._nll(params, dropped, labels) / labels.size
         if self.activation_regularisation:
-            loss += self.activation_regularisation * jnp.mean(dropped**2)
+            loss += self.activation_regularisation * jnp.mean(wide(dropped) ** 2)
         if self.temporal_regularisation:
-            change = output[:, 1:] - output[:, :-1]
+            change = wide(output[:, 1:]) - output[:, :-1]
             loss += self.temporal_regularisation * jnp.mean(change**2)
         return loss, hidden
 
@@ -174,7 +178,7 @@ class RNN:
         """
         hidden = jax.lax.stop_gradient(hidden)
         _, dropped, hidden = self._outputs(params, architecture, batch, hidden, key)
-        outputs = dropped.reshape(-1, self.units)
+        outputs = wide(dropped.reshape(-1, self.units))
         logits = outputs @ params["embedding"].T + params["decoder_bias"][None]
         return jax.nn.log_softmax(logits), hidden
 
@@ -186,7 +190,7 @@ class RNN:
         dropped = output
         if out_key is not None and self.output_dropout:
             keep = _keep(out_key, self.output_dropout, (output.shape[0], 1, self.units))
-            dropped = output * keep
+            dropped = output * keep.astype(output.dtype)
         return output, dropped, hidden
 
     def score(
@@ -212,7 +216,7 @@ class RNN:
         """
         inputs, labels = batch[:, :-1], batch[:, 1:]
         output, hidden = self.apply(params, architecture, inputs, hidden)
-        count = jnp.asarray(labels.size, output.dtype) if weights is None else weights.sum()
+        count = jnp.asarray(labels.size, wide(output).dtype) if weights is None else weights.sum()
         return (self._nll(params, output, labels, weights), count), hidden
 
     def error(self, mean_score: jax.Array) -> jax.Array:
@@ -256,18 +260,21 @@ class RNN:
         edges = params["edges"]
         if len(edges) != self.nodes - 1:  # not the cell's own already
             edges = edges[cells.edge_index(architecture)]
-        projected = jnp.swapaxes(embedded, 0, 1) @ params["input"]
-        states = run(self.max_hidden_norm, architecture, recurrent, edges, projected, hidden)
-        hidden = states[-1]
+        embedded = rounded(jnp.swapaxes(embedded, 0, 1), self.compute_dtype)
+        projected = embedded @ params["input"].astype(embedded.dtype)
+        start = rounded(hidden, self.compute_dtype)
+        states = run(self.max_hidden_norm, architecture, recurrent, edges, projected, start)
+        hidden = states[-1].astype(hidden.dtype)
         if self.batch_norm:  # over the batch: over time, the future would be seen
-            mean, variance = states.mean(1, keepdims=True), states.var(1, keepdims=True)
-            states = (states - mean) * jax.lax.rsqrt(variance + 1e-5)
+            x = wide(states)
+            mean, variance = x.mean(1, keepdims=True), x.var(1, keepdims=True)
+            x = (x - mean) * jax.lax.rsqrt(variance + 1e-5)
             scale, bias = params["norm"]["scale"], params["norm"]["bias"]
-            states = states * scale[None, None] + bias[None, None]
+            states = (x * scale[None, None] + bias[None, None]).astype(states.dtype)
         return jnp.swapaxes(states, 0, 1), hidden
 
     def _nll(self, params, output, labels, weights=None):
-        weights = jnp.ones(labels.shape, output.dtype) if weights is None else weights
+        weights = jnp.ones(labels.shape, wide(output).dtype) if weights is None else weights
         return linear_cross_entropy(
             output.reshape(-1, self.units),
             params["embedding"],

@@ -6,6 +6,9 @@ SHELL := bash
 PYTHON ?= python3
 # Further arguments to pytest, for example PYTEST_ARGS='-m slow'.
 PYTEST_ARGS ?=
+# Of make soak: how often each script is killed, and where its times come from.
+KILLS ?= 10
+SEED ?= 0
 
 BIN := .venv/bin
 STAMP := .venv/.stamp
@@ -36,6 +39,10 @@ experiment: $(STAMP)  ## all of that experiment on 5,000 images: immature A, riv
 .PHONY: test
 test: lint  ## check style and types, then run the tests and the examples in docstrings
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+.PHONY: soak
+soak: $(STAMP)  ## kill scripts at random times, KILLS of each, and compare what they leave; minutes
+	$(BIN)/python tests/soak.py --kills $(KILLS) --seed $(SEED)
 
 .PHONY: lint
 lint: $(STAMP)  ## check style and types

@@ -222,7 +222,7 @@ def what_was_run(grid: Saved) -> str:
         f"Searches on {summary['task']['source']}, with the flags "
         f"`{summary['configuration']['common_flags']}` and those of the arm, and {seeds(grid)}. "
         f"A search has {span(grid, 'epochs')} epochs of {span(grid, 'architectures')} "
-        f"architectures, each of which is trained on {span(grid, 'batches')} batches. Means are "
+        f"architectures, each of which is trained on {batches(span(grid, 'batches'))}. Means are "
         f"over {epochs_that_count(grid)}.{varied}\n\n" + markdown(["arm", "flags"], rows, left=2)
     )
 
@@ -240,6 +240,10 @@ def span(grid: Saved, name: str) -> str:
     values = [arm[name] for arm in grid.arms]
     ends = f"{min(values):,}", f"{max(values):,}"
     return " to ".join(dict.fromkeys(ends))
+
+
+def batches(count: object) -> str:
+    return f"{count} batch" if str(count) == "1" else f"{count} batches"
 
 
 def choices(grid: Saved) -> str:
@@ -335,7 +339,7 @@ def ranking(grid: Saved, drawn: Sequence[str]) -> list[str]:
     parts = [
         "## How they rank all architectures",
         f"After each search, every architecture of the space is measured on the shared weights, "
-        f"on {config['rank_batches']} validation batches. The orders by its {grid.error}, by its "
+        f"on {batches(config['rank_batches'])} of validation data. The orders by its {grid.error}, by its "
         "cross-entropy, and by both cross-entropy and number of parameters, are compared with the "
         f"accuracies of `{config['truth']}`. "
         "*Regret* is what the architecture that is predicted to be the best lacks to the best. "

@@ -88,8 +88,7 @@ def _forward(hidden, kernel, bias, labels, weights):
         grad[:-1].T.at[labels].add(-hidden * weights[:, None]),
         grad[-1].at[labels].add(-weights),
     )
-    gradients = (g.astype(d) for g, d in zip(gradients, dtypes, strict=True))
-    return weights @ nll, (*gradients, nll)
+    return weights @ nll, (*(g.astype(d) for g, d in zip(gradients, dtypes, strict=True)), nll)
 
 
 def _backward(gradients, cotangent):

@@ -340,8 +340,8 @@ def ranking(grid: Saved, drawn: Sequence[str]) -> list[str]:
         "## How they rank all architectures",
         f"After each search, every architecture of the space is measured on the shared weights, "
         f"on {batches(config['rank_batches'])} of validation data. The orders by its {grid.error}, "
-        "by its cross-entropy, and by both cross-entropy and number of parameters, are compared with the "
-        f"accuracies of `{config['truth']}`. "
+        "by its cross-entropy, and by both cross-entropy and number of parameters, are compared "
+        f"with the accuracies of `{config['truth']}`. "
         "*Regret* is what the architecture that is predicted to be the best lacks to the best. "
         + "Each prediction is the mean over the architectures that compute the same. "
         * config["average_isomorphic"]

@@ -39,6 +39,7 @@ PAGES = {
     "experiments/results/search_cnn/report.md": "reports/search_cnn.md",
     "experiments/results/nas_bench_201/map/report.md": "reports/nas_bench_201_map.md",
     "experiments/results/nas_bench_201/methods/report.md": "reports/nas_bench_201_methods.md",
+    "experiments/results/nas_bench_201/sizes/report.md": "reports/nas_bench_201_sizes.md",
     "experiments/results/importances/report.md": "importances.md",
 }
 

@@ -51,13 +51,13 @@ def main() -> int:
     given = parser.parse_args()
     if unknown := set(given.scripts) - set(COMMANDS):
         parser.error(f"there is no script {unknown.pop()}; choose of {', '.join(COMMANDS)}")
-    drawn, wrong = random.Random(given.seed), 0
+    drawn, wrong = random.Random(given.seed), False
     for name in given.scripts or COMMANDS:
         with tempfile.TemporaryDirectory(prefix="soak_") as folder:
             found = soak(COMMANDS[name], Path(folder), given.kills, drawn)
         print(f"{name}: killed {given.kills} times, {found or 'nothing differs'}", flush=True)
-        wrong += bool(found)
-    return int(bool(wrong))
+        wrong |= bool(found)
+    return int(wrong)
 
 
 def soak(command: str, folder: Path, kills: int, drawn: random.Random) -> str:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from wpl_jax.spaces.precision import wide
+from wpl_jax.spaces.precision import wide, wide_dtype
 
 __all__ = ["linear_cross_entropy"]
 
@@ -122,8 +122,7 @@ def _joined(chunks, tokens):
 
 
 def _product(left, right):
-    dtype = jnp.promote_types(left.dtype, jnp.float32)
-    return jnp.matmul(left, right, preferred_element_type=dtype)
+    return jnp.matmul(left, right, preferred_element_type=wide_dtype(left, right))
 
 
 def _exp(logits):

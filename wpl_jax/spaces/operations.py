@@ -37,7 +37,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wpl_jax.spaces.precision import wide
+from wpl_jax.spaces.precision import wide, wide_dtype
 
 __all__ = [
     "CHANNELS",
@@ -157,8 +157,7 @@ def _product_gradient(x, cotangent):
 
 def _sums(subscripts, *operands):
     """Sums of products in at least float32, whatever is multiplied."""
-    dtype = jnp.promote_types(jnp.result_type(*operands), jnp.float32)
-    return jnp.einsum(subscripts, *operands, preferred_element_type=dtype)
+    return jnp.einsum(subscripts, *operands, preferred_element_type=wide_dtype(*operands))
 
 
 def _pointwise_forward(x, kernel):

@@ -13,7 +13,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-__all__ = ["ComputeDtype", "rounded", "wide"]
+__all__ = ["ComputeDtype", "rounded", "wide", "wide_dtype"]
 
 ComputeDtype = Literal["float32", "bfloat16"]
 
@@ -33,4 +33,9 @@ def rounded(x: jax.Array, compute_dtype: ComputeDtype) -> jax.Array:
 
 def wide(x: jax.Array) -> jax.Array:
     """The same in at least float32, to sum over."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(wide_dtype(x))
+
+
+def wide_dtype(*arrays: jax.Array) -> jnp.dtype:
+    """What sums of these, or of their products, are computed in: at least float32."""
+    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)

@@ -194,9 +194,14 @@ COMPARED += ["L2 anchor: --method l2 --strength 100"]
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
+    return run_and_draw(tmp_path_factory, *COMPARED)
+
+
+def run_and_draw(tmp_path_factory, *flags):
+    """The folder of a grid that has been drawn, and what it has launched."""
     folder, runs = tmp_path_factory.mktemp("grid"), Runs()
     with pytest.MonkeyPatch.context() as monkeypatch:
-        assert run(folder, monkeypatch, runs, *COMPARED, draw=True) == 0
+        assert run(folder, monkeypatch, runs, *flags, draw=True) == 0
     return folder, runs
 
 
@@ -581,10 +586,7 @@ TRAINED += ["--arms", "plain: --method none --probes 4", "WPL: --method wpl --pr
 
 @pytest.fixture(scope="module")
 def with_cells(tmp_path_factory):
-    folder, runs = tmp_path_factory.mktemp("cells"), Runs()
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        assert run(folder, monkeypatch, runs, *TRAINED, draw=True) == 0
-    return folder, runs
+    return run_and_draw(tmp_path_factory, *TRAINED)
 
 
 def test_found_random_and_published_cells_are_trained(with_cells):

@@ -39,7 +39,7 @@ from wpl_jax.spaces.operations import (
     run_one,
 )
 from wpl_jax.spaces.parameters import Normal, drawn
-from wpl_jax.spaces.precision import rounded, wide
+from wpl_jax.spaces.precision import rounded, wide, wide_dtype
 
 SEPARABLE = {"sep_conv_3x3": 3, "sep_conv_5x5": 5}  # and the size of their kernels
 STAGES = 3
@@ -177,7 +177,7 @@ class Network(ImageSpace):
         """
         x = inward(rounded(images, self.compute_dtype), self.groups)
         given: Params = statistics if statistics is not None else {}
-        keep = self._keep(architecture, key, progress, len(images), wide(x).dtype)
+        keep = self._keep(architecture, key, progress, len(images), wide_dtype(x))
         new: Params = {"stages": [], "inputs": []}
         auxiliary = None
         x = convolution_3x3(x, params["stem"]["kernel"], self.stem_stride)
@@ -350,7 +350,7 @@ def _max_pool(x, weights, given):
 
 
 def _no_statistics(x):
-    return jnp.zeros((2, 2, x.shape[CHANNELS]), wide(x).dtype)
+    return jnp.zeros((2, 2, x.shape[CHANNELS]), wide_dtype(x))
 
 
 def _separable(name):

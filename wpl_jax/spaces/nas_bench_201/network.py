@@ -29,7 +29,7 @@ from wpl_jax.spaces.operations import (
     run_one,
 )
 from wpl_jax.spaces.parameters import Normal, drawn
-from wpl_jax.spaces.precision import rounded, wide
+from wpl_jax.spaces.precision import rounded, wide, wide_dtype
 
 CONVOLUTIONS = ("nor_conv_1x1", "nor_conv_3x3")
 NODES = 4
@@ -300,7 +300,7 @@ def _average_pool(x, weights, given):
 
 
 def _no_statistics(x):
-    return jnp.zeros((2, x.shape[CHANNELS]), wide(x).dtype)
+    return jnp.zeros((2, x.shape[CHANNELS]), wide_dtype(x))
 
 
 def _convolution(name, operation):

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from wpl_jax.spaces.precision import wide
+from wpl_jax.spaces.precision import wide, wide_dtype
 from wpl_jax.spaces.rnn.architecture import ACTIVATIONS, Architecture
 
 _RELU, _IDENTITY, _SIGMOID = map(ACTIVATIONS.index, ("relu", "identity", "sigmoid"))
@@ -90,7 +90,7 @@ def _backward(max_norm, saved, cotangents):
         step, jnp.zeros_like(means[0]), (cotangents, means, reads, values), reverse=True
     )
     # Over time and batch without a reshape, which no batch split over devices would survive.
-    dtype = wide(means[:0]).dtype
+    dtype = wide_dtype(means)
     of_kernels = jnp.stack(
         [
             jnp.tensordot(read, of_products[j], ((0, 1), (0, 1)), preferred_element_type=dtype)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from wpl_jax.settings import Few, Nonnegative, Positive, Share, Size, check
 from wpl_jax.spaces import parameters
 from wpl_jax.spaces.cross_entropy import linear_cross_entropy
-from wpl_jax.spaces.precision import ComputeDtype, rounded, wide
+from wpl_jax.spaces.precision import ComputeDtype, rounded, wide, wide_dtype
 from wpl_jax.spaces.rnn import architecture as cells
 from wpl_jax.spaces.rnn.architecture import ACTIVATIONS, Architecture
 from wpl_jax.spaces.rnn.recurrence import run
@@ -216,7 +216,7 @@ TPU; parameters, statistics and the loss stay float32."""
         """
         inputs, labels = batch[:, :-1], batch[:, 1:]
         output, hidden = self.apply(params, architecture, inputs, hidden)
-        count = jnp.asarray(labels.size, wide(output).dtype) if weights is None else weights.sum()
+        count = jnp.asarray(labels.size, wide_dtype(output)) if weights is None else weights.sum()
         return (self._nll(params, output, labels, weights), count), hidden
 
     def error(self, mean_score: jax.Array) -> jax.Array:
@@ -274,7 +274,7 @@ TPU; parameters, statistics and the loss stay float32."""
         return jnp.swapaxes(states, 0, 1), hidden
 
     def _nll(self, params, output, labels, weights=None):
-        weights = jnp.ones(labels.shape, wide(output).dtype) if weights is None else weights
+        weights = jnp.ones(labels.shape, wide_dtype(output)) if weights is None else weights
         return linear_cross_entropy(
             output.reshape(-1, self.units),
             params["embedding"],

@@ -128,7 +128,8 @@ def error_against_forgetting(
 ) -> Figure:
     """One number over another: what it costs to have less of the first.
 
-    A point is the mean over seeds, a cross its 95 % intervals. Those of a group are joined.
+    A point is the mean over seeds, a cross its 95 % intervals. Those of a group are joined, and its
+    name is at the right, at the height of its last.
 
     Args:
       groups: by name, by what is written at the point (a strength, say), two arrays of shape
@@ -138,6 +139,7 @@ def error_against_forgetting(
       colors: by the name of a group.
     """
     fig, (ax,) = style.panels(1, height=4.2, xlabel=xlabel, ylabel=ylabel)
+    ends: list[tuple[float, str]] = []
     for name, points in groups.items():
         color, middles = colors[name], []
         for text, both in points.items():
@@ -146,22 +148,18 @@ def error_against_forgetting(
                 continue
             middles.append((x.mean(), y.mean()))
             if len(x) > 1 and len(y) > 1:
-                _, *ends = mean_interval(x)
-                ax.plot(ends, [y.mean()] * 2, color=color, linewidth=1, alpha=0.5)
-                _, *ends = mean_interval(y)
-                ax.plot([x.mean()] * 2, ends, color=color, linewidth=1, alpha=0.5)
+                _, *interval = mean_interval(x)
+                ax.plot(interval, [y.mean()] * 2, color=color, linewidth=1, alpha=0.5)
+                _, *interval = mean_interval(y)
+                ax.plot([x.mean()] * 2, interval, color=color, linewidth=1, alpha=0.5)
             if text:
                 ax.annotate(text, middles[-1], (4, 4), textcoords="offset points", color=color)
         if middles:
             ax.plot(*zip(*middles, strict=True), "o-", color=color, markersize=7, linewidth=1.2)
-            ax.annotate(
-                *(name, middles[-1], (7, -13)),
-                textcoords="offset points",
-                color=color,
-                weight="bold",
-            )
+            ends.append((middles[-1][1], name))
     ax.margins(x=0.15, y=0.12)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    style.label_ends(ax, ends, colors)
     return fig
 
 
@@ -234,9 +232,8 @@ def _shade(ax, epochs, warmup, text):
     left, begins = ax.get_xlim()[0], (epochs[warmup - 1] + epochs[warmup]) / 2
     ax.axvspan(left, begins, color="0.92", zorder=0)
     ax.text(
-        *((left + begins) / 2, 0.97, text),
+        *(left, 0.97, f" {text}"),
         transform=ax.get_xaxis_transform(),
-        ha="center",
         va="top",
         size="small",
         color="0.3",

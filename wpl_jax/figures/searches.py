@@ -231,9 +231,10 @@ def _shade(ax, epochs, warmup, text):
         return
     left, begins = ax.get_xlim()[0], (epochs[warmup - 1] + epochs[warmup]) / 2
     ax.axvspan(left, begins, color="0.92", zorder=0)
-    ax.text(
-        *(left, 0.97, f" {text}"),
-        transform=ax.get_xaxis_transform(),
+    ax.annotate(
+        *(text, (left, 0.97), (4, 0)),
+        xycoords=ax.get_xaxis_transform(),
+        textcoords="offset points",
         va="top",
         size="small",
         color="0.3",

@@ -157,8 +157,21 @@ def cnn():
         SEARCH: functools.partial(searching, space, split, tx, batches),
         PLASTIC: functools.partial(searching, space, split, tx, batches, 10.0, 0.01),
     }
+    height, *_ = space.image_shape
+    sizes = {
+        **{name: getattr(space, name) for name in ("channels", "cells", "classes", "stem_stride")},
+        **{"size": height, "batch": size, "rate": 0.01, "clip": preset.clip},
+        **{
+            kind: {name: leaf.tolist() for name, leaf in cell._asdict().items()}
+            for kind, cell in architecture._asdict().items()
+        },
+    }
+    peers = {
+        f"PyTorch, {case}": functools.partial(Peer, "torch_micro_cnn", case, **sizes)
+        for case in ("eager", "channels last", "compiled")
+    }
     shape = f"{space.nodes} nodes of {space.channels} channels, 3 stages of {space.cells} cell"
-    return compare(f"Search over micro-CNNs, {shape}, {size} images 16 × 16", forms)
+    return compare(f"Search over micro-CNNs, {shape}, {size} images 16 × 16", forms | peers)
 
 
 def controller(samples):

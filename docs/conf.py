@@ -37,10 +37,11 @@ PAGES = {
     "experiments/results/two_models/mnist/report.md": "reports/two_models.md",
     "experiments/results/search_rnn/report.md": "reports/search_rnn.md",
     "experiments/results/search_cnn/report.md": "reports/search_cnn.md",
-    "experiments/results/nas_bench_201/map/report.md": "reports/nas_bench_201_map.md",
-    "experiments/results/nas_bench_201/methods/report.md": "reports/nas_bench_201_methods.md",
-    "experiments/results/nas_bench_201/sizes/report.md": "reports/nas_bench_201_sizes.md",
     "experiments/results/importances/report.md": "importances.md",
+    **{
+        f"experiments/results/nas_bench_201/{name}/report.md": f"reports/nas_bench_201_{name}.md"
+        for name in ("map", "methods", "methods_balanced", "sizes")
+    },
 }
 
 

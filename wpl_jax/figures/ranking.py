@@ -113,7 +113,8 @@ def tau_curves(
     ends = []
     for name, values in runs.items():
         for seed in values:
-            ax.plot(epochs, seed, color=colors[name], linewidth=0.7, alpha=0.45)
+            found = np.isfinite(seed)
+            ax.plot(epochs[found], seed[found], color=colors[name], linewidth=0.7, alpha=0.45)
         measured = np.isfinite(values).any(0)
         means = np.nanmean(values[:, measured], 0)
         ax.plot(epochs[measured], means, color=colors[name], linewidth=2.4)

@@ -6,6 +6,11 @@ SHELL := bash
 PYTHON ?= python3
 # Further arguments to pytest, for example PYTEST_ARGS='-m slow'.
 PYTEST_ARGS ?=
+# Of make gpu: what it tests, what it times (by default all), and what it searches for an hour.
+GPU_TESTS ?= tests/fisher tests/plasticity tests/search
+GPU_TIMES ?=
+GPU_SEARCH ?= --space nas_bench_201 --preset paper
+GPU_TIME ?= 3600
 # Of make soak: how often each script is killed, and where its times come from.
 KILLS ?= 10
 SEED ?= 0
@@ -101,6 +106,30 @@ dist: $(STAMP)  ## build the last commit as a source archive and a wheel, in dis
 bench: $(STAMP) $(PEERS_STAMP)  ## time everything beside other libraries; minutes, on an idle machine
 	for name in fisher fisher_models products plasticity plasticity_memory search_step decoder end_to_end; do \
 	  $(BIN)/python -m benchmarks.$$name; done
+
+# Each piece is a file, so that the same command goes on with those that are missing.
+.PHONY: gpu accelerator
+gpu: accelerator results/gpu/tests.txt results/gpu/times.txt  ## on a GPU or TPU: test, time, and search for an hour
+	timeout --signal=INT $(GPU_TIME) $(BIN)/python -m experiments.search $(GPU_SEARCH) \
+	  --resume --out results/gpu/search || (($$? == 124 || $$? == 130))
+	$(BIN)/python -m experiments.report results/gpu --out results/gpu/report.html
+	tar --create --gzip --file results/gpu.tar.gz --exclude=checkpoints --exclude=tensorboard results/gpu
+	@echo 'To read: results/gpu/report.html. To send in: results/gpu.tar.gz'
+
+accelerator: $(STAMP)
+	@$(BIN)/python -c 'import sys, jax; sys.exit("error: JAX sees no GPU or TPU; install it for yours: \
+	https://docs.jax.dev/en/latest/installation.html" if jax.default_backend() == "cpu" else 0)'
+
+results/gpu/tests.txt: | $(STAMP)
+	mkdir -p $(@D)
+	XLA_PYTHON_CLIENT_PREALLOCATE=false JAX_DEFAULT_MATMUL_PRECISION=highest \
+	  $(BIN)/python -m pytest -n 4 --dist worksteal $(GPU_TESTS) | tee $@.partial || (($$? == 1))
+	mv $@.partial $@
+
+results/gpu/times.txt: | $(STAMP)
+	mkdir -p $(@D)
+	$(BIN)/python -m benchmarks.accelerator $(GPU_TIMES) | tee $@.partial
+	mv $@.partial $@
 
 .PHONY: peers
 peers: $(PEERS_STAMP)  ## install the libraries that benchmarks compare with, in .venv-peers

@@ -112,9 +112,8 @@ bench: $(STAMP) $(PEERS_STAMP)  ## time everything beside other libraries; minut
 gpu: accelerator results/gpu/tests.txt results/gpu/times.txt  ## on a GPU or TPU: test, time, and search for an hour
 	timeout --signal=INT $(GPU_TIME) $(BIN)/python -m experiments.search $(GPU_SEARCH) \
 	  --resume --out results/gpu/search || (($$? == 124 || $$? == 130))
-	$(BIN)/python -m experiments.report results/gpu --out results/gpu/report.html
 	tar --create --gzip --file results/gpu.tar.gz --exclude=checkpoints --exclude=tensorboard results/gpu
-	@echo 'To read: results/gpu/report.html. To send in: results/gpu.tar.gz'
+	@echo 'To read: results/gpu/times.txt. To send in: results/gpu.tar.gz'
 
 accelerator: $(STAMP)
 	@$(BIN)/python -c 'import sys, jax; sys.exit("error: JAX sees no GPU or TPU; install it for yours: \

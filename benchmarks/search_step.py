@@ -116,10 +116,7 @@ def rnn():
         **{"batch": BATCH, "time": TIME},
         **{name: leaf.tolist() for name, leaf in architecture._asdict().items()},
     }
-    peers = {
-        f"PyTorch, {case}": functools.partial(Peer, "torch_enas", case, **sizes)
-        for case in ("eager", "masked", "compiled")
-    }
+    peers = pytorch("torch_enas", ("eager", "masked", "compiled"), sizes)
     return compare(f"Search over {named(space)}", recurrent_forms(NODES, UNITS) | peers)
 
 
@@ -166,12 +163,14 @@ def cnn():
             for kind, cell in architecture._asdict().items()
         },
     }
-    peers = {
-        f"PyTorch, {case}": functools.partial(Peer, "torch_micro_cnn", case, **sizes)
-        for case in ("eager", "channels last", "compiled")
-    }
+    peers = pytorch("torch_micro_cnn", ("eager", "channels last", "compiled"), sizes)
     shape = f"{space.nodes} nodes of {space.channels} channels, 3 stages of {space.cells} cell"
     return compare(f"Search over micro-CNNs, {shape}, {size} images 16 × 16", forms | peers)
+
+
+def pytorch(module, cases, sizes):
+    """Cases of a module of benchmarks/peers."""
+    return {f"PyTorch, {case}": functools.partial(Peer, module, case, **sizes) for case in cases}
 
 
 def controller(samples):

@@ -110,11 +110,11 @@ def test_it_is_off_by_what_rounded_weights_are(space, seed):
 
 
 def test_it_trains_as_float32_does(space):
-    """Within a tenth of what the loss falls by, three architectures in turn."""
+    """Within 5 % of what the loss falls by, three architectures in turn."""
 
     def losses(space):
         params, found = space.init(jax.random.key(0)), []
-        for step in range(12):
+        for step in range(18):
             (loss, _), grads = gradient(space, params, step % 3)
             rate = 1.0 if isinstance(space, RNN) else 0.05
             params = jax.tree.map(lambda p, g, rate=rate: p - rate * g, params, grads)
@@ -124,7 +124,7 @@ def test_it_trains_as_float32_does(space):
     exact, close = losses(space), losses(halved(space))
     learned = exact[:3].mean() - exact[-3:].mean()
     assert learned > 0.1
-    assert jnp.abs(close - exact)[-3:].mean() < 0.1 * learned
+    assert jnp.abs(close - exact)[-3:].mean() < 0.05 * learned
 
 
 def test_a_search_remembers_what_it_does_in_float32():

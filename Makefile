@@ -122,6 +122,7 @@ accelerator: $(STAMP)
 results/gpu/tests.txt: | $(STAMP)
 	mkdir -p $(@D)
 	XLA_PYTHON_CLIENT_PREALLOCATE=false JAX_DEFAULT_MATMUL_PRECISION=highest \
+	XLA_FLAGS=--xla_gpu_deterministic_ops=true \
 	  $(BIN)/python -m pytest -n 4 --dist worksteal $(GPU_TESTS) | tee $@.partial || (($$? == 1))
 	mv $@.partial $@
 

@@ -161,27 +161,19 @@ class _Board:
     """TensorBoard's scalars; a run goes on without them where they cannot be written."""
 
     def __init__(self, folder: Path) -> None:
-        try:
-            from tensorboardX import event_file_writer, summary
-            from tensorboardX.proto.event_pb2 import Event
-        except ImportError as error:
-            raise ImportError(
-                "the log needs tensorboardX: pip install '.[experiments]' in the checkout"
-            ) from error
-        # Its SummaryWriter writes in a thread, from which no error comes back.
-        self._writer, self._event, self._scalar = (
-            event_file_writer.EventsWriter,
-            Event,
-            summary.scalar,
-        )
         self._folder, self._file = folder, None
 
     def open(self) -> None:
         """Begin anew: what was killed has not written all of it."""
         with self._or_without():
+            # Its SummaryWriter writes in a thread, from which no error comes back.
+            from tensorboardX import event_file_writer, summary
+            from tensorboardX.proto.event_pb2 import Event
+
+            self._event, self._scalar = Event, summary.scalar
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir()
-            self._file = self._writer(str(self._folder / "events"))
+            self._file = event_file_writer.EventsWriter(str(self._folder / "events"))
 
     def draw(self, record: Mapping[str, Any]) -> None:
         """Write the numbers of a record."""
@@ -206,7 +198,7 @@ class _Board:
     def _or_without(self):
         try:
             yield
-        except OSError as error:
+        except (ImportError, OSError) as error:
             self._file = None
             processes.say(f"going on without TensorBoard's scalars: {of_error(error)}")
 

@@ -126,11 +126,14 @@ def assert_same_bits(actual, expected):
 
 
 def raw(tree):
-    """The tree with keys as the numbers in them."""
-    return jax.tree.map(
-        lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x,
-        tree,
-    )
+    """The tree with keys as the numbers in them, and one NaN: a GPU has another than a CPU."""
+
+    def of_leaf(leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.key_data(leaf)
+        return np.where(leaf == leaf, leaf, np.nan).astype(leaf.dtype)
+
+    return jax.tree.map(of_leaf, tree)
 
 
 def same_bits(actual, expected):

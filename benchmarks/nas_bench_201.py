@@ -5,22 +5,19 @@
 The search's program takes an architecture as data. The reference, in the layout [batch, height,
 width, channels], is written out for one architecture, without a switch, and compiled for it alone,
 a batch in a call; the search loops over architectures. Both train with the search's augmentation
-and optimiser. The forms of a network run in turn. The table gives medians for one batch, their
-ratios to the first form, and how long compiling took.
+and optimiser. Times are of one batch.
 """
 
 import functools
-import statistics
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.timing import Steps
+from benchmarks.report import report
+from benchmarks.timing import Steps, compare
 from wpl_jax.spaces.images import cross_entropy
 from wpl_jax.spaces.nas_bench_201 import EDGES, OPERATIONS, NASBench201
 
@@ -34,15 +31,27 @@ ONE = "nor_conv_3x3", "avg_pool_3x3", "nor_conv_1x1", "skip_connect", "none", "n
 
 
 def main():
-    columns = "network", "what", "form", "ms", "ratio", "compiled in s"
-    table = Table(*columns, title=jax.devices()[0].device_kind)
+    tables = []
     for space, turns in NETWORKS.items():
         height, width, _ = space.image_shape
-        network = f"C = {space.channels}, N = {space.cells}, {height} × {width}"
+        network = f"{space.channels} channels, {space.cells} cells a stage, {height} × {width}"
         for what, of_form in (("training step", training), ("evaluation", evaluation)):
-            for name, row in timed(forms(space, of_form), turns).items():
-                table.add_row(network, what, name, *row)
-    Console(width=120).print(table)
+            tables.append(timed(f"A {what}, {network}", forms(space, of_form), turns))
+            report("nas_bench_201", tables)  # after each: all of them take minutes
+
+
+def timed(title, forms, turns):
+    """A table, which also says how long its forms took to compile."""
+    seconds = []
+
+    def building(build):
+        form = build()
+        seconds.append(f"{form.compile_seconds:.0f} s")
+        return form
+
+    built = {name: functools.partial(building, build) for name, build in forms.items()}
+    table = compare(title, built, turns)
+    return table | {"text": f"Compiled, in this order, in {', '.join(seconds)}."}
 
 
 def forms(space, of_form):
@@ -56,25 +65,6 @@ def forms(space, of_form):
             of_form, space, space.apply, random
         ),
     }
-
-
-def timed(forms, turns):
-    """Of each form: median milliseconds, median ratio to the first form, seconds of compiling."""
-    built = {name: build() for name, build in forms.items()}
-    seconds = {name: [] for name in built}
-    for _ in range(turns + 1):
-        for name, form in built.items():
-            seconds[name].append(form.run())
-    first = next(iter(seconds.values()))
-    rows = {}
-    for name, of_form in seconds.items():  # the first turn does not count
-        ratios = [t / f for t, f in zip(of_form[1:], first[1:], strict=True)]
-        rows[name] = (
-            f"{1000 * statistics.median(of_form[1:]):.1f}",
-            f"{statistics.median(ratios):.2f}",
-            f"{built[name].compile_seconds:.0f}",
-        )
-    return rows
 
 
 def training(space, apply, actions):

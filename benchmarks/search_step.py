@@ -1,12 +1,12 @@
-"""A training step of a search beside the same architecture written out and compiled alone.
+"""A training step of a recurrent search beside the same cell written out and compiled alone.
 
     python -m benchmarks.search_step
 
 The search compiles one program for all architectures; the other, the limit, knows its one
 architecture when it is compiled and holds no other's weights (``benchmarks/static.py``). Both train
-with plain SGD and gradient clipping, the batches of one architecture in a call, on random words and
-pixels of a fixed seed; a step's time includes its share of what is done once an architecture.
-With plasticity, that is also the Fisher of a validation batch and the move of the anchor.
+with plain SGD and gradient clipping, the batches of one architecture in a call, on random words of
+a fixed seed; a step's time includes its share of what is done once an architecture. With
+plasticity, that is also the Fisher of a validation batch and the move of the anchor.
 
 Then, steps of the controller by how many architectures each rewards, one after another and at once.
 """
@@ -24,7 +24,6 @@ from benchmarks import static
 from benchmarks.page import RESULTS
 from benchmarks.report import report
 from benchmarks.timing import Peer, Steps, compare
-from experiments import spaces
 from wpl_jax.search import WPL, Data, Reinforced, Search, SearchConfig, Uniform, evaluation
 from wpl_jax.spaces.rnn import RNN
 
@@ -41,7 +40,6 @@ def main():
         "search_step",
         [
             rnn(),
-            cnn(),
             by_nodes,
             side_by_side("units", {f"{n} units": (NODES, n) for n in (50, 200)}),
             *(controller(samples) for samples in (1, 8)),
@@ -129,43 +127,6 @@ def side_by_side(what, cases):
             limits[f"{case}, {name}"] = f"{case}, {ALONE}"
     title = f"By {what}, of {NODES} nodes and {UNITS} units otherwise"
     return compare(f"{title}; ratios to the same size written out", forms, 7, limits)
-
-
-def cnn():
-    preset = spaces.find("micro_cnn").searches["cpu"]
-    space, size, batches = preset.cnn, preset.batch_size, preset.search.batches
-    rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.integers(256, size=(16, size, *space.image_shape)), jnp.uint8)
-    split = images, jnp.asarray(rng.integers(space.classes, size=(16, size)), jnp.int32)
-    architecture = jax.tree.map(np.asarray, space.decode(jnp.array(sampled(space))))
-    tx, params = optimizer(0.01, preset.clip), space.init(jax.random.key(0))
-    loss = static.cnn_loss(space, architecture)
-
-    def batch(split, i):
-        return space.batch(split, i, jax.random.fold_in(jax.random.key(0), i))
-
-    forms = {
-        ALONE: functools.partial(
-            written_out,
-            lambda params, batch, _: (loss(params, batch), ()),
-            static.cnn_params(space, params, architecture),
-            *(tx, batches, (), batch, split),
-        ),
-        SEARCH: functools.partial(searching, space, split, tx, batches),
-        PLASTIC: functools.partial(searching, space, split, tx, batches, 10.0, 0.01),
-    }
-    height, *_ = space.image_shape
-    sizes = {
-        **{name: getattr(space, name) for name in ("channels", "cells", "classes", "stem_stride")},
-        **{"size": height, "batch": size, "rate": 0.01, "clip": preset.clip},
-        **{
-            kind: {name: leaf.tolist() for name, leaf in cell._asdict().items()}
-            for kind, cell in architecture._asdict().items()
-        },
-    }
-    peers = pytorch("torch_micro_cnn", ("eager", "channels last", "compiled"), sizes)
-    shape = f"{space.nodes} nodes of {space.channels} channels, 3 stages of {space.cells} cell"
-    return compare(f"Search over micro-CNNs, {shape}, {size} images 16 × 16", forms | peers)
 
 
 def pytorch(module, cases, sizes):

@@ -44,7 +44,7 @@ def drawn(saved: Saved) -> dict[str, Figure]:
         found["err2_against_forgetting"] = err2_against_forgetting(saved)
     found["forgetting"] = over_epochs(saved)
     for values, order in zip(("error", "loss"), saved.orders, strict=False):
-        if (figure := tau_of_probes(saved, values)) is not None:
+        if (figure := tau_of_probes(saved, values, order)) is not None:
             found[f"tau_{records.key(order)}"] = figure
     if saved.cells and saved.cells["best"]:
         found["best_cells"] = best_cells(saved)
@@ -181,7 +181,7 @@ def over_epochs(saved: Saved) -> Figure:
     )
 
 
-def tau_of_probes(saved: Saved, values: str) -> Figure | None:
+def tau_of_probes(saved: Saved, values: str, order: str) -> Figure | None:
     """Kendall's τ of the probes against the truth; none if it is not known, or of many arms."""
     arms = [arm["name"] for arm in saved.arms if f"{arm['name']}/tau_{values}" in saved.curves]
     if not 0 < len(arms) <= FEW_LINES:
@@ -195,7 +195,7 @@ def tau_of_probes(saved: Saved, values: str) -> Figure | None:
         runs[arm][:, np.searchsorted(epochs, mine)] = found
     baselines = {k: of["kendall"] for k, of in saved.summary["baselines"].items()}
     palette = colors(saved) if len(saved.axes) == 0 else style.colors_of(arms)
-    return figures.tau_curves(runs, epochs, palette, baselines)
+    return figures.tau_curves(runs, epochs, palette, baselines, f"Kendall's τ by {order}")
 
 
 def finished(saved: Saved) -> list[dict]:

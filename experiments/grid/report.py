@@ -91,12 +91,12 @@ def page(grid: Saved, drawn: Sequence[str]) -> str:
         "## How settings were chosen",
         choices(grid),
         "## What searches forget",
-        f"Of every architecture of an epoch, err1 is its validation {grid.error} right after its "
-        "own training, and err2 that at the end of the epoch. Its forgetting is err2 − err1: in "
-        "the mean of all, in the mean of the 5 with the lowest err1 (some of which are among them "
-        "by chance, so that part of their rise is a return to the mean), and the maximum. *τ "
-        "within the epoch* is Kendall's τ between the orders by err1 and by err2. All are means "
-        "over "
+        f"{span(grid, 'measured')} architectures of an epoch are measured: err1 is the validation "
+        f"{grid.error} of one right after its own training, and err2 that at the end of the epoch. "
+        "Its forgetting is err2 − err1: in the mean of all, in the mean of the 5 with the lowest "
+        "err1 (some of which are among them by chance, so that part of their rise is a return to "
+        "the mean), and the maximum. *τ within the epoch* is Kendall's τ between the orders by "
+        "err1 and by err2. All are means over "
         + epochs_that_count(grid)
         + ", but for those of the last epoch."
         + " *Agreement of seeds* is Kendall's τ between the orders in which two searches put the "
@@ -404,17 +404,18 @@ def taken_off(grid: Saved) -> str:
         "what the method does. In the mean over epochs it is stated where d is above 0, and d and "
         "d′ can be told apart. The best epoch is that with the largest share of those in which d "
         "is above 0 by its own interval; it was chosen for being the best, and so is better than "
-        "the method is.\n\n" + markdown(header, rows)
+        "the method is. It is not stated of arms that have other numbers of epochs, and so other "
+        "learning rates in the same one.\n\n" + markdown(header, rows)
     )
 
 
 def of_best_epoch(grid: Saved, reference: dict, arm: dict, name: str) -> str:
     """The largest share in an epoch that counts, and its number."""
     plain, held = (grid.curves.get(f"{a['name']}/{name}") for a in (reference, arm))
-    if plain is None or held is None:
+    if plain is None or held is None or plain.shape[1] != held.shape[1]:
         return "–"
     shares = {}
-    for epoch in range(arm["warmup_epochs"], min(plain.shape[1], held.shape[1])):
+    for epoch in range(arm["warmup_epochs"], plain.shape[1]):
         of_plain, of_held = interval(plain[:, epoch]), interval(held[:, epoch])
         if is_above_0(of_plain) and of_held["mean"] is not None:
             shares[epoch + 1] = reduction(of_plain, of_held) or 0.0

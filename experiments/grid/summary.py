@@ -89,6 +89,7 @@ def of_arm(plan: Plan, results: Results, arm: Arm, numbers: Mapping[str, dict]) 
         "epochs": settings.epochs,
         "warmup_epochs": plan.warmup,
         "architectures": settings.search.architectures,
+        "measured": settings.search.architectures // settings.search.measure_every,
         "batches": settings.search.batches,
         "runs": sum(map(bool, results.searches[arm.name])),
         "numbers": {name: of_seeds(values) for name, values in mine.items()},

@@ -100,6 +100,7 @@ def tau_curves(
     epochs: Array,
     colors: Mapping[str, str],
     baselines: Mapping[str, float],
+    value_name: str = "Kendall's τ",
 ) -> Figure:
     """Kendall's τ of several methods over epochs: their means bold, their seeds as thin lines.
 
@@ -108,8 +109,9 @@ def tau_curves(
       epochs: shape ``(epochs,)``.
       colors: by method.
       baselines: what knows nothing of a search, by name; a line each.
+      value_name: says of which order τ is.
     """
-    fig, (ax,) = style.panels(1, height=3.8, xlabel="epoch", ylabel="Kendall's τ")
+    fig, (ax,) = style.panels(1, height=3.8, xlabel="epoch", ylabel=value_name)
     ends = []
     for name, values in runs.items():
         for seed in values:

@@ -34,9 +34,10 @@ def main():
     tables = []
     for space, turns in NETWORKS.items():
         height, width, _ = space.image_shape
-        network = f"{space.channels} channels, {space.cells} cells a stage, {height} × {width}"
-        for what, of_form in (("training step", training), ("evaluation", evaluation)):
-            tables.append(timed(f"A {what}, {network}", forms(space, of_form), turns))
+        cells = f"{space.cells} cell{'s' * (space.cells > 1)} a stage"
+        network = f"{space.channels} channels, {cells}, {height} × {width}"
+        for what, of_form in (("A training step", training), ("An evaluation", evaluation)):
+            tables.append(timed(f"{what}, {network}", forms(space, of_form), turns))
             report("nas_bench_201", tables)  # after each: all of them take minutes
 
 

@@ -40,7 +40,7 @@ PAGES = {
     "experiments/results/importances/report.md": "importances.md",
     **{
         f"experiments/results/nas_bench_201/{name}/report.md": f"reports/nas_bench_201_{name}.md"
-        for name in ("map", "methods", "methods_balanced", "sizes")
+        for name in ("map", "methods", "methods_balanced", "methods_forgetting", "sizes")
     },
 }
 

@@ -332,6 +332,9 @@ def judge(ranking: Ranking, accuracy: Floats, predicted: Mapping[str, Floats]) -
             for name, estimates in found.items()
         },
         "truth": str(ranking.config.truth),
+        "true_accuracies": truth.digest(
+            {name: float(accuracy[i]) for i, name in enumerate(ranking.names) if known[i]}
+        ),
         "column": ranking.config.column,
         "average_isomorphic": ranking.config.average_isomorphic,
     }

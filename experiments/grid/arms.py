@@ -12,6 +12,7 @@ Flags = tuple[str, ...]
 
 OF_EACH = {"seed", "out", "resume"}  # set for each search
 NAME = re.compile(r"\w[\w .,+×()=-]*")
+LONGEST = 200  # bytes of a folder's name, of 255 that file systems have
 
 
 class Arm(NamedTuple):
@@ -28,6 +29,11 @@ class Arm(NamedTuple):
         """The name in names of folders."""
         return re.sub(r"[^\w.+=-]+", "_", self.name).strip("_")
 
+    def folder_of(self, candidate: int) -> str:
+        """The same for a candidate, with its number if there are several."""
+        number = f"_{candidate + 1}" if len(self.candidates) > 1 else ""
+        return f"{self.folder}{number}"
+
     def all_flags(self, candidate: int) -> Flags:
         """Those of the place among them."""
         return (*self.flags, *self.candidates[candidate])
@@ -42,7 +48,7 @@ def axes_of(vary: Sequence[str]) -> dict[str, dict[str, Flags]]:
     axes: dict[str, dict[str, Flags]] = {}
     for text in vary:
         flag, equals, listed = text.partition("=")
-        flag, values = plain_flag(flag), [shlex.split(value) for value in listed.split(",")]
+        flag, values = plain_flag(flag), [_split("--vary", text, v) for v in listed.split(",")]
         if not (flag and equals and all(values)):
             raise ValueError(f"--vary must be FLAG=V1,V2,…, got {text!r}")
         axis = {value: (f"--{flag}", value, *more) for value, *more in values}
@@ -81,8 +87,15 @@ def arms_of(texts: Sequence[str], axes: Mapping[str, Mapping[str, Flags]]) -> li
             arms.append(Arm(name, method, place, flags, candidates))
     folders: dict[str, str] = {}
     for arm in arms:
-        if (other := folders.setdefault(arm.folder, arm.name)) != arm.name:
-            raise ValueError(f"the names of the arms {other} and {arm.name} are too much alike")
+        if len(arm.folder.encode()) > LONGEST:
+            raise ValueError(
+                f"the name of the arm {arm.name[:20]}… must be shorter, at most {LONGEST} bytes "
+                f"with what --vary adds, has {len(arm.folder.encode())}"
+            )
+        for candidate in range(len(arm.candidates)):
+            folder = arm.folder_of(candidate)
+            if (other := folders.setdefault(folder, arm.name)) != arm.name:
+                raise ValueError(f"the names of the arms {other} and {arm.name} are too much alike")
     return arms
 
 
@@ -94,7 +107,15 @@ def _method(text):
             "--arms must be 'NAME: FLAGS', with a name of letters, digits, spaces and .,+×()=-, "
             f"got {text!r}"
         )
-    return name, tuple(tuple(shlex.split(part)) for part in flags.split("|"))
+    return name, tuple(tuple(_split("--arms", text, part)) for part in flags.split("|"))
+
+
+def _split(flag, text, part):
+    """A part of the text of a flag, as a shell splits it."""
+    try:
+        return shlex.split(part)
+    except ValueError as error:
+        raise ValueError(f"{flag} must be flags, got {text!r}: {error}") from None
 
 
 def _names(parts):

@@ -215,7 +215,6 @@ def check_ranking(plan: Plan) -> None:
 
 def search_run(plan: Plan, stage: str, arm: Arm, candidate: int, seed: int) -> Run:
     """A search; its folder is named by the number of the candidate where there are several."""
-    number = f"_{candidate + 1}" if len(arm.candidates) > 1 else ""
     settings = dataclasses.replace(plan.settings[arm.name][candidate], seed=seed)
     expected = {
         "configuration": search.settings(settings)
@@ -224,7 +223,9 @@ def search_run(plan: Plan, stage: str, arm: Arm, candidate: int, seed: int) -> R
         "data": plan.data[arm.name][candidate],
     }
     flags = (*common_flags(plan.config), *arm.all_flags(candidate), "--seed", str(seed))
-    return Run(f"{stage}/{arm.folder}{number}_{seed}", "search", flags, expected, left_by_search)
+    return Run(
+        f"{stage}/{arm.folder_of(candidate)}_{seed}", "search", flags, expected, left_by_search
+    )
 
 
 def left_by_search(folder: Path) -> tuple[dict, dict | None, Sequence[Mapping[str, Any]]]:
@@ -269,6 +270,7 @@ def ranking_run(plan: Plan, arm: Arm, candidate: int, seed: int) -> Ranking:
         "trained": settings.epochs * settings.search.architectures,
         "batches": config.rank_batches,
         "truth": str(config.truth),
+        "true_accuracies": truth.digest(plan.accuracies),
         "column": config.column,
         "average_isomorphic": config.average_isomorphic,
     }

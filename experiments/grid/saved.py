@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +15,9 @@ from experiments import rank
 from experiments.running import measures, records
 from experiments.running.intervals import Number
 from experiments.running.wording import show
+
+# What reading raises of files that are cut off, changed, or of something else.
+DAMAGED = (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
 
 METRICS = (*measures.ERRORS, *measures.FORGETTING, "tau_within_epoch")
 HIGH_IS_GOOD = (
@@ -158,13 +163,17 @@ def read(folder: Path) -> Saved:
     """
     try:
         summary = json.loads((folder / "summary.json").read_bytes())
-        with np.load(folder / "curves.npz") as file:
+        with (folder / "curves.npz").open("rb") as opened, np.load(opened) as file:
             curves = dict(file)
-        if "grid" not in summary["configuration"]:
-            raise KeyError("grid")
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+        of_grid = summary["configuration"]["grid"]
+        needed = {"task", "baselines", "arms", "rule", "searches"} - summary.keys()
+        needed |= {f"{a['name']}/epoch" for a in summary["arms"] if a["runs"]} - curves.keys()
+        if needed or not summary["arms"] or not isinstance(of_grid["seeds"], int):
+            raise KeyError(min(needed, default="arms and seeds"))
+    except (*DAMAGED, OSError) as error:
+        said = str(error) if isinstance(error, OSError) else f"{type(error).__name__}, {error}"
         raise ValueError(
             f"{folder} must hold summary.json and curves.npz of a grid, as experiments.grid writes "
-            f"them to --out: {error}"
+            f"them to --out: {' '.join(said.split())}"
         ) from error
     return Saved(summary, curves)

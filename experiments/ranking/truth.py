@@ -2,8 +2,11 @@
 
 import collections
 import csv
+import hashlib
+import json
 import math
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 
 SUFFIXES = ("_accuracy", "_error_rate")
@@ -24,19 +27,31 @@ def read(path: Path, column: str | None = None) -> dict[str, float]:
       ValueError: in a line, naming what is wrong with the file.
       OSError: if it cannot be read.
     """
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # with or without its mark
         try:
             rows = csv.DictReader(file, strict=True)
             column = _chosen(path, list(rows.fieldnames or ()), column)
             found: dict[str, list[float]] = collections.defaultdict(list)
             for row in rows:
                 where = f"{path}, line {rows.line_num}"
+                if not row["architecture"]:
+                    raise ValueError(f"{where}: has no architecture")
                 found[row["architecture"]].append(_accuracy(where, column, row[column]))
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a CSV file: {error}") from error
     if not found:
         raise ValueError(f"{path} has no architectures below its first line")
+    if column.endswith("_accuracy") and 0 < max(map(max, found.values())) <= 1:
+        raise ValueError(
+            f"{path}: {column} must be in percent, 0 to 100, but none is above 1; shares are read "
+            "from a column whose name ends in _error_rate, as 1 - accuracy"
+        )
     return {name: statistics.fmean(accuracies) for name, accuracies in found.items()}
+
+
+def digest(accuracies: Mapping[str, float]) -> str:
+    """A short hash of what is known, by which it is told from another truth at the same place."""
+    return hashlib.sha256(json.dumps(sorted(accuracies.items())).encode()).hexdigest()[:16]
 
 
 def _chosen(path, columns, column):
@@ -44,6 +59,10 @@ def _chosen(path, columns, column):
     if "architecture" not in columns:
         there = ", ".join(columns) or "nothing"
         raise ValueError(f"the first line of {path} must name a column architecture, has {there}")
+    if twice := [name for name, times in collections.Counter(columns).items() if times > 1]:
+        raise ValueError(
+            f"the first line of {path} must name each column once, has {twice[0]} twice"
+        )
     accuracies = [name for name in columns if name.endswith(SUFFIXES)]
     if not accuracies:
         raise ValueError(

@@ -105,7 +105,9 @@ def check_report(out: Path, kind: str, config: Any) -> None:
     summary = records.read_json(out / records.SUMMARY)
     if summary is None:
         return
-    stored = summary.get("configuration", {}).get(kind, {})
+    stored = {}
+    with contextlib.suppress(AttributeError, KeyError, TypeError):  # of something else
+        stored = dict(summary["configuration"][kind])
     names = ("space", "preset", "search_flags", "final_flags")
     if any(stored.get(name) != getattr(config, name, None) for name in names):
         raise ValueError(f"{out} holds other results: choose another --out, or delete it")

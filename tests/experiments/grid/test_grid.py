@@ -20,7 +20,7 @@ from scipy import stats
 from experiments import rank, search, spaces, train_final
 from experiments.grid import __main__ as grid
 from experiments.grid import pictures, report, saved
-from experiments.ranking import measuring, probes, statistics
+from experiments.ranking import measuring, probes, statistics, truth
 from experiments.running import pool, records
 from experiments.spaces import cells
 
@@ -155,6 +155,7 @@ def ranked(flags):
         "trained": EPOCHS * left["search"]["architectures"],
         "batches": config.batches,
         "truth": str(config.truth),
+        "true_accuracies": truth.digest(truth.read(config.truth, config.column)),
         "column": config.column,
         "average_isomorphic": config.average_isomorphic,
     }
@@ -500,6 +501,22 @@ def test_rankings_are_done_again_where_they_are_others(
     assert all(name.startswith("rank ") for name in runs.launched)
 
 
+def test_rankings_are_done_again_where_the_truth_has_changed_in_its_place(
+    judged, truth_file, tmp_path, monkeypatch
+):
+    shutil.copytree(judged[0] / "runs", tmp_path / "runs")
+    before = truth_file.read_text()
+    lines = before.splitlines()
+    name, _, accuracy = lines[1].rpartition(",")
+    try:
+        truth_file.write_text("\n".join([lines[0], f"{name},{float(accuracy) / 2}", *lines[2:]]))
+        runs = Runs()
+        assert run(tmp_path, monkeypatch, runs, *judged[2]) == 0
+    finally:
+        truth_file.write_text(before)
+    assert len(runs.launched) == 4
+
+
 # --- What cannot work -----------------------------------------------------------------------------
 
 
@@ -517,6 +534,13 @@ def test_rankings_are_done_again_where_they_are_others(
             "--trial-seeds must be different, also in six digits, got (7, 7)",
         ),
         (["--arms", "a:", "a: --method wpl"], "--arms must have different names, got a, a"),
+        (
+            ["--arms", "a: --strength 1 | --strength 10", "a 1: --strength 3"],
+            "the names of the arms a and a 1 are too much alike",
+        ),
+        (["--arms", f"{'a' * 300}:", "b:"], "the name of the arm aaaaaaaaaaaaaaaaaaaa… must be sh"),
+        (["--arms", "a: --x '", "b:"], '--arms must be flags, got "a: --x \'": No closing quot'),
+        (["--vary", "epochs='1"], '--vary must be flags, got "epochs=\'1": No closing quotation'),
         (["--arms", "a:", "b: --strenth 3"], "the arm b: Unrecognized options: --strenth, 3; did"),
         (["--arms", "a:", "b: --strength 0"], "the arm b: --strength must be at least 1e-30"),
         (["--arms", "a: --space micro_cnn", "b:"], "the arm a: --space must be that of all, rnn"),
@@ -560,14 +584,39 @@ def test_a_ranking_that_cannot_work_is_one_line(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [None, "{", "{}", '{"configuration": {}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(None, "", "{", "{}", "[]", "null", '{"configuration": {}}', '{"configuration": null}'),
+        '{"configuration": {"grid": {"seeds": 2}}, "arms": []}',
+        '{"configuration": {"grid": {"seeds": 2}}, "arms": [{"name": "a", "runs": 1}]}',
+    ],
+)
 def test_a_folder_without_a_grid_is_said_in_a_line(content, tmp_path, capsys):
-    if content:
+    if content is not None:
         (tmp_path / "summary.json").write_text(content)
         np.savez(tmp_path / "curves.npz", epochs=np.arange(3))
     assert report.main([str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"report: {tmp_path} must hold summary.json") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:200], lambda b: b"text"])
+def test_damaged_curves_are_said_in_a_line(damage, compared, tmp_path, capsys):
+    for name in ("summary.json", "curves.npz"):
+        (tmp_path / name).write_bytes((compared[0] / "report" / name).read_bytes())
+    (tmp_path / "curves.npz").write_bytes(damage((tmp_path / "curves.npz").read_bytes()))
+    assert report.main([str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"report: {tmp_path} must hold summary.json") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ['{"configuration": null}', '{"configuration": {"grid": 3}}'])
+def test_a_report_is_not_written_over_something_else(content, tmp_path, monkeypatch, capsys):
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "summary.json").write_text(content)
+    assert run(tmp_path, monkeypatch, Runs(), *METHODS) == 2
+    assert "holds other results: choose another --out" in capsys.readouterr().err
 
 
 def test_help_is_in_plain_words(capsys):

@@ -44,6 +44,10 @@ def test_several_lines_of_an_architecture_are_averaged(path):
         (TWO + "z,1,1,nan\n", "b_accuracy", "line 4: .* got 'nan'"),
         (TWO + "z,1,1,-1\n", "b_accuracy", "0 to 100, got '-1'"),
         (TWO + '"z,1', "a_accuracy", "is not a CSV file: "),
+        ("architecture,a_accuracy\n,10\n", None, "line 2: has no architecture"),
+        ("a_accuracy,architecture\n10\n", None, "line 2: has no architecture"),
+        ("architecture,a_accuracy,a_accuracy\nx,10,90\n", None, "must name each column once"),
+        ("architecture,a_accuracy\nx,0.1\ny,0.9\n", None, "in percent, .* none is above 1"),
     ],
 )
 def test_a_file_that_is_wrong(path, text, column, says):
@@ -52,6 +56,17 @@ def test_a_file_that_is_wrong(path, text, column, says):
         truth.read(path, column)
     assert str(path) in str(error.value) or "--column" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_as_a_spreadsheet_saves_it(path):
+    path.write_bytes(b"\xef\xbb\xbfarchitecture,a_accuracy\r\nx,10\r\n")
+    assert truth.read(path) == {"x": 10}
+
+
+def test_a_digest_tells_truths_apart_and_not_their_order():
+    known = {"x": 10.0, "y": 20.0}
+    assert truth.digest(known) == truth.digest({"y": 20.0, "x": 10.0})
+    assert truth.digest(known) != truth.digest(known | {"y": 20.5})
 
 
 def test_a_file_that_is_no_text(path):

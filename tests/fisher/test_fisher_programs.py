@@ -44,6 +44,12 @@ def gradients(loss, params, batch):
     return jax.vmap(jax.grad(loss), (None, 0))(params, batch)
 
 
+@functools.cache
+def compiled_gradients(loss, jit=jit):
+    """Once for all that a loss is tested with."""
+    return jit(lambda params, batch: gradients(loss, params, batch))
+
+
 def mean_of_squares(grads, weights=None):
     def of_leaf(g):
         g = np.asarray(g)
@@ -84,7 +90,7 @@ def errors(found, wanted, tolerances):
 
 def check(loss, params, batch, weights=None, profile="float32", jit=jit, **options):
     """Equal to vmap(grad)."""
-    grads = jit(lambda p, b: gradients(loss, p, b))(params, batch)
+    grads = compiled_gradients(loss, jit)(params, batch)
     found = jit(wpl_jax.empirical_fisher(loss, **options))(params, batch, weights)
     check_form(found, grads)
     wanted = mean_of_squares(grads, weights)
@@ -725,9 +731,9 @@ def test_differences_of_near_inputs(apart):
     batch = {"x": normal(0, 20, D), "d": apart * normal(1, 20, D)}
     params = {name: PARAMS[name] for name in "wva"}
     found = jit(wpl_jax.empirical_fisher(loss))(params, batch)
-    theirs = mean_of_squares(jit(lambda p, b: gradients(loss, p, b))(params, batch))
+    theirs = mean_of_squares(compiled_gradients(loss)(params, batch))
     with jax.enable_x64(True):
-        exact = mean_of_squares(gradients(loss, wide(params), wide(batch)))
+        exact = mean_of_squares(compiled_gradients(loss)(wide(params), wide(batch)))
 
     def off(tree):
         return {k: np.max(np.abs(tree[k] - exact[k])) / np.max(exact[k]) for k in exact}
@@ -772,9 +778,8 @@ def on_devices(weights=None):
 
 
 def check_on_devices(found, loss, weights=None):
-    off = errors(
-        found, mean_of_squares(gradients(loss, PARAMS, MANY), weights), TOLERANCES["float32"]
-    )
+    wanted = mean_of_squares(compiled_gradients(loss)(PARAMS, MANY), weights)
+    off = errors(found, wanted, TOLERANCES["float32"])
     assert np.all(off <= TOLERANCES["float32"][0]), off
 
 
@@ -817,7 +822,7 @@ def test_in_shard_map_over_a_split_model(options):
     found = jit(jax.shard_map(of_shard, mesh=mesh, in_specs=(specs, of_batch), out_specs=specs))(
         params, MANY
     )
-    wanted = mean_of_squares(gradients(loss, params, MANY))
+    wanted = mean_of_squares(compiled_gradients(loss)(params, MANY))
     for name in axes:
         np.testing.assert_allclose(found[name], wanted[name], atol=2e-5 * wanted[name].max())
 
@@ -838,7 +843,7 @@ def test_in_shard_map_of_keys_and_of_some_axes(manual):
     fisher = jax.shard_map(
         of_shard, mesh=mesh, in_specs=(whole, split), out_specs=whole, axis_names=set(manual)
     )
-    wanted = mean_of_squares(gradients(loss, params, batch))["w"]
+    wanted = mean_of_squares(compiled_gradients(loss)(params, batch))["w"]
     np.testing.assert_allclose(jit(fisher)(params, batch)["w"], wanted, atol=2e-5 * wanted.max())
 
 

@@ -31,7 +31,8 @@ def normal(seed, *shape):
 def near(params, seed=1):
     """Parameters with no entry at its initial value: biases, say, are not all 0."""
     leaves, structure = jax.tree.flatten(params)
-    moved = [leaf + 0.3 * normal(seed + i, *leaf.shape) for i, leaf in enumerate(leaves)]
+    noise = (np.float32(0.3) * np.asarray(normal(seed + i, *x.shape)) for i, x in enumerate(leaves))
+    moved = [jnp.asarray(np.asarray(x) + y) for x, y in zip(leaves, noise, strict=True)]
     return jax.tree.unflatten(structure, moved)
 
 
@@ -48,15 +49,15 @@ def by_vmap(fn, params, batch, weights):
 
 def check(fn, params, batch, **options):
     """Equal to vmap(grad), entry by entry, to 1e-5 of the largest entry of each parameter."""
-    weights = jnp.arange(1.0, 1 + len(jax.tree.leaves(batch)[0]))
+    weights = np.arange(1, 1 + len(jax.tree.leaves(batch)[0]), dtype=np.float32)
     wanted = jit(lambda p, b: by_vmap(fn, p, b, weights))(params, batch)
     found = jit(lambda p, b: squares(fn, p, b, weights, **options))(params, batch)
-    largest = max(float(jnp.max(leaf)) for leaf in jax.tree.leaves(wanted))
+    largest = max(float(np.max(leaf)) for leaf in jax.tree.leaves(wanted))
     for (path, a), b in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
         assert np.all(np.asarray(a) >= 0), path
         # What is 0 but for rounding, such as an attention's key bias, is so on another scale.
-        scale = max(float(jnp.max(b)), 1e-6 * largest)
+        scale = max(float(np.max(b)), 1e-6 * largest)
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale, err_msg=str(path))
 
 
@@ -535,17 +536,14 @@ def test_of_bfloat16_parameters_are_float32(fn):
     """Within rounding of the gradients themselves."""
     params, batch = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (PARAMS, SEQUENCES["x"]))
     batch = {"x": batch, "words": SEQUENCES["words"]}
-    found = squares(fn, params, batch)
-    wanted = by_vmap(
-        fn,
-        *jax.tree.map(
-            lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, (params, batch)
-        ),
-        jnp.ones(N),
+    found = jit(functools.partial(squares, fn))(params, batch)
+    exact = jax.tree.map(
+        lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, (params, batch)
     )
+    wanted = jit(functools.partial(by_vmap, fn))(*exact, jnp.ones(N))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         assert a.dtype == jnp.float32
-        np.testing.assert_allclose(a, b, rtol=0.05, atol=0.05 * float(jnp.max(b)))
+        np.testing.assert_allclose(a, b, rtol=0.05, atol=0.05 * float(np.max(b)))
 
 
 @pytest.mark.parametrize("fn", [dense, two_positions, sequence, looked_up, tied])
@@ -554,19 +552,20 @@ def test_in_float64(fn):
         params, batch = jax.tree.map(
             lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, (PARAMS, SEQUENCES)
         )
-        found = squares(fn, params, batch)
-        grads = jax.vmap(jax.grad(lambda p, e: fn(p, e).sum()), (None, 0))(params, batch)
+        found = jit(functools.partial(squares, fn))(params, batch)
+        grads = jit(jax.vmap(jax.grad(lambda p, e: fn(p, e).sum()), (None, 0)))(params, batch)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(grads), strict=True):
             assert a.dtype == jnp.float64
-            np.testing.assert_allclose(a, (b**2).sum(0), rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(a, np.square(b).sum(0), rtol=1e-9, atol=1e-12)
 
 
 def test_works_under_vmap_over_parameters():
-    many = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), PARAMS)
-    found = jax.jit(jax.vmap(functools.partial(squares, sequence), (0, None)))(many, SEQUENCES)
+    many = jax.tree.map(lambda x: np.stack([x, 2 * np.asarray(x)]), PARAMS)
+    of_one = functools.partial(squares, sequence)
+    found, one_by_one = jit(jax.vmap(of_one, (0, None)))(many, SEQUENCES), jit(of_one)
     for i in range(2):
-        one = squares(sequence, jax.tree.map(lambda x, i=i: x[i], many), SEQUENCES)
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(one), strict=True):
+        one = one_by_one(jax.tree.map(lambda x, i=i: x[i], many), SEQUENCES)
+        for a, b in zip(*map(jax.tree.leaves, (jax.device_get(found), one)), strict=True):
             np.testing.assert_allclose(a[i], b, rtol=1e-5)
 
 

@@ -69,7 +69,11 @@ def tiny(text):
     data = training.cut(text)
     state = jax.jit(training.init)(jax.random.key(3), data.train)
     step = jax.jit(training.train, donate_argnums=0)  # as in a run, so that it is compiled once
-    return training, lambda state, *args: step(jax.tree.map(jnp.copy, state), *args), state, data
+
+    def train(state, *args):
+        return step(jax.tree.map(jnp.array, jax.device_get(state)), *args)
+
+    return training, train, state, data
 
 
 @pytest.fixture(scope="module")

@@ -106,7 +106,8 @@ def compiled(search):
 
 
 def copy(state):
-    return jax.tree.map(jnp.copy, state)
+    """By NumPy, which needs no program for each shape."""
+    return jax.tree.map(jnp.array, jax.device_get(state))
 
 
 def run(search, data, steps, state):

@@ -19,7 +19,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     # Half of the time of the tests is the compiler's: it is to optimise little.
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
     if importlib.metadata.version("jax").startswith("0.10."):  # with a slow way to fuse
-        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+        # A program in one part: to split and link small ones takes longer than to compile them.
+        flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        os.environ.setdefault("XLA_FLAGS", flags)
 
 import jax
 import pytest

@@ -167,9 +167,9 @@ def test_one_program_serves_all_architectures(float64):
     """One after another and many at once."""
     params, images, _ = draw(ODD, 6)
     architectures = [random_architecture(ODD, seed) for seed in range(10, 13)]
-    one = jit(ODD.apply)
-    singles = [one(params, architecture, images) for architecture in architectures]
-    assert one._cache_size() == 1
+    before = apply._cache_size()
+    singles = [apply(ODD, params, architecture, images) for architecture in architectures]
+    assert apply._cache_size() <= before + 1
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *architectures)
     together = jit(jax.vmap(ODD.apply, (None, 0, None)))(params, stacked, images)
     close(together, jax.tree.map(lambda *leaves: np.stack(leaves), *singles))

@@ -148,7 +148,6 @@ def test_an_interrupted_run_goes_on_and_ends_as_an_uninterrupted_one(
 
     stamps = {name: (tmp_path / "partial" / name).stat().st_mtime_ns for name in kept}
     monkeypatch.setattr(two_models.records, "kept", real)
-    monkeypatch.setattr(two_models.report, "write", lambda *args: None)  # as drawn as above
     monkeypatch.setattr(two_models.shutil, "rmtree", lambda path: None)
     assert two_models.main(command) == 0
     assert all((tmp_path / "partial" / n).stat().st_mtime_ns == stamps[n] for n in kept)

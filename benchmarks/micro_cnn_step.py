@@ -1,6 +1,8 @@
 """A training step of a search over micro-CNNs, like :mod:`benchmarks.search_step` for cells.
 
-python -m benchmarks.micro_cnn_step
+    python -m benchmarks.micro_cnn_step
+
+Random pixels of a fixed seed; beside the written-out network and PyTorch's.
 """
 
 import functools
@@ -63,7 +65,7 @@ def step():
     }
     peers = pytorch("torch_micro_cnn", ("eager", "channels last", "compiled"), sizes)
     shape = f"{space.nodes} nodes of {space.channels} channels, 3 stages of {space.cells} cell"
-    pixels = f"{size} images {height} × {height}, halved by the stem"
+    pixels = f"{size} images {height} × {height}, a stem of stride {space.stem_stride}"
     return compare(f"Search over micro-CNNs, {shape}, {pixels}", forms | peers)
 
 

@@ -43,16 +43,10 @@ def main():
 
 def timed(title, forms, turns):
     """A table, which also says how long its forms took to compile."""
-    seconds = []
-
-    def building(build):
-        form = build()
-        seconds.append(f"{form.compile_seconds:.0f} s")
-        return form
-
-    built = {name: functools.partial(building, build) for name, build in forms.items()}
-    table = compare(title, built, turns)
-    return table | {"text": f"Compiled, in this order, in {', '.join(seconds)}."}
+    built = {name: build() for name, build in forms.items()}
+    table = compare(title, {name: lambda form=form: form for name, form in built.items()}, turns)
+    seconds = ", ".join(f"{form.compile_seconds:.0f} s" for form in built.values())
+    return table | {"text": f"Compiled, in this order, in {seconds}."}
 
 
 def forms(space, of_form):

@@ -333,7 +333,7 @@ def judge(ranking: Ranking, accuracy: Floats, predicted: Mapping[str, Floats]) -
         },
         "truth": str(ranking.config.truth),
         "true_accuracies": truth.digest(
-            {name: float(accuracy[i]) for i, name in enumerate(ranking.names) if known[i]}
+            {name: a for name, a in zip(ranking.names, accuracy, strict=True) if np.isfinite(a)}
         ),
         "column": ranking.config.column,
         "average_isomorphic": ranking.config.average_isomorphic,

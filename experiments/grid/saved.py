@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +13,6 @@ from experiments import rank
 from experiments.running import measures, records
 from experiments.running.intervals import Number
 from experiments.running.wording import show
-
-# What reading raises of files that are cut off, changed, or of something else.
-DAMAGED = (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
 
 METRICS = (*measures.ERRORS, *measures.FORGETTING, "tau_within_epoch")
 HIGH_IS_GOOD = (
@@ -170,7 +165,7 @@ def read(folder: Path) -> Saved:
         needed |= {f"{a['name']}/epoch" for a in summary["arms"] if a["runs"]} - curves.keys()
         if needed or not summary["arms"] or not isinstance(of_grid["seeds"], int):
             raise KeyError(min(needed, default="arms and seeds"))
-    except (*DAMAGED, OSError) as error:
+    except Exception as error:  # of many kinds, as of records.read_npz
         said = str(error) if isinstance(error, OSError) else f"{type(error).__name__}, {error}"
         raise ValueError(
             f"{folder} must hold summary.json and curves.npz of a grid, as experiments.grid writes "

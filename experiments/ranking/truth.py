@@ -2,12 +2,12 @@
 
 import collections
 import csv
-import hashlib
-import json
 import math
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
+
+from experiments.running import records
 
 SUFFIXES = ("_accuracy", "_error_rate")
 
@@ -41,7 +41,7 @@ def read(path: Path, column: str | None = None) -> dict[str, float]:
             raise ValueError(f"{path} is not a CSV file: {error}") from error
     if not found:
         raise ValueError(f"{path} has no architectures below its first line")
-    if column.endswith("_accuracy") and 0 < max(map(max, found.values())) <= 1:
+    if column.endswith("_accuracy") and max(map(max, found.values())) <= 1:
         raise ValueError(
             f"{path}: {column} must be in percent, 0 to 100, but none is above 1; shares are read "
             "from a column whose name ends in _error_rate, as 1 - accuracy"
@@ -51,7 +51,7 @@ def read(path: Path, column: str | None = None) -> dict[str, float]:
 
 def digest(accuracies: Mapping[str, float]) -> str:
     """A short hash of what is known, by which it is told from another truth at the same place."""
-    return hashlib.sha256(json.dumps(sorted(accuracies.items())).encode()).hexdigest()[:16]
+    return records.digest(sorted(accuracies.items()))
 
 
 def _chosen(path, columns, column):

@@ -105,11 +105,13 @@ def check_report(out: Path, kind: str, config: Any) -> None:
     summary = records.read_json(out / records.SUMMARY)
     if summary is None:
         return
-    stored = {}
-    with contextlib.suppress(AttributeError, KeyError, TypeError):  # of something else
-        stored = dict(summary["configuration"][kind])
+    stored: Any = summary
+    for name in ("configuration", kind):
+        stored = stored.get(name) if isinstance(stored, Mapping) else None
     names = ("space", "preset", "search_flags", "final_flags")
-    if any(stored.get(name) != getattr(config, name, None) for name in names):
+    if not isinstance(stored, Mapping) or any(
+        stored.get(name) != getattr(config, name, None) for name in names
+    ):
         raise ValueError(f"{out} holds other results: choose another --out, or delete it")
 
 

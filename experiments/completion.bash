@@ -15,7 +15,7 @@ _wpl_jax_complete() {
   local COMP_WORDS=("${words[@]}") COMP_CWORD=$((${#words[@]} - 1))
   local python=${COMP_WORDS[0]} script=${COMP_WORDS[2]} word=${COMP_WORDS[COMP_CWORD]} i space=rnn
   if ((COMP_CWORD == 2)); then
-    COMPREPLY=($(compgen -W "$(echo experiments.{search,search_many,train_final,train_many,rank,compare,grid,two_models,importances,report})" -- "$script"))
+    COMPREPLY=($(compgen -W "$(echo experiments.{search,search_many,train_final,train_many,rank,grid,two_models,importances,report})" -- "$script"))
     return
   fi
   [[ $script == experiments.* ]] || return

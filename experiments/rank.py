@@ -34,7 +34,6 @@ import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
 from experiments import search, spaces
-from experiments.compare.saved import restored
 from experiments.ranking import baselines, measuring, statistics, truth
 from experiments.ranking.measuring import Floats, Measured
 from experiments.ranking.statistics import Estimate
@@ -186,7 +185,7 @@ def settings_of(config: Rank, folder: Path) -> SearchRun:
     if stored is None or not {"space", "preset", "search"} <= stored.keys():
         raise ValueError(f"{folder} must be the folder of a search that has a checkpoint")
     presets = spaces.find(stored["space"]).searches
-    settings = restored(presets.get(stored["preset"], next(iter(presets.values()))), stored)
+    settings = records.restored(presets.get(stored["preset"], next(iter(presets.values()))), stored)
     words = command_line.words("--search-flags", config.search_flags, ("out", "resume"))
     settings = command_line.read(settings, words, prog="--search-flags", description=None)
     return dataclasses.replace(settings, out=folder, resume=True)

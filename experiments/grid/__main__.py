@@ -147,8 +147,8 @@ def searched(plan: Plan, pool: Pool, run: Run) -> Searched | None:
     """What a search has left, if it has finished."""
     if not (left := pool.summary(run)):
         return None
-    metrics, over_epochs, probed = left_by_search(plan.runs / run.name)
-    return Searched(metrics, left, over_epochs, probed)
+    metrics, *others = left_by_search(plan.runs / run.name)
+    return Searched(metrics, left, *others)
 
 
 if __name__ == "__main__":

@@ -122,17 +122,13 @@ def others(plan: Plan, results: Results) -> list[dict[str, Any]]:
     return found
 
 
-def best(plan: Plan, results: Results) -> dict[str, dict[str, Any]]:
-    """By arm, its cell with the lowest validation error, and that of its test."""
+def found(plan: Plan, results: Results) -> list[dict[str, Any]]:
+    """Of the cells that searches have found, and that were trained, the errors and the file."""
     error = records.key(plan.task.error)
-    found: dict[str, dict[str, Any]] = {}
-    for arm in plan.arms:
-        mine = [(seed, f) for (name, seed), f in results.finals.items() if name == arm.name]
-        if mine:
-            seed, final = min(mine, key=lambda pair: pair[1][f"validation_{error}"])
-            found[arm.name] = {
-                "seed": seed,
-                "architecture": final["architecture"],
-                "test": final[f"test_{error}"],
-            }
-    return found
+    return [
+        {"arm": arm.name, "seed": seed, "file": f"{arm.folder}_{seed}.json"}
+        | {part: results.finals[arm.name, seed][f"{part}_{error}"] for part in PARTS}
+        for arm in plan.arms
+        for seed in range(plan.config.seeds)
+        if (arm.name, seed) in results.finals
+    ]

@@ -46,7 +46,7 @@ def drawn(saved: Saved) -> dict[str, Figure]:
     for values, order in zip(("error", "loss"), saved.orders, strict=False):
         if (figure := tau_of_probes(saved, values, order)) is not None:
             found[f"tau_{records.key(order)}"] = figure
-    if saved.cells and saved.cells["best"]:
+    if saved.best:
         found["best_cells"] = best_cells(saved)
     return found
 
@@ -70,11 +70,11 @@ def best_cells(saved: Saved) -> Figure:
     """Each arm's cell with the lowest validation error, with its test error."""
     space = spaces.find(saved.summary["configuration"]["grid"]["space"]).searches
     graphs = {}
-    for name, best in saved.cells["best"].items():
+    for name, best in saved.best.items():
         preset = saved.summary["configuration"]["grid"]["preset"]
         searched = space.get(preset, next(iter(space.values()))).search_space
         tested = f"test {saved.error} {saved.scale * best['test']:.4g}{saved.unit.strip(' ()')}"
-        parts = searched.graphs(searched.from_json(best["architecture"]))
+        parts = searched.graphs(searched.from_json(saved.found[best["file"]]))
         for part, graph in parts.items():
             title = f"{name}, seed {best['seed']}" + (f": {part}" if len(parts) > 1 else "")
             graphs[f"{title}\n{tested}"] = graph

@@ -17,7 +17,7 @@ from experiments.running import command_line
 from experiments.running.pool import Run, differences
 from experiments.running.progress import read_metrics
 from experiments.spaces import Task
-from experiments.spaces.settings import PLACES, SearchRun
+from experiments.spaces.settings import PLACES, FinalRun, SearchRun
 from experiments.spaces.sgd import SGDSearch
 
 TAKEN = ("space", "preset", "seed", "out", "resume")  # of searches, by the script
@@ -38,6 +38,7 @@ class Plan(NamedTuple):
     accuracies: dict[str, float]  # the truth, by architecture; empty if there is none
     sizes: dict[str, object]  # what the data of final trainings decide about the space
     final_data: dict[str, object]  # by what these data are known
+    facts: dict[str, dict]  # what there is to say of the data of "search" and, if any, of "final"
     out: Path
     runs: Path
 
@@ -59,6 +60,7 @@ class Searched(NamedTuple):
     summary: Mapping[str, Any]
     probes: Mapping[str, np.ndarray] | None = None  # as experiments.ranking.probes.read
     probed: Sequence[Mapping[str, Any]] = ()  # errors of random cells at its end, as probes.json
+    cell: Mapping[str, Any] | None = None  # the one that it has found, as best.json
 
 
 class Results(NamedTuple):
@@ -107,14 +109,20 @@ def plan_of(config: Grid) -> Plan:
             f"--trial-seeds must be one or more different seeds >= {config.seeds}, which no other "
             f"search uses, got {seeds}"
         )
+    final = train_final.parse(final_flags(config)) if config.cells else None
     folder = config.out or Path("results/grid", spaces.find(config.space).name, config.preset)
+    settings, data, of_search = settings_of(config, arms)
+    sizes, final_data, of_final = data_of_finals(final, arms) if final else ({}, {}, {})
     plan = Plan(
         config,
         {flag: tuple(values) for flag, values in axes.items()},
         arms,
-        *settings_of(config, arms),
+        settings,
+        data,
         {} if config.truth is None else truth.read(config.truth, config.column),
-        *(data_of_finals(config, arms) if config.cells else ({}, {})),
+        sizes,
+        final_data,
+        facts={"search": of_search} | ({"final": of_final} if config.cells else {}),
         out=folder,
         runs=config.runs or folder.with_name(f"{folder.name}_runs"),
     )
@@ -134,7 +142,8 @@ def common_flags(config: Grid) -> Flags:
 
 def final_flags(config: Grid) -> Flags:
     """What all final trainings have in common."""
-    return (*_of_space(config), *_more("--final-flags", config.final_flags, config))
+    more = _more("--final-flags", config.final_flags, config, "architecture", "seed-architecture")
+    return (*_of_space(config), *more)
 
 
 def _of_space(config):
@@ -142,29 +151,32 @@ def _of_space(config):
     return ("--space", config.space, "--preset", config.preset, *data_dir)
 
 
-def _more(flag, text, config):
+def _more(flag, text, config, *taken):
     """The flags that a flag of ours holds."""
-    return command_line.words(flag, text, [*TAKEN, *["data-dir"] * bool(config.data_dir)])
+    return command_line.words(flag, text, [*TAKEN, *taken, *["data-dir"] * bool(config.data_dir)])
 
 
 def data_of_finals(
-    config: Grid, arms: Sequence[Arm]
-) -> tuple[dict[str, object], dict[str, object]]:
-    """What their data decide about the space, and are known by; refuses what they would refuse."""
-    task = spaces.find(config.space)
+    final: FinalRun, arms: Sequence[Arm]
+) -> tuple[dict[str, object], dict[str, object], dict[str, object]]:
+    """What their data decide about the space, are known by, and facts of them.
+
+    Refuses what the trainings would refuse.
+    """
+    task = spaces.find(final.space)
     taken = {"random", *task.cells()} & {arm.folder for arm in arms}
     if taken:
         raise ValueError(f"with --cells, no arm can be called {taken.pop()}, as a cell is")
-    corpus = task.read(train_final.parse(final_flags(config)))
-    return task.sizes(corpus), task.fingerprint(corpus)
+    _, corpus, _ = spaces.read(final, task)
+    return task.sizes(corpus), task.fingerprint(corpus), task.facts(corpus)
 
 
 def settings_of(
     config: Grid, arms: Sequence[Arm]
-) -> tuple[dict[str, list[SearchRun]], dict[str, list[dict]]]:
-    """By arm, the settings of its candidates, and by what the data of each are known.
+) -> tuple[dict[str, list[SearchRun]], dict[str, list[dict]], dict[str, object]]:
+    """By arm, the settings of its candidates, and by what the data of each are known; and facts.
 
-    Among the settings is what the data decide about the space.
+    Among the settings is what the data decide about the space. The facts are of the first data.
     """
     task, common, corpora = spaces.find(config.space), common_flags(config), {}
 
@@ -175,10 +187,11 @@ def settings_of(
         values = vars(settings).items()
         data = repr([v for v in values if v[0] not in {*NO_DATA, settings.space_field}])
         if data not in corpora:
-            corpus = task.read(settings)
+            _, corpus, _ = spaces.read(settings, task)
             corpora[data] = corpus, task.fingerprint(corpus)
         corpus, known_by = corpora[data]
         settings = settings.with_space(**task.sizes(corpus))
+        spaces.check_memory(settings)
         split = search.cut(settings, task, corpus).validation
         search.search_of(settings)
         there = settings.search_space.num_batches(split)
@@ -198,7 +211,7 @@ def settings_of(
     settings, data = (
         {name: [pair[place] for pair in pairs] for name, pairs in found.items()} for place in (0, 1)
     )
-    return settings, data
+    return settings, data, task.facts(next(iter(corpora.values()))[0])
 
 
 def check_ranking(plan: Plan) -> None:
@@ -228,14 +241,16 @@ def search_run(plan: Plan, stage: str, arm: Arm, candidate: int, seed: int) -> R
     )
 
 
-def left_by_search(folder: Path) -> tuple[dict, dict | None, Sequence[Mapping[str, Any]]]:
-    """What a search leaves beside its summary: its metrics, and its probes if it has any."""
+def left_by_search(folder: Path) -> tuple[dict, dict | None, Sequence[Mapping[str, Any]], dict]:
+    """What a search leaves beside its summary: metrics, probes if it has any, and its cell."""
     try:
         over_epochs = probes.read(folder)
     except FileNotFoundError:
         over_epochs = None
     path = folder / "probes.json"
-    return read_metrics(folder), over_epochs, json.loads(path.read_bytes()) if path.exists() else ()
+    probed = json.loads(path.read_bytes()) if path.exists() else ()
+    cell = json.loads((folder / "best.json").read_bytes())
+    return read_metrics(folder), over_epochs, probed, cell
 
 
 def together(plan: Plan, arm: Arm) -> Run:

@@ -111,6 +111,7 @@ def page(grid: Saved, drawn: Sequence[str]) -> str:
         taken_off(grid),
         *ranking(grid, drawn),
         *cells(grid, drawn),
+        *differing(grid),
         "## How it was run",
         how_it_was_run(grid),
     ]
@@ -449,6 +450,8 @@ def cells(grid: Saved, drawn: Sequence[str]) -> list[str]:
         differences(grid, measures),
         less_random(grid),
         images(drawn, "best_cells"),
+        "All cells that were found are files in the folder `cells`, for "
+        "`experiments.train_final --architecture`.",
     ]
 
 
@@ -492,6 +495,33 @@ def beyond_random(grid: Saved) -> list[str]:
         f"- **test {grid.error} of the cells that are found**, less that of {random['runs']} "
         f"random cells: {'; '.join(said)}."
     ]
+
+
+def differing(grid: Saved) -> list[str]:
+    """The settings that are not the published ones, and what there is to say of the data."""
+    found = grid.summary.get("published_differences") or []
+    rows = [
+        [f"`{of['setting']}`", ", ".join(map(value, of["here"])), value(of["paper"])]
+        for of in found
+    ]
+    table = [markdown(["setting", "here", "`paper`"], rows)] if rows else []
+    return [
+        "## What differs from the published search",
+        "Of the settings of `--preset paper`, which are the published ones as far as they are "
+        "known, those that some arm here has otherwise:",
+        *table,
+    ] * bool(rows) + [grid.summary.get("remarks", "")]
+
+
+def value(setting: object) -> str:
+    """As it is written in a table."""
+    if isinstance(setting, bool):
+        return "yes" if setting else "no"
+    if setting is None:
+        return "not set"
+    if isinstance(setting, float):
+        return f"{setting:,.12g}"
+    return f"{setting:,}" if isinstance(setting, int) else str(setting)
 
 
 def how_it_was_run(grid: Saved) -> str:

@@ -14,9 +14,10 @@ from experiments.running import measures, records
 from experiments.running.intervals import Number
 from experiments.running.wording import show
 
-METRICS = (*measures.ERRORS, *measures.FORGETTING, "tau_within_epoch")
+METRICS = (*measures.ERRORS, *measures.FORGETTING, "tau_within_epoch", "reward")
 HIGH_IS_GOOD = (
     "agreement",
+    "reward",
     "tau",
     "tau_within_epoch",
     *(name for name in rank.COLUMNS if name != "regret"),
@@ -45,9 +46,14 @@ class Saved:
 
     summary: dict[str, Any]  # summary.json
     curves: dict[str, np.ndarray]  # "<arm>/<metric>" of shape (seeds, epochs), and "<arm>/epoch"
+    found: dict[str, Any]  # by its file's name in cells, a cell that a search has found
 
     def write(self, folder: Path) -> None:
         """Write the files, the summary last."""
+        if self.found:
+            (folder / "cells").mkdir(exist_ok=True)
+        for name, cell in self.found.items():
+            records.write_json(folder / "cells" / name, cell)
         records.write_atomically(folder / "curves.npz", records.npz(self.curves))
         records.write_json(folder / "summary.json", self.summary)
 
@@ -116,7 +122,8 @@ class Saved:
         last = [self.measure("last_epoch", name) for name in ("err2_mean", "forgetting_mean")]
         minutes = Measure("seconds", "minutes", 1, 1 / 60)
         agreed = [Measure("probes/agreement", "agreement of seeds", 2)] if self.agreed else []
-        return [*(self.measure("after_warmup", n) for n in METRICS), *last, *agreed, minutes]
+        every = [*(self.measure("after_warmup", n) for n in METRICS), *last, *agreed, minutes]
+        return [m for m in every if m.key in self.arms[0]["numbers"]]  # early ones lack some
 
     @property
     def agreed(self) -> bool:
@@ -128,6 +135,14 @@ class Saved:
     def cells(self) -> dict[str, Any] | None:
         """What is known of cells, if they were trained."""
         return self.summary.get("cells")
+
+    @property
+    def best(self) -> dict[str, dict[str, Any]]:
+        """By arm, of its cells that with the lowest validation error."""
+        best: dict[str, dict[str, Any]] = {}
+        for cell in sorted((self.cells or {"found": []})["found"], key=lambda c: c["validation"]):
+            best.setdefault(cell["arm"], cell)
+        return {arm["name"]: best[arm["name"]] for arm in self.arms if arm["name"] in best}
 
     @property
     def of_cells(self) -> list[Measure]:
@@ -160,15 +175,18 @@ def read(folder: Path) -> Saved:
         summary = json.loads((folder / "summary.json").read_bytes())
         with (folder / "curves.npz").open("rb") as opened, np.load(opened) as file:
             curves = dict(file)
+        found = {p.name: json.loads(p.read_bytes()) for p in (folder / "cells").glob("*.json")}
         of_grid = summary["configuration"]["grid"]
         needed = {"task", "baselines", "arms", "rule", "searches"} - summary.keys()
         needed |= {f"{a['name']}/epoch" for a in summary["arms"] if a["runs"]} - curves.keys()
+        of_cells = (summary.get("cells") or {"found": []})["found"]
+        needed |= {cell["file"] for cell in of_cells} - found.keys()
         if needed or not summary["arms"] or not isinstance(of_grid["seeds"], int):
             raise KeyError(min(needed, default="arms and seeds"))
     except Exception as error:  # of many kinds, as of records.read_npz
         said = str(error) if isinstance(error, OSError) else f"{type(error).__name__}, {error}"
         raise ValueError(
-            f"{folder} must hold summary.json and curves.npz of a grid, as experiments.grid writes "
-            f"them to --out: {' '.join(said.split())}"
+            f"{folder} must hold summary.json, curves.npz and any cells of a grid, as "
+            f"experiments.grid writes them to --out: {' '.join(said.split())}"
         ) from error
-    return Saved(summary, curves)
+    return Saved(summary, curves, found)

@@ -4,10 +4,12 @@ import dataclasses
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from experiments.grid import cells
+from experiments import train_final
+from experiments.grid import cells, published
 from experiments.grid.arms import Arm
 from experiments.grid.choosing import RULE, late_error
 from experiments.grid.plan import Plan, Results, Searched, common_flags, final_flags
@@ -27,7 +29,13 @@ def gathered(plan: Plan, results: Results) -> Saved:
         found = results.searches[arm.name]
         of_arm = by_epoch(found) | taus(plan, found)
         curves |= {f"{arm.name}/{name}": values for name, values in of_arm.items()}
-    return Saved(summarise(plan, results), curves)
+    found = {
+        f"{arm.folder}_{seed}.json": search.cell
+        for arm in plan.arms
+        for seed, search in enumerate(results.searches[arm.name])
+        if plan.config.cells and search
+    }
+    return Saved(summarise(plan, results), curves, found)
 
 
 def summarise(plan: Plan, results: Results) -> dict:
@@ -46,12 +54,14 @@ def summarise(plan: Plan, results: Results) -> dict:
         "baselines": baselines(results),
         "cells": {
             "others": cells.others(plan, results),
-            "best": cells.best(plan, results),
+            "found": cells.found(plan, results),
             "flags": shlex.join(final_flags(plan.config)),
         }
         if plan.config.cells
         else None,
         "published_reduction": dict(plan.task.published),
+        "published_differences": published.differences(plan, results.chosen),
+        "remarks": remarks(plan),
         "rule": RULE,
         "failed": results.failed,
         "configuration": {
@@ -65,6 +75,14 @@ def summarise(plan: Plan, results: Results) -> dict:
         **records.provenance(),
         **{name: summaries[0][name] for name in ("versions", "devices", "machine")},  # of the runs
     }
+
+
+def remarks(plan: Plan) -> str:
+    """What there is to say of the data."""
+    settings: dict[str, Any] = {"search": plan.settings[plan.arms[0].name][0]}
+    if plan.config.cells:
+        settings["final"] = train_final.parse(final_flags(plan.config)).with_space(**plan.sizes)
+    return plan.task.remarks(settings, plan.facts)
 
 
 def of_arm(plan: Plan, results: Results, arm: Arm, numbers: Mapping[str, dict]) -> dict:

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.compare.saved import ERRORS
-from experiments.compare.wording import label
 from experiments.report.numbers import (
     Cell,
     Error,
@@ -42,7 +40,7 @@ METRICS = {
     "train_loss": "training loss",
 }
 NO_CURVES = ("epoch", "seconds", "best_epoch", "averaged")
-CHOOSERS = {"controller": "by a controller", "uniform": "at random"}
+CELLS = {"search": "in the search", "validation": "validation", "test": "test"}
 METHODS = ("plain", "WPL", "L2 anchor", "frozen")  # of two models
 
 
@@ -69,7 +67,7 @@ class Headline(NamedTuple):
 
 
 def headline(run: Run) -> Headline:
-    kinds = (search, final_training, comparison, grid, two_models, importances)
+    kinds = (search, final_training, grid, two_models, importances)
     return next(found for kind in (*kinds, other) if (found := kind(run)))
 
 
@@ -106,93 +104,51 @@ def final_training(run: Run) -> Headline | None:
     return Headline(f"Final trainings{error.unit}", note, {"": rows}, epochs(run))
 
 
-def comparison(run: Run) -> Headline | None:
-    arms = objects(run.summary, "arms")
-    if not arms or not (changes := objects(run.summary, "wpl_against_plain")):
-        return None
-    error = error_of(arms[0], "test_")
-    by_part = {heading: f"{part}_{error.key}" for part, heading in ERRORS.items()}
-    names = {f"forgetting, {heading}": key for key, heading in FORGETTING.items()}
-    names |= {"err2": "err2_mean"} | by_part
-    measured = [
-        Row(
-            label(str(arm.get("name"))),
-            {"runs": number(arm.get("runs"), 0)}
-            | {heading: error.of(arm.get(name)) for heading, name in names.items()}
-            | {TAU: number(arm.get("tau_within_epoch"))}
-            | {"parameters": number(arm.get("parameters"), 0)},
-        )
-        for arm in (*arms, *objects(run.summary, "others"))
-    ]
-    changed = [
-        Row(
-            CHOOSERS.get(str(change.get("sampler")), "others"),
-            {
-                heading: difference(at(change, "difference", name), error.of)
-                for heading, name in names.items()
-            }
-            | {TAU: difference(at(change, "difference", "tau_within_epoch"), number)}
-            | reductions(change.get("reduction")),
-        )
-        for change in changes
-    ]
-    published = Row("the paper, up to", reductions(run.summary.get("published_reduction")))
-    note = (
-        "Means over searches ± half of their 95 % interval. Forgetting, err2 and τ are as in "
-        "searches; the errors of the cells that were found are those in the search, with shared "
-        "weights, and, trained from scratch, on the validation and the test data. What WPL "
-        "changes is paired by seed, in brackets what cannot be distinguished from 0; below 0 is "
-        "an improvement, but for τ. What it takes off is (d − d_WPL) / d, where d is what plain "
-        "searches forget; nothing where that cannot be told from 0."
-    )
-    curves: dict[str, dict[str, Curve]] = {}
-    for metric in in_order(name.partition("/")[2] for name in run.arrays):
-        for arm in arms:
-            values = run.arrays.get(f"{arm.get('name')}/{metric}", np.empty(0))
-            if (curve := mean_curve(run.arrays.get("epochs"), values)) is not None:
-                curves.setdefault(METRICS.get(metric, words(metric)), {})[
-                    label(str(arm.get("name")))
-                ] = curve
-    tables = {"What was measured": measured, "What WPL changes": [*changed, published]}
-    return Headline(f"Comparisons of searches{error.unit}", note, tables, curves)
-
-
 def grid(run: Run) -> Headline | None:
     arms, task = objects(run.summary, "arms"), at(run.summary, "task", "error")
     if not arms or not isinstance(task, str):
         return None
     error = Error(task.replace(" ", "_"))
-    names = {f"forgetting, {heading}": f"after_warmup/{key}" for key, heading in FORGETTING.items()}
-    of_errors = names | {"err2": "after_warmup/err2_mean"}
+    of_errors = {f"forgetting, {h}": f"after_warmup/{key}" for key, h in FORGETTING.items()}
+    of_errors |= {"err2": "after_warmup/err2_mean"}
+    of_errors |= {heading: f"cells/{part}" for part, heading in CELLS.items()}
     taus = {TAU: "after_warmup/tau_within_epoch"}
     taus |= {f"τ with the truth, by {order}": f"{order}/kendall" for order in (task, CROSS_ENTROPY)}
 
-    def cells(arm, part, show):
-        values = at(arm, part)
+    def cells(values, show):
         return {h: show(at(values, key), error.of) for h, key in of_errors.items()} | {
             h: show(at(values, key), number) for h, key in taus.items()
         }
 
     measured = [
         Row(
-            str(arm.get("name")),
-            {"runs": number(arm.get("runs"), 0)} | cells(arm, "numbers", lambda v, f: f(v)),
+            str(row.get("name")),
+            {"runs": number(row.get("runs"), 0)}
+            | cells(at(row, "numbers") or row, lambda v, f: f(v)),
         )
-        for arm in arms
+        for row in (*arms, *objects(run.summary, "cells", "others"))
     ]
     changed = [
-        Row(str(arm.get("name")), cells(arm, "differences", difference))
+        Row(str(arm.get("name")), cells(at(arm, "differences"), difference))
         for arm in arms
         if at(arm, "differences")
     ]
     note = (
         "Means over searches ± half of their 95 % interval. Forgetting, err2 and τ are as in "
-        "searches. τ with the truth says how well the order of all architectures on the shared "
+        "searches. The errors of the cells that were found are those in the search, with shared "
+        "weights, and, trained from scratch, on the validation and the test data. τ with the truth "
+        "says how well the order of all architectures on the shared "
         "weights agrees with that after full training, where it is known. Differences are from "
         "the first arm, paired by seed; in brackets what cannot be distinguished from 0."
     )
     tables = {"What was measured": measured} | ({"Differences": changed} if changed else {})
-    return Headline(f"Grids of searches{error.unit}", note, tables, {})
+    curves: dict[str, dict[str, Curve]] = {}
+    for metric in in_order(name.rpartition("/")[2] for name in run.arrays):
+        for name in (str(arm.get("name")) for arm in arms):
+            values = run.arrays.get(f"{name}/{metric}", np.empty(0))
+            if (curve := mean_curve(run.arrays.get(f"{name}/epoch"), values)) is not None:
+                curves.setdefault(METRICS.get(metric, words(metric)), {})[name] = curve
+    return Headline(f"Grids of searches{error.unit}", note, tables, curves)
 
 
 def two_models(run: Run) -> Headline | None:
@@ -274,14 +230,6 @@ def other(run: Run) -> Headline:
     rest = {k: v for k, v in run.summary.items() if k not in ("configuration", *ORIGIN)}
     row = {name: cell for name, v in flat(rest) if (cell := number(v, None)).text}
     return Headline("Other runs", "", {"": [Row("", row)]}, epochs(run))
-
-
-def reductions(values: Any) -> dict[str, Cell]:
-    """What is taken off each forgetting of plain searches."""
-    return {
-        f"off the {heading} (%)": percent(at(values, name), 0)
-        for name, heading in FORGETTING.items()
-    }
 
 
 def costs(run: Run) -> dict[str, Cell]:

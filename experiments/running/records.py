@@ -1,5 +1,6 @@
 """Result files: what each of them says about its origin, and how it is written."""
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import io
@@ -21,6 +22,7 @@ from matplotlib.figure import Figure
 from experiments.running import processes
 
 Tree = TypeVar("Tree")
+Settings = TypeVar("Settings", bound=Any)
 
 SUMMARY = "summary.json"
 """The file that a script writes last of all, so that a folder with it holds a finished run."""
@@ -61,6 +63,25 @@ def write_json(path: Path, content: object) -> None:
 def plain(settings: Mapping[str, object]) -> dict[str, object]:
     """Settings as JSON has them: a path is its name."""
     return {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
+
+
+def restored(settings: Settings, stored: Mapping[str, Any]) -> Settings:
+    """Settings with what JSON has kept of others; what they do not have is left out."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        if field.name not in stored:
+            continue
+        value, here = stored[field.name], getattr(settings, field.name)
+        if dataclasses.is_dataclass(here):
+            value = restored(here, value)
+        elif isinstance(value, list):
+            value = _tuple(value)
+        changes[field.name] = value
+    return dataclasses.replace(settings, **changes)
+
+
+def _tuple(value):
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 
 def kept(path: Path, fingerprint: str, compute: Callable[[], Tree]) -> tuple[Tree, float]:

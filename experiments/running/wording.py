@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 from experiments.running.intervals import Number
 
-NOT_DISTINGUISHABLE = "not distinguishable from 0"
-
 
 def listed(words: Sequence[str]) -> str:
     """Words with commas and a last "and"."""

@@ -19,7 +19,7 @@ from experiments.running import command_line, processes
 from experiments.spaces.sgd import SGDTraining
 from experiments.spaces.task import Task
 
-__all__ = ["TASKS", "Task", "find", "next_preset", "read", "settings"]
+__all__ = ["TASKS", "Task", "check_memory", "find", "next_preset", "read", "settings"]
 
 TASKS = {
     "rnn": "experiments.spaces.rnn.task:LanguageModelling",
@@ -87,7 +87,7 @@ def settings(kind: str, argv: Sequence[str] | None, *, prog: str, description: s
     """A script's settings, whose defaults are those of the ``--preset`` of the ``--space``.
 
     Args:
-      kind: ``"searches"``, ``"finals"`` or ``"comparisons"``, an attribute of a task.
+      kind: ``"searches"`` or ``"finals"``, an attribute of a task.
       argv: the command line's arguments; those of the process if None.
       prog: how the script is called.
       description: what it does.
@@ -117,6 +117,12 @@ def read(config: Any, task: Task | None = None) -> tuple[Task, Any, Any]:
     ):
         corpus = task.read(config)
         config = config.with_space(**task.sizes(corpus))
+    check_memory(config)
+    return task, corpus, config
+
+
+def check_memory(config: Any) -> None:
+    """Refuse, by a ValueError, a space whose weights no such machine holds."""
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         weights = jax.eval_shape(config.search_space.init, jax.random.key(0))
@@ -134,7 +140,6 @@ def read(config: Any, task: Task | None = None) -> tuple[Task, Any, Any]:
             f"{needed / 2**30:,.0f} GiB, and this machine has {there / 2**30:,.0f}: choose smaller "
             f"ones than {config.search_space}"
         )
-    return task, corpus, config
 
 
 def next_preset(kind: str, config: Any) -> str:

@@ -151,7 +151,6 @@ class ImageClassification(Task):
 
     unit = " (%)"
     scale = 100
-    whole = "all validation and test images"
 
     def read(self, config: ImageSearch | ImageFinal) -> Splits:
         splits = self._splits(config)
@@ -201,6 +200,6 @@ class ImageClassification(Task):
         def counts(name):
             return ", ".join(f"{n:,} ({part})" for part, n in facts[name]["images"].items())
 
-        if counts("search") == counts("final"):
+        if "final" not in facts or counts("search") == counts("final"):
             return f"Images: {counts('search')}."
         return f"Images: {counts('search')} in the searches, {counts('final')} in final training."

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import chex
 
-from experiments.compare.settings import Compare
 from experiments.running import records
 from experiments.spaces.settings import FinalRun, SearchRun
 from experiments.spaces.sgd import SGDTraining
@@ -40,19 +39,8 @@ class Task(abc.ABC):
     """What errors are reported in, as in ``" (%)"``."""
     scale: ClassVar[float] = 1
     """What an error is multiplied by for that."""
-    whole: ClassVar[str] = "all validation and test data"
-    """What architectures are tested on."""
-    figure: ClassVar[int | None] = None
-    """The number of the paper's figure that shows what these searches forget, if there is one."""
     published: ClassVar[Mapping[str, float]] = {}
     """What WPL is published to take off the forgetting at most, by the metrics' names."""
-
-    @property
-    def comparisons(self) -> Mapping[str, Compare]:
-        """By the name of a preset, the settings of a comparison of searches, of their strength."""
-        return {
-            name: Compare(strengths=(search.strength,)) for name, search in self.searches.items()
-        }
 
     @abc.abstractmethod
     def read(self, config: Any) -> Any:
@@ -90,7 +78,7 @@ class Task(abc.ABC):
         return "the space's own"
 
     def remarks(self, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-        """What a report says of the data of "search" and "final", by these names."""
+        """What a report says of the data of "search" and, if any, of "final", by these names."""
         del settings, facts
         return ""
 

@@ -15,7 +15,7 @@ COMMANDS = [
     for line in re.findall(
         r"^    python -m (experiments\..*)$", PAGE.replace("\\\n", ""), re.MULTILINE
     )
-    if "tfds" not in line and "compare" not in line
+    if "tfds" not in line and "grid" not in line
 ]
 
 

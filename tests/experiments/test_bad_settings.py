@@ -34,7 +34,6 @@ def scripts():
         for script, kind in {
             "search": "searches",
             "train_final": "finals",
-            "compare": "comparisons",
         }.items():
             yield script, ("--space", space, "--preset", "smoke"), of_task(space, kind)
     yield "two_models", (), PRESETS["mnist5k"]["full"]
@@ -193,14 +192,16 @@ TOGETHER = [
     ("two_models", "--eval-every 7", "--eval-every must be a divisor of --b-steps (500)"),
     ("train_many", "--out a --first 4294967295 --count 2", "--first must be at most"),
     ("train_many", "--out a '--training-flags=--seed 3'", "--training-flags must not have --seed"),
-    ("compare", "'--search-flags=--space micro_cnn'", "--search-flags must not have --space"),
-    ("compare", "'--search-flags=--strength=3'", "--search-flags must not have --strength"),
-    ("compare", "'--search-flags=--no-resume'", "--search-flags must not have --resume"),
-    ("compare", "'--final-flags=--architecture enas'", "--final-flags must not have --arch"),
-    ("compare", "'--final-flags=--out \"a'", "--final-flags must be flags, got"),
-    ("compare", "--search-flags=--help", "--search-flags must be flags that set something"),
-    ("compare", "--data-dir a '--search-flags=--data-dir b'", "must not have --data-dir"),
-    ("compare", "--seeds 9 --strength-seeds 8", "--strength-seeds must be seeds >= 9"),
+    ("grid", "--arms a: '--search-flags=--space micro_cnn'", "--search-flags must not have --sp"),
+    ("grid", "--arms a: '--search-flags=--no-resume'", "--search-flags must not have --resume"),
+    (
+        *("grid", "--arms a: --cells '--final-flags=--architecture enas'"),
+        "--final-flags must not have --architecture",
+    ),
+    ("grid", "--arms a: --cells '--final-flags=--out \"a'", "--final-flags must be flags, got"),
+    ("grid", "--arms a: --search-flags=--help", "--search-flags must be flags that set something"),
+    ("grid", "--arms a: --data-dir b '--search-flags=--data-dir c'", "must not have --data-dir"),
+    ("grid", "--arms 'a: --epochs 3 |' --trial-seeds 4", "--trial-seeds must be one or more"),
     ("grid", "--arms a: b: '--search-flags=--seed 3'", "--search-flags must not have --seed"),
     ("grid", "--arms a: 'b: --seed 3'", "--arms and --vary must not have --seed"),
     ("grid", "--vary seed=1,2", "--arms and --vary must not have --seed"),
@@ -234,8 +235,9 @@ WITH_DATA = [
     ("two_models", "--eval-images 501", "--eval-images must be at most 500"),
     ("importances", "--images 501", "--images must be at most 500"),
     ("importances", "--memory 1000", "--memory must be at most"),
-    ("compare", "'--search-flags=--batch-size 100000'", "lower --batch-size"),
-    ("compare", "'--final-flags=--rnn.units 1000000'", "--rnn has sizes"),
+    ("grid", "--arms a: '--search-flags=--batch-size 100000'", "lower --batch-size"),
+    ("grid", "--arms a: '--search-flags=--rnn.units 1000000'", "--rnn has sizes"),
+    ("grid", "--arms a: --cells '--final-flags=--rnn.units 1000000'", "--rnn has sizes"),
 ]
 
 

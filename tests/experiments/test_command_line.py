@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = (
-    *("search", "search_many", "train_final", "train_many", "compare", "grid"),
+    *("search", "search_many", "train_final", "train_many", "grid"),
     *("rank", "two_models", "importances", "report"),
 )
 
@@ -84,7 +84,7 @@ FILES = (
     "docs",
     "examples",
     "experiments",
-    "experiments/compare",
+    "experiments/compiled",
     "experiments/comp.bash",
     "results",
 )
@@ -119,7 +119,7 @@ COMPLETIONS = {
     ],
     "-m experiments.search --cnn.f": [],
     "-m experiments.search --out experiments/comp": [
-        "experiments/compare",
+        "experiments/compiled",
         "experiments/comp.bash",
     ],
     "-m experiments.search --space micro_cnn --cnn.f": ["--cnn.flip"],

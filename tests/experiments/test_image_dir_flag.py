@@ -1,4 +1,4 @@
-"""--image-dir: searches, final trainings and comparisons of images of one's own."""
+"""--image-dir: searches, final trainings and grids of images of one's own."""
 
 import json
 import shlex
@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from experiments import search, train_final
+from experiments.grid import __main__ as grid
 from experiments.spaces.micro_cnn.task import MicroCNNTask
 
 COMMON = "--space micro_cnn --preset smoke --epochs 1 --batch-size 8 --cnn.nodes 1 --cnn.channels 2"
@@ -81,23 +82,21 @@ def test_a_final_training_goes_on_with_the_same_images_anywhere(root, tmp_path, 
     assert " content=" in capsys.readouterr().err
 
 
-def test_a_comparison_reads_them(root):
-    from experiments.compare import __main__ as compare
-
+def test_a_grid_reads_them(root):
     flags = f"--image-dir {root} --image-size 6"
-    config = compare.parse(
+    config = grid.parse(
         [
-            *("--space", "micro_cnn", "--preset", "smoke"),
+            *("--space", "micro_cnn", "--preset", "smoke", "--arms", "a:", "--cells"),
             f"--search-flags={flags} --batch-size 8 --search.batches 3 --search.eval-batches 1 "
             "--derive-batches 2",
             f"--final-flags={flags}",
         ]
     )
-    plan = compare.plan_of(config)
-    assert plan.facts["search"] == plan.facts["final"]
-    assert plan.facts["final"] == {"images": COUNTS}
-    assert plan.search.cnn.image_shape == plan.final.cnn.image_shape == (6, 6, 3)
-    assert plan.task.source(plan.search) == str(root)
+    plan = grid.plan_of(config)
+    assert plan.facts["search"] == plan.facts["final"] == {"images": COUNTS}
+    ((settings,),) = plan.settings.values()
+    assert settings.cnn.image_shape == plan.sizes["image_shape"] == (6, 6, 3)
+    assert plan.task.source(settings) == str(root)
 
 
 @pytest.mark.parametrize("script", MAINS)

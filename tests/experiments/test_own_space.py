@@ -7,7 +7,8 @@ import pytest
 
 from examples.layers_space import Digits, Layers
 from experiments import search, spaces, train_final
-from experiments.compare import __main__ as compare
+from experiments.grid import __main__ as grid
+from experiments.grid import published
 from experiments.spaces import cells
 from experiments.spaces.sgd import SGDSearch
 
@@ -62,14 +63,14 @@ def test_search_and_final_training(tmp_path, capsys):
     assert summary["validation_error_rate"] == log[-1]["validation_error_rate"]
 
 
-def test_a_comparison_is_planned_with_its_presets():
-    config = compare.parse([*SPACE, "--seeds", "2"])
-    plan = compare.plan_of(config)
-    assert (plan.config.preset, plan.search.warmup_epochs) == ("smoke", 2)
+def test_a_grid_is_planned_with_its_presets():
+    plan = grid.plan_of(grid.parse([*SPACE, "--arms", "a:", "--cells", "--random-cells", "1"]))
+    ((settings,),) = plan.settings.values()
+    assert (settings.preset, settings.warmup_epochs, settings.strength) == ("smoke", 2, 300)
     assert plan.task.cells() == {}
-    assert config.strengths == (plan.search.strength,) == (300.0,)
-    run = compare.final_run(plan, "final/random_0", "random", 0)
-    assert "nodes" not in " ".join(run.flags)
+    ((key, run),) = grid.cells.runs(plan, {}).items()
+    assert key == ("random", 0) and "nodes" not in " ".join(run.flags)
+    assert published.differences(plan, {"a": 0}) == []
 
 
 @pytest.mark.parametrize(
@@ -87,8 +88,8 @@ def test_a_comparison_is_planned_with_its_presets():
 def test_a_space_that_is_not_there_is_one_line(name, says, tmp_path, capsys):
     with pytest.raises(ValueError, match="--space"):
         spaces.find(name)
-    for script in (search, train_final, compare):
-        assert script.main(["--space", name, "--out", str(tmp_path)]) == 2
+    for script, more in ((search, []), (train_final, []), (grid, ["--arms", "a:"])):
+        assert script.main(["--space", name, "--out", str(tmp_path), *more]) == 2
         said = capsys.readouterr()
         assert said.out == "" and said.err.count("\n") == 1
         assert says in said.err

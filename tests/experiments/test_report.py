@@ -299,7 +299,7 @@ def test_any_summary_has_a_page(data):
     anything = np.array(data.draw(st.sampled_from([1.5, "a", [1, 2], [[True]], [[0.1, 0.2]]])))
     arrays = {
         name: anything
-        for name in ("epochs", "methods", "strengths", "A converged/curve_a", "none_uniform/reward")
+        for name in ("plain/epoch", "methods", "strengths", "A converged/curve_a", "plain/reward")
     }
     runs = [Run(name, summary, metrics=records, arrays=arrays) for name in "ab"]
     assert page(runs).startswith("<!doctype html>")

@@ -49,35 +49,17 @@ def test_headline_of_a_final_training_is_in_percent_where_errors_are_shares():
 def test_headline_of_a_grid_is_its_arms_and_how_they_differ():
     measured, changed = tables_of(SUMMARIES["grid"]).values()
     assert measured == {
-        "plain": {"runs": "2", "err2": "60.0 ± 1.0", "τ with the truth, by error rate": "0.50"},
+        "plain": {
+            "runs": "2",
+            "err2": "60.0 ± 1.0",
+            "test": "50.0 ± 1.0",
+            "τ with the truth, by error rate": "0.50",
+        },
         "WPL": {"runs": "2", "err2": "61.0 ± 1.0"},
+        "enas": {"runs": "3", "test": "52.0 ± 1.0"},
     }
     assert changed == {"WPL": {"err2": "(1.0 ± 2.0)"}}
     assert headline(Run("a", SUMMARIES["grid"])).kind == "Grids of searches (error rate, %)"
-
-
-def test_headline_of_a_comparison_is_what_was_measured():
-    measured, changed = tables_of(SUMMARIES["comparison"]).values()
-    assert measured == {
-        "plain, uniform": {
-            "runs": "3",
-            "forgetting, mean": "1.50 ± 1.00",
-            "forgetting, best 5": "2.50 ± 1.00",
-            "forgetting, max": "9.00 ± 1.00",
-            "test": "50.00 ± 1.00",
-        },
-        "WPL, uniform": {"runs": "3", "test": "49.00 ± 1.00"},
-        "ENAS's cell": {"runs": "3", "test": "51.00 ± 1.00"},
-    }
-    assert changed == {
-        "at random": {
-            "forgetting, mean": "−1.25 ± 1.00",
-            "forgetting, best 5": "(−0.50 ± 1.00)",
-            "test": "(−0.50 ± 1.00)",
-            "off the mean (%)": "85",
-        },
-        "the paper, up to": {"off the mean (%)": "95"},
-    }
 
 
 def test_headline_of_two_models():
@@ -116,7 +98,6 @@ def test_the_projects_own_results_have_headlines():
     runs, left_out = find([RESULTS])
     assert left_out == []
     columns = {
-        "Comparisons of searches": {"forgetting, mean", "τ within the epoch", "err2", "test"},
         "Grids of searches": {"forgetting, mean", "τ within the epoch", "err2", "runs"},
         "Importances": {"mean", "first task", "last task", "beyond the L2 anchor"},
         "Searches": {"forgetting, mean", "τ within the epoch", "best perplexity", "parameters"},
@@ -146,8 +127,8 @@ def test_curves_of_two_models_are_at_the_chosen_strength():
         np.testing.assert_allclose(by_method[method].y, 100 * curves[:, place].mean(0))
 
 
-def test_curves_of_a_comparison_are_means_of_what_was_measured():
+def test_curves_of_a_grid_are_means_of_what_was_measured():
     values = np.array([[1.0, 2.0, np.nan], [3.0, np.nan, np.nan]])
-    arrays = {"epochs": np.arange(1, 4), "none_uniform/reward": values}
-    found = headline(Run("a", SUMMARIES["comparison"], arrays=arrays)).curves
-    np.testing.assert_array_equal(found["reward"]["plain, uniform"].y, [2.0, 2.0, np.nan])
+    arrays = {"plain/epoch": np.arange(1, 4), "plain/reward": values}
+    found = headline(Run("a", SUMMARIES["grid"], arrays=arrays)).curves
+    np.testing.assert_array_equal(found["reward"]["plain"].y, [2.0, 2.0, np.nan])

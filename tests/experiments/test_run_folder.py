@@ -89,7 +89,7 @@ def test_results_of_another_run_are_not_written_over(whole, copy, capsys):
         assert main([*flags, "--out", str(copy)]) == 2
         assert f"{copy} holds the results of" in one_line(capsys)
     with pytest.raises(ValueError, match="holds other results"):
-        folder.check_report(copy, "compare", two_models.parse([]))
+        folder.check_report(copy, "grid", two_models.parse([]))
     assert (copy / "summary.json").read_bytes() == before
     assert results(copy) == results(whole)
 

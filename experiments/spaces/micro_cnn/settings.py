@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from experiments.compare.settings import Compare
 from experiments.spaces.images import ImageFinal, ImageSearch
 from experiments.spaces.settings import Fisher
 from wpl_jax.search import Reinforced, SearchConfig
@@ -92,25 +91,5 @@ FINALS = {
         epochs=2,
         batch_size=32,
         cnn=MicroCNN(nodes=2, channels=4, cells=1, crop_padding=2, flip=False, drop_path=0.1),
-    ),
-}
-
-COMPARISONS = {
-    "paper": Compare(space="micro_cnn"),
-    "cpu": Compare(
-        space="micro_cnn",
-        preset="cpu",
-        strengths=(1e3, 1e4, 1e5),
-        random_cells=12,
-        jobs=2,
-    ),
-    "smoke": Compare(
-        space="micro_cnn",
-        preset="smoke",
-        seeds=2,
-        strengths=(1e2,),
-        strength_seeds=(1000,),
-        random_cells=3,
-        jobs=2,
     ),
 }

@@ -2,7 +2,7 @@
 
 from experiments.spaces.images import ImageClassification
 from experiments.spaces.micro_cnn.final import CNNTraining
-from experiments.spaces.micro_cnn.settings import COMPARISONS, FINALS, SEARCHES
+from experiments.spaces.micro_cnn.settings import FINALS, SEARCHES
 
 
 class MicroCNNTask(ImageClassification):
@@ -11,8 +11,6 @@ class MicroCNNTask(ImageClassification):
     name = "micro_cnn"
     searches = SEARCHES
     finals = FINALS
-    comparisons = COMPARISONS
     training = CNNTraining
 
-    figure = 4
     published = {"forgetting_mean": 0.99, "forgetting_best5": 0.96, "forgetting_max": 0.98}

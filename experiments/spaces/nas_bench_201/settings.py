@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from experiments.compare.settings import Compare
 from experiments.spaces.images import ImageFinal, ImageSearch
 from wpl_jax.search import SearchConfig
 from wpl_jax.spaces.nas_bench_201 import NASBench201
@@ -95,24 +94,5 @@ FINALS = {
         epochs=2,
         batch_size=32,
         nas=NASBench201(channels=4, cells=1, affine=True, crop_padding=1, flip=False),
-    ),
-}
-
-COMPARISONS = {
-    "cpu": Compare(
-        space="nas_bench_201",
-        preset="cpu",
-        strengths=(1e2, 1e3, 1e4),
-        random_cells=12,
-        jobs=2,
-    ),
-    "smoke": Compare(
-        space="nas_bench_201",
-        preset="smoke",
-        seeds=2,
-        strengths=(1e2,),
-        strength_seeds=(1000,),
-        random_cells=3,
-        jobs=2,
     ),
 }

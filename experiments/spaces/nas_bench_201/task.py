@@ -1,7 +1,7 @@
 """Image classification by the cells of NAS-Bench-201."""
 
 from experiments.spaces.images import ImageClassification
-from experiments.spaces.nas_bench_201.settings import COMPARISONS, FINALS, SEARCHES
+from experiments.spaces.nas_bench_201.settings import FINALS, SEARCHES
 
 
 class NASBench201Task(ImageClassification):
@@ -10,4 +10,3 @@ class NASBench201Task(ImageClassification):
     name = "nas_bench_201"
     searches = SEARCHES
     finals = FINALS
-    comparisons = COMPARISONS

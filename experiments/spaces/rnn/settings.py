@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar, Literal
 import jax
 import optax
 
-from experiments.compare.settings import Compare
 from experiments.spaces.settings import FinalRun, Fisher, InSpace, SearchRun
 from wpl_jax.search import Reinforced, SearchConfig
 from wpl_jax.settings import Nonnegative, Positive, Range, Size
@@ -114,7 +113,7 @@ SEARCHES = {
         batch_size=32,
         length=20,
         learning_rate=12.0,
-        strength=1e4,  # which experiments.compare chose
+        strength=1e4,
         strength_decay=0.0,
         proximal=True,
         derive_batches=60,
@@ -174,10 +173,4 @@ FINALS = {
         validation_batch_size=8,
         rnn=dataclasses.replace(_SMALL_RNN, vocabulary=1_000, units=32, init_scale=0.2),
     ),
-}
-
-COMPARISONS = {
-    "paper": Compare(),
-    "cpu": Compare(preset="cpu", strengths=(1e3, 1e4, 1e5, 1e6), jobs=2),
-    "smoke": Compare(preset="smoke", seeds=2, strengths=(1e3, 1e5), strength_seeds=(1000,), jobs=2),
 }

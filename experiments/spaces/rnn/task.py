@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.spaces.rnn.final import RNNTraining
-from experiments.spaces.rnn.settings import COMPARISONS, FINALS, SEARCHES, RNNFinal, RNNSearch
+from experiments.spaces.rnn.settings import FINALS, SEARCHES, RNNFinal, RNNSearch
 from experiments.spaces.task import Task
 from wpl_jax.data import Text, load_text, read_text_dir, windows
 from wpl_jax.data.text import unknown_share
@@ -18,12 +18,9 @@ class LanguageModelling(Task):
     name = "rnn"
     searches = SEARCHES
     finals = FINALS
-    comparisons = COMPARISONS
     training = RNNTraining
 
     error = "perplexity"
-    whole = "every token of the validation and test texts"
-    figure = 3
     published = {"forgetting_mean": 0.95, "forgetting_best5": 0.59, "forgetting_max": 0.51}
 
     def read(self, config: RNNSearch | RNNFinal) -> Text:
@@ -54,15 +51,16 @@ class LanguageModelling(Task):
     ) -> str:
         """How many words are told apart, and the share of all others."""
         sentences: dict[str, list[str]] = {}
-        for name, who in (("search", "The searches"), ("final", "the final trainings")):
-            shares = facts[name]["unknown_share"].items()
+        who = {"search": "The searches", "final": "the final trainings"}
+        for name, of_name in facts.items():
+            shares = of_name["unknown_share"].items()
             parts = ", ".join(f"{100 * share:.1f} % ({part})" for part, share in shares)
             told = (
                 f"tell {settings[name].rnn.vocabulary:,} words apart; all others are one, `<unk>`: "
                 f"{parts} of the tokens."
             )
-            sentences.setdefault(told, []).append(who)
-        lines = [f"{' and '.join(who)} {told}" for told, who in sentences.items()]
+            sentences.setdefault(told, []).append(who[name])
+        lines = [f"{' and '.join(of)} {told}" for told, of in sentences.items()]
         return (
             "\n".join(line[0].upper() + line[1:] for line in lines)
             + " `<unk>` is predicted as any other word. Perplexities under different vocabularies "

@@ -659,8 +659,12 @@ def test_cells_are_compared_with_each_other_and_with_random_ones(with_cells):
     random = next(cell for cell in summary["cells"]["others"] if cell["name"] == "random")
     assert random["runs"] == 4 and random["cells/test"]["mean"] == 84
     assert summary["arms"][1]["differences"]["cells/test"]["seeds"] == [-10, -9, -10]
-    best = summary["cells"]["best"]["WPL"]
+    best = saved.read(with_cells[0] / "report").best["WPL"]
     assert best["seed"] == 0 and best["test"] == 61
+    for of in summary["cells"]["found"]:
+        there = with_cells[0] / "runs/search" / f"{of['arm']}_{of['seed']}" / "best.json"
+        kept = with_cells[0] / "report/cells" / of["file"]
+        assert json.loads(kept.read_text()) == json.loads(there.read_text())
     assert "| − random | validation | test |" in page and "with the flags `--space rnn" in page
     welch = stats.ttest_ind([61, 64, 65], [81, 83, 85, 87], equal_var=False).confidence_interval()
     half = (welch.high - welch.low) / 2

@@ -5,6 +5,7 @@ import functools
 import types
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 __all__ = [
@@ -48,7 +49,9 @@ class Several(NamedTuple):
         if len(values) < self.least:
             return f"{_written(self.least)} or more"
         written = {f"{value:g}" if isinstance(value, float) else value for value in values}
-        return "" if len(written) == len(values) else "different, also in six digits"
+        if len(written) == len(values):
+            return ""
+        return "different" + ", also in six digits" * isinstance(values[0], float)
 
 
 # So that no product of a few of these is more than a float32 or an int32 holds, or a machine.
@@ -72,7 +75,10 @@ class Unfit(ValueError):
     def __init__(self, settings: Any, name: str, wanted: str) -> None:
         """Say what is wanted of the setting of a name."""
         self.cls, self.name = type(settings), name
-        self.reason = f"must be {wanted}, got {getattr(settings, name)!r}"
+        value = getattr(settings, name)
+        several = isinstance(value, tuple) and all(isinstance(v, Path) for v in value)
+        shown = tuple(map(str, value)) if several else value
+        self.reason = f"must be {wanted}, got {shown!r}"
         super().__init__(f"{name} {self.reason}")
 
 

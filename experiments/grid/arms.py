@@ -2,11 +2,10 @@
 
 import itertools
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from experiments.running.command_line import plain_flag
+from experiments.running.command_line import plain_flag, words
 
 Flags = tuple[str, ...]
 
@@ -48,7 +47,7 @@ def axes_of(vary: Sequence[str]) -> dict[str, dict[str, Flags]]:
     axes: dict[str, dict[str, Flags]] = {}
     for text in vary:
         flag, equals, listed = text.partition("=")
-        flag, values = plain_flag(flag), [_split("--vary", text, v) for v in listed.split(",")]
+        flag, values = plain_flag(flag), [words("--vary", v, ()) for v in listed.split(",")]
         if not (flag and equals and all(values)):
             raise ValueError(f"--vary must be FLAG=V1,V2,…, got {text!r}")
         axis = {value: (f"--{flag}", value, *more) for value, *more in values}
@@ -75,8 +74,6 @@ def arms_of(texts: Sequence[str], axes: Mapping[str, Mapping[str, Flags]]) -> li
             raise ValueError(f"the arm {name} sets --{both[0]}, which --vary varies")
         if both := sorted((given | varied) & OF_EACH):
             raise ValueError(f"--arms and --vary must not have --{both[0]}, which is set for each")
-        if len(set(candidates)) < len(candidates):
-            raise ValueError(f"the arm {name} has the same flags twice to choose from")
     arms = []
     for values in itertools.product(*axes.values()):
         place = dict(zip(axes, values, strict=True))
@@ -107,15 +104,7 @@ def _method(text):
             "--arms must be 'NAME: FLAGS', with a name of letters, digits, spaces and .,+×()=-, "
             f"got {text!r}"
         )
-    return name, tuple(tuple(_split("--arms", text, part)) for part in flags.split("|"))
-
-
-def _split(flag, text, part):
-    """A part of the text of a flag, as a shell splits it."""
-    try:
-        return shlex.split(part)
-    except ValueError as error:
-        raise ValueError(f"{flag} must be flags, got {text!r}: {error}") from None
+    return name, tuple(tuple(words("--arms", part, ())) for part in flags.split("|"))
 
 
 def _names(parts):

@@ -126,6 +126,7 @@ def plan_of(config: Grid) -> Plan:
         out=folder,
         runs=config.runs or folder.with_name(f"{folder.name}_runs"),
     )
+    check_different(plan)
     fewest = min(settings.epochs for of_arm in plan.settings.values() for settings in of_arm)
     if fewest <= plan.warmup:
         raise ValueError(
@@ -212,6 +213,18 @@ def settings_of(
         {name: [pair[place] for pair in pairs] for name, pairs in found.items()} for place in (0, 1)
     )
     return settings, data, task.facts(next(iter(corpora.values()))[0])
+
+
+def check_different(plan: Plan) -> None:
+    """Refuse what would train the same twice: numbers may be written in several ways."""
+    seen: dict[tuple[str, str], Arm] = {}
+    for arm in plan.arms:
+        for settings in plan.settings[arm.name]:
+            other = seen.setdefault((arm.method, repr(settings)), arm)
+            if other is not arm:
+                raise ValueError(f"{other.name} and {arm.name} are the same settings: leave one")
+        if len({repr(settings) for settings in plan.settings[arm.name]}) < len(arm.candidates):
+            raise ValueError(f"the arm {arm.name} has the same settings twice to choose from")
 
 
 def check_ranking(plan: Plan) -> None:

@@ -70,7 +70,6 @@ def test_axes_that_are_none_are_refused(vary, message):
             ["a b: --strength 1", "a_b: --strength 2"],
             "the arms a b, .* and a_b, .* are too much alike",
         ),
-        (["a: --strength 1 | --strength 1"], "the arm a has the same flags twice"),
         (["a: --learning_rate 3"], "the arm a sets --learning-rate, which --vary varies"),
         (["a: --strength '1"], "No closing quotation"),
     ],

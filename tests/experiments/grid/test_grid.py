@@ -339,7 +339,7 @@ def test_flags_to_choose_from_can_be_added(compared, tmp_path, monkeypatch):
 
 
 def test_an_arm_none_of_whose_flags_can_be_chosen_is_left_out(tmp_path, monkeypatch):
-    arms = ["--arms", "plain: --method none", "WPL: --strength 1 --proximal | --strength 1"]
+    arms = ["--arms", "plain: --method none", "WPL: --strength 1 --length 5 | --strength 1"]
     assert run(tmp_path, monkeypatch, Runs(), "--seeds", "2", *arms) == 1
     _, wpl = summary_in(tmp_path)["arms"]
     assert (wpl["chosen"], wpl["runs"]) == (None, 0)
@@ -531,7 +531,7 @@ def test_rankings_are_done_again_where_the_truth_has_changed_in_its_place(
         ([*COMPARED, "--trial-seeds", "2"], "--trial-seeds must be one or more"),
         (
             [*COMPARED, "--trial-seeds", "7", "7"],
-            "--trial-seeds must be different, also in six digits, got (7, 7)",
+            "--trial-seeds must be different, got (7, 7)",
         ),
         (["--arms", "a:", "a: --method wpl"], "--arms must have different names, got a, a"),
         (
@@ -539,8 +539,17 @@ def test_rankings_are_done_again_where_the_truth_has_changed_in_its_place(
             "the names of the arms a and a 1 are too much alike",
         ),
         (["--arms", f"{'a' * 300}:", "b:"], "the name of the arm aaaaaaaaaaaaaaaaaaaa… must be sh"),
-        (["--arms", "a: --x '", "b:"], '--arms must be flags, got "a: --x \'": No closing quot'),
-        (["--vary", "epochs='1"], '--vary must be flags, got "epochs=\'1": No closing quotation'),
+        (["--arms", "a: --x '", "b:"], '--arms must be flags, got " --x \'": No closing quotation'),
+        (["--arms", "a: --help", "b:"], "--arms must be flags that set something, got ' --help'"),
+        (["--vary", "epochs='1"], '--vary must be flags, got "\'1": No closing quotation'),
+        (
+            ["--vary", "learning-rate=0.1,0.10"],
+            "learning-rate=0.1 and learning-rate=0.10 are the same settings: leave one",
+        ),
+        (
+            ["--arms", "a: --strength 10 | --strength 1e1", "b:"],
+            "the arm a has the same settings twice to choose from",
+        ),
         (["--arms", "a:", "b: --strenth 3"], "the arm b: Unrecognized options: --strenth, 3; did"),
         (["--arms", "a:", "b: --strength 0"], "the arm b: --strength must be at least 1e-30"),
         (["--arms", "a: --space micro_cnn", "b:"], "the arm a: --space must be that of all, rnn"),

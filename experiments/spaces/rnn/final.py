@@ -34,7 +34,7 @@ class State(NamedTuple):
     best: chex.ArrayTree  # what was evaluated as the best so far
     best_perplexity: jax.Array  # shape=(), float32
     best_epoch: jax.Array  # shape=(), int32, from 1; 0 before the first
-    hidden: jax.Array  # shape=(batch, units): the carry from window to window
+    hidden: jax.Array  # shape=(batch, …): the carry from window to window
     key: jax.Array  # of these, see Training
     trained: jax.Array
     loss: jax.Array
@@ -60,7 +60,6 @@ class RNNTraining(Training):
         )
 
     def init(self, key: jax.Array, batches: jax.Array) -> State:
-        del batches
         init_key, key = jax.random.split(key)
         params = self.own(self.space.init(init_key))
         zero = jnp.zeros([], jnp.int32)
@@ -72,7 +71,7 @@ class RNNTraining(Training):
             best=params,
             best_perplexity=jnp.array(jnp.inf, jnp.float32),  # not weakly typed: compiled once
             best_epoch=zero,
-            hidden=jnp.zeros((self.config.batch_size, self.space.units)),
+            hidden=self.space.start(batches[0]),
             **self.counters(key),
         )
 

@@ -247,20 +247,10 @@ TPU; parameters, statistics and the loss stay float32."""
         Returns:
           Outputs, float [batch, time, units], and the hidden state after the last.
         """
-        embedded, recurrent = params["embedding"][inputs], params["recurrent"]
-        if key is not None:
-            word_key, input_key, connect_key = jax.random.split(key, 3)
-            if self.embedding_dropout:
-                keep = _keep(word_key, self.embedding_dropout, (self.vocabulary, 1))
-                embedded *= keep[inputs]
-            if self.input_dropout:
-                embedded *= _keep(input_key, self.input_dropout, (len(inputs), 1, self.units))
-            if self.drop_connect:
-                recurrent = recurrent * _keep(connect_key, self.drop_connect, recurrent.shape)
+        embedded, recurrent = self._read(params, inputs, key)
         edges = params["edges"]
         if len(edges) != self.nodes - 1:  # not the cell's own already
             edges = edges[cells.edge_index(architecture)]
-        embedded = rounded(jnp.swapaxes(embedded, 0, 1), self.compute_dtype)
         projected = embedded @ params["input"].astype(embedded.dtype)
         start = rounded(hidden, self.compute_dtype)
         states = run(self.max_hidden_norm, architecture, recurrent, edges, projected, start)
@@ -272,6 +262,20 @@ TPU; parameters, statistics and the loss stay float32."""
             scale, bias = params["norm"]["scale"], params["norm"]["bias"]
             states = (x * scale[None, None] + bias[None, None]).astype(states.dtype)
         return jnp.swapaxes(states, 0, 1), hidden
+
+    def _read(self, params, inputs, key):
+        """The embedded words, [time, batch, units], and the recurrent matrices, with dropout."""
+        embedded, recurrent = params["embedding"][inputs], params["recurrent"]
+        if key is not None:
+            word_key, input_key, connect_key = jax.random.split(key, 3)
+            if self.embedding_dropout:
+                keep = _keep(word_key, self.embedding_dropout, (self.vocabulary, 1))
+                embedded *= keep[inputs]
+            if self.input_dropout:
+                embedded *= _keep(input_key, self.input_dropout, (len(inputs), 1, self.units))
+            if self.drop_connect:
+                recurrent = recurrent * _keep(connect_key, self.drop_connect, recurrent.shape)
+        return rounded(jnp.swapaxes(embedded, 0, 1), self.compute_dtype), recurrent
 
     def _nll(self, params, output, labels, weights=None):
         weights = jnp.ones(labels.shape, wide_dtype(output)) if weights is None else weights

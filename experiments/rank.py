@@ -43,7 +43,6 @@ from experiments.running.progress import Shown, Stop, interruptible
 from experiments.running.script import Script
 from experiments.search import Job
 from experiments.spaces.settings import SearchRun
-from wpl_jax import figures
 from wpl_jax.checkpoint import fingerprint_in
 from wpl_jax.settings import Several, Size, check
 
@@ -320,6 +319,8 @@ def measure(ranking: Ranking, part: Path, stop: Stop) -> Measured:
 
 def judge(ranking: Ranking, accuracy: Floats, predicted: Mapping[str, Floats]) -> None:
     """Write and print how well the architectures are ordered whose accuracy is known."""
+    from wpl_jax import figures  # matplotlib takes long to import: not before the first word
+
     known = np.isfinite(accuracy)
     orders = {name: np.asarray(errors[known], np.float64) for name, errors in predicted.items()}
     found = {name: statistics.estimates(e, accuracy[known]) for name, e in orders.items()}

@@ -35,7 +35,6 @@ from experiments.running.progress import columns as columns_of
 from experiments.running.script import Script
 from experiments.spaces import Task
 from experiments.spaces.settings import PLACES, SearchRun
-from wpl_jax import figures
 from wpl_jax.checkpoint import Checkpoints
 from wpl_jax.forgetting import forgetting
 from wpl_jax.search import (
@@ -378,6 +377,8 @@ def write_results(
       memory: bytes that a device needs.
       probed: the errors of the probes, if there are any, in the order of their seeds.
     """
+    from wpl_jax import figures  # matplotlib takes long to import: not before the first word
+
     config, space, out = job.config, job.search.space, job.out
     best = space.from_json(ranking[0])
     columns = columns_of(log)

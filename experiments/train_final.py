@@ -25,7 +25,6 @@ from experiments.running.script import Script
 from experiments.spaces import cells
 from experiments.spaces.settings import FinalRun
 from experiments.spaces.training import Training
-from wpl_jax import figures
 from wpl_jax.checkpoint import Checkpoints
 from wpl_jax.search import Data
 from wpl_jax.settings import Unfit
@@ -175,6 +174,8 @@ def write_results(
     training: Training, state: Any, corpus: Any, metrics: Sequence[Mapping[str, Any]], out: Path
 ) -> None:
     """Test, and write every output, the summary last."""
+    from wpl_jax import figures  # matplotlib takes long to import: not before the first word
+
     config, space, architecture = training.config, training.space, training.architecture
     task = training.task
     results = training.results(state, corpus, metrics)

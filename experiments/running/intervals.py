@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from wpl_jax.forgetting import mean_interval
 
@@ -102,6 +102,8 @@ def reduction(plain: Number, wpl: Number) -> float | None:
 
 def kendall_tau(*errors: Sequence[float | None]) -> Number:
     """Kendall's tau between the orders of cells by two errors; None for fewer than 3 cells."""
+    from scipy import stats  # a second to import, of what every script waits for
+
     pairs = [pair for pair in zip(*errors, strict=True) if None not in pair]
     tau = stats.kendalltau(*zip(*pairs, strict=True)).statistic if len(pairs) > 2 else math.nan
     return {"tau": finite(tau), "cells": len(pairs)}

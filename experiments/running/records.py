@@ -13,13 +13,15 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
 from experiments.running import processes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Tree = TypeVar("Tree")
 Settings = TypeVar("Settings", bound=Any)
@@ -156,7 +158,7 @@ def digest(tree: object) -> str:
     return found.hexdigest()[:16]
 
 
-def write_figures(folder: Path, drawn: Mapping[str, Figure], **how: object) -> list[str]:
+def write_figures(folder: Path, drawn: Mapping[str, "Figure"], **how: object) -> list[str]:
     """Write figures, by name, as PNG and PDF; returns the names of the files.
 
     Args:

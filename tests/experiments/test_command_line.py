@@ -47,6 +47,12 @@ def test_help_is_grouped_and_is_that_of_the_space(space, capsys):
     assert titles == [*common, f"{own} options"]
 
 
+def test_what_takes_long_to_import_is_not_waited_for():
+    code = "import sys, experiments.search, experiments.train_final; print(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"matplotlib.figure", "scipy.stats", "tensorflow_datasets"} & {*said.stdout.split()}
+
+
 @pytest.mark.parametrize("columns", ["40", "120"])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_an_unknown_flag_is_one_line(script, columns, capsys, monkeypatch):

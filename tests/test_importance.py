@@ -17,7 +17,8 @@ from wpl_jax import PathIntegralState
 
 
 def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    """In NumPy: what is done with it there, XLA need not compile."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def assert_close(tree, expected, rtol=1e-5, atol=0.0):
@@ -43,18 +44,20 @@ def output(params, example):
     return {"logits": hidden @ params["out"], "norm": jnp.sum(hidden**2)}
 
 
+@jax.jit
+@jax.grad
+def gradient_of_squared_norm(params, example):
+    out = output(params, example)
+    return jnp.sum(out["logits"] ** 2) + out["norm"] ** 2
+
+
 def written_out(params, batch, weights=None):
     """Mean over examples of |d ||output||**2 / d params|, by a loop."""
-
-    def squared_norm(params, example):
-        out = output(params, example)
-        return jnp.sum(out["logits"] ** 2) + out["norm"] ** 2
-
     n = len(batch["x"])
     weights = np.ones(n) if weights is None else np.asarray(weights)
     total = jax.tree.map(np.zeros_like, params)
     for i in range(n):
-        grads = jax.grad(squared_norm)(params, jax.tree.map(lambda x, i=i: x[i], batch))
+        grads = gradient_of_squared_norm(params, jax.tree.map(lambda x, i=i: x[i], batch))
         total = jax.tree.map(lambda t, g, w=weights[i]: t + w * np.abs(g), total, grads)
     return jax.tree.map(lambda t: t / weights.sum(), total)
 
@@ -107,8 +110,8 @@ def test_mas_of_a_linear_model_in_closed_form(inputs, outputs, n, size, seed):
     """||W x||**2 has the gradient 2 (W x) x'."""
     rng = np.random.default_rng(seed)
     weights, x = rng.normal(size=(outputs, inputs)), rng.normal(size=(n, inputs))
-    importance = wpl_jax.mas_importance(lambda w, x: w @ x, size)(
-        jnp.asarray(weights, jnp.float32), jnp.asarray(x, jnp.float32)
+    importance = jax.jit(wpl_jax.mas_importance(lambda w, x: w @ x, size))(
+        weights.astype(np.float32), x.astype(np.float32)
     )
     y = x @ weights.T
     expected = np.mean(np.abs(2 * y[:, :, None] * x[:, None, :]), axis=0)
@@ -117,9 +120,9 @@ def test_mas_of_a_linear_model_in_closed_form(inputs, outputs, n, size, seed):
 
 @pytest.mark.parametrize("size", [None, 3])
 def test_mas_weights_its_examples_and_padding_does_not_count(size):
-    weights = jnp.array([0.0, 2.0, 0.5, *[1.0] * 12, 0.0])
+    weights = np.array([0.0, 2.0, 0.5, *[1.0] * 12, 0.0], np.float32)
     expected = written_out(PARAMS, BATCH, weights)
-    padded = {"x": BATCH["x"].at[np.array([0, 15])].set(jnp.nan)}
+    padded = {"x": np.where(weights[:, None] == 0, np.nan, BATCH["x"])}
     importance = jax.jit(wpl_jax.mas_importance(output, size))
     assert_close(importance(PARAMS, padded, weights), expected)
 
@@ -145,7 +148,7 @@ def test_mas_of_bfloat16_is_in_float32():
 
 
 def test_mas_under_vmap():
-    many = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), PARAMS)
+    many = jax.tree.map(lambda x: np.stack([x, 2 * x]), PARAMS)
     importances = jax.jit(jax.vmap(wpl_jax.mas_importance(output, 3), (0, None)))(many, BATCH)
     second = jax.tree.map(lambda x: x[1], importances)
     assert_close(second, written_out(jax.tree.map(lambda x: 2 * x, PARAMS), BATCH), rtol=1e-4)
@@ -351,7 +354,7 @@ def test_importance_of_a_quadratic_is_half_its_curvature():
 
 
 @hypothesis.given(
-    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3)), min_size=1, max_size=3),
+    st.lists(st.sampled_from([(0, 2), (1, 3), (3, 2), (5,)]), min_size=1, max_size=3),
     st.integers(0, 2**31),
 )
 @hypothesis.settings(deadline=None, max_examples=5)
@@ -359,7 +362,7 @@ def test_the_updates_and_the_inner_state_are_the_inner_optimisers(shapes, seed):
     rng = np.random.default_rng(seed)
 
     def tree():
-        return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+        return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
 
     inner = optax.adam(0.1)
     tx = wpl_jax.synaptic_intelligence(inner)

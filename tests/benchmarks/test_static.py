@@ -15,9 +15,10 @@ from wpl_jax.spaces.rnn import RNN
 
 def sampled(space, seed=0):
     rng = np.random.default_rng(seed)
-    architecture = space.decode(jnp.array([rng.integers(n) for n in space.decisions]))
-    params = jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)) / 2, space.init(KEY))
-    return jax.tree.map(np.asarray, architecture), params
+    actions = np.array([rng.integers(n) for n in space.decisions], np.int32)
+    shapes = jax.eval_shape(space.init, KEY)
+    params = jax.tree.map(lambda x: np.float32(rng.normal(size=x.shape) / 2), shapes)
+    return jax.device_get(jit(space.decode)(actions)), params
 
 
 KEY = jax.random.key(0)
@@ -27,13 +28,13 @@ def test_a_recurrent_cell_written_out():
     rates = ("input_dropout", "output_dropout", "drop_connect", "embedding_dropout")
     space = RNN(vocabulary=11, nodes=5, units=6, **dict.fromkeys(rates, 0.0))
     architecture, params = sampled(space)
-    words = jax.random.randint(KEY, (3, 8), 0, 11)
-    hidden = jnp.ones((3, 6)) / 4
+    words = np.random.default_rng(1).integers(11, size=(3, 8), dtype=np.int32)
+    hidden = np.full((3, 6), 0.25, np.float32)
     written_out = jit(jax.value_and_grad(static.rnn_loss(space, architecture), has_aux=True))
     own = static.rnn_params(space, params, architecture)
     actual, grads = written_out(own, words, hidden)
-    expected, all_grads = jit(jax.value_and_grad(space.loss, has_aux=True))(
-        params, architecture, words, hidden, KEY
+    expected, all_grads = jax.device_get(
+        jit(jax.value_and_grad(space.loss, has_aux=True))(params, architecture, words, hidden, KEY)
     )
     chex.assert_trees_all_close(actual, expected, rtol=1e-5)
     expected = static.rnn_params(space, all_grads, architecture)

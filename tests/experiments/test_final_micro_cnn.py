@@ -161,6 +161,7 @@ def test_one_compiled_program_trains_every_architecture(tiny):
     assert program.as_text() == train.program
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(finished, tmp_path, monkeypatch):
     save = Checkpoints.save
 

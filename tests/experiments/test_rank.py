@@ -208,6 +208,7 @@ def test_a_truth_is_agreed_with(ranked, true, capsys):
     assert "error rate     1.000 [1.000, 1.000]" in said
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_isomorphic_architectures_are_averaged(ranked, true):
     flags = [*FLAGS, "--truth", str(true), "--average-isomorphic"]
     assert rank.main([str(ranked), *flags]) == 0

@@ -21,7 +21,7 @@ from wpl_jax.checkpoint import Checkpoints
 DIGITS = "--space examples.layers_space:Digits --layers.width 8 "
 SEARCH = shlex.split(
     DIGITS + "--epochs 4 --search.architectures 2 --search.chunk 1 --search.batches 2 "
-    "--warmup-epochs 0 --derive-samples 2 --probes 2 --probe-every 1 --devices 1"
+    "--warmup-epochs 0 --derive-samples 2 --probes 2 --probe-every 1 --devices 1 --sampler uniform"
 )
 
 
@@ -135,6 +135,7 @@ def flip(path, place):
     path.write_bytes(content)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_whatever_becomes_of_the_log_a_resumed_search_is_as_a_whole_one(whole, copy, capsys):
     log = (copy / "metrics.jsonl").read_bytes().splitlines()
     flip(copy / "checkpoints" / "8" / "seal.json", 30)  # in the settings
@@ -148,6 +149,7 @@ def test_whatever_becomes_of_the_log_a_resumed_search_is_as_a_whole_one(whole, c
     assert json.loads((copy / "summary.json").read_text())["epochs"] == 4
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_checkpoints_of_early_versions_are_gone_on_with(whole, copy, capsys):
     for path in copy.glob("checkpoints/*/seal.json"):
         seal = json.loads(path.read_text())

@@ -26,6 +26,9 @@ SEARCHES = [
 ]
 
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+
 def command(folder, searches=SEARCHES, common=COMMON):
     several = [
         f"--search={common} {flags} --out {shlex.quote(str(folder / str(i)))}"
@@ -110,7 +113,7 @@ def test_an_interrupted_one_goes_on(together, tmp_path, monkeypatch, capsys):
 
 def test_one_that_diverges_is_said_and_the_others_finish(tmp_path, capsys):
     searches = ["--learning-rate 0.05", "--learning-rate 1e30"]
-    common = f"{COMMON} --max-skipped 3 --method none --clip 1e30"
+    common = f"{COMMON} --max-skipped 3 --method none --clip 1e30 --sampler uniform"
     assert search_many.main(command(tmp_path, searches, common)) == 0
     assert f"{tmp_path / '1'}: stopped" in capsys.readouterr().err
     assert (tmp_path / "0" / "summary.json").exists()

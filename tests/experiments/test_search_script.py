@@ -167,6 +167,7 @@ def test_probes_are_the_random_cells_of_final_training(finished, flags):
         np.testing.assert_allclose(probe["perplexity"], np.exp(total), rtol=1e-4)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_probes_are_measured_after_every_epoch_and_change_nothing(finished, flags, tmp_path):
     kept = probes.read(finished)
     assert kept["epoch"].tolist() == [1, 2, 3] and kept["seed"].tolist() == [0, 1]
@@ -239,16 +240,22 @@ def test_the_summary_says_what_was_run_and_with_what(finished, text_dir):
     assert summary["memory_per_device"] > 0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_killed_in_mid_epoch_goes_on_as_if_it_had_not_been(finished, flags, tmp_path):
     command = [*flags, "--out", str(tmp_path / "out")]
     code = "import sys; import test_search_script as test\n"
     code += "test.search.Display = test.signalled(9, after=3)\n"
     code += "test.search.main(sys.argv[1:])"
     folders = [str(folder) for folder in Path(__file__).parents[:3]]
-    devices = {"JAX_NUM_CPU_DEVICES": str(jax.config.jax_num_cpu_devices)}
+    environment = {
+        "JAX_NUM_CPU_DEVICES": str(jax.config.jax_num_cpu_devices),
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,  # has its programs
+        "JAX_COMPILATION_CACHE_MAX_SIZE": "-1",
+        "PYTHONPATH": os.pathsep.join(folders),
+    }
     run = subprocess.run(
         [sys.executable, "-c", code, *command],
-        env=os.environ | devices | {"PYTHONPATH": os.pathsep.join(folders)},
+        env=os.environ | environment,
         stderr=subprocess.PIPE,
         check=False,
     )
@@ -258,6 +265,7 @@ def test_a_run_killed_in_mid_epoch_goes_on_as_if_it_had_not_been(finished, flags
     assert results(tmp_path / "out") == results(finished)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_signal_stops_and_saves_in_mid_epoch(finished, flags, tmp_path, monkeypatch, capsys):
     command = [*flags, "--out", str(tmp_path / "out")]
     with monkeypatch.context() as patch:
@@ -334,6 +342,7 @@ def test_two_processes_stop_together_resume_and_find_what_one_does(finished, fla
     np.testing.assert_allclose(*errors, rtol=2e-3)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_finished_run_trained_further_is_one_long_run(finished, flags, tmp_path):
     command = [*flags, "--out", str(tmp_path / "out")]
     assert search.main([*command, "--epochs", "2"]) == 0

@@ -231,6 +231,7 @@ def test_perplexity_is_that_of_a_loop_over_every_token(tiny, text, batch_size):
     np.testing.assert_allclose(perplexity, np.exp(total / len(text.test)), rtol=1e-5)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_resumed_run_ends_as_one_that_was_never_interrupted(
     interrupted, finished, tmp_path, monkeypatch, capsys
 ):

@@ -32,6 +32,7 @@ def trained(tmp_path_factory):
     return out
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_each_is_trained_as_if_alone(trained, tmp_path):
     found = rows(trained)
     assert [row["seed"] for row in found] == ["0", "1", "2"]

@@ -128,6 +128,7 @@ def test_the_demo_prints_a_and_b_before_and_after_and_names_its_figure(tmp_path,
     assert str(tmp_path / "first_look.png") in shown.replace("\n", "")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_interrupted_run_goes_on_and_ends_as_an_uninterrupted_one(
     finished, tmp_path, monkeypatch
 ):

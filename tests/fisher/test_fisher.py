@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 from hypothesis import strategies as st
-from jax.flatten_util import ravel_pytree
 from laplax.curv.ggn import create_ggn_mv
 from laplax.util.mv import diagonal
 
@@ -36,11 +35,12 @@ class Model(NamedTuple):
 
 
 def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    """NumPy's, as all data here: what is done with them there, XLA need not compile."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def labels(seed, n, classes):
-    return jnp.asarray(np.random.default_rng(seed).integers(classes, size=n))
+    return np.random.default_rng(seed).integers(classes, size=n).astype(np.int32)
 
 
 def softmax_regression(n=N):
@@ -77,15 +77,20 @@ def examples(batch):
     return [jax.tree.map(lambda x, i=i: x[i], batch) for i in range(n)]
 
 
+def flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
 @functools.cache
 def scores(make_model):
     """d nll / d params of every example at every label, and their probabilities, by a loop."""
     params, logits, batch = make_model()
-    probs = np.stack([jax.nn.softmax(logits(params, e)) for e in examples(batch)])
+    softmax = jax.jit(lambda example: jax.nn.softmax(logits(params, example)))
+    probs = np.stack([softmax(e) for e in examples(batch)])
     grad = jax.jit(jax.grad(nll_of(logits)))
 
     def score(example, label):
-        return ravel_pytree(grad(params, {**example, "y": jnp.array(label)}))[0]
+        return flat(grad(params, {**example, "y": np.int32(label)}))
 
     labels = range(probs.shape[1])
     of_all = [[score(e, y) for y in labels] for e in examples(batch)]
@@ -119,10 +124,11 @@ estimators = pytest.mark.parametrize("estimator", [empirical, sampled, exact, sq
 def drawn_labels(make_model):
     """The labels that `sampled` drew: with all weight on one example, one of its scores squared."""
     params, logits, batch = make_model()
-    alone = jax.vmap(sampled(logits), (None, None, 0))(params, batch, jnp.eye(N))
-    flat = np.concatenate([leaf.reshape(N, -1) for leaf in jax.tree.leaves(alone)], axis=1)
+    each = jax.jit(jax.vmap(sampled(logits), (None, None, 0)))
+    alone = jax.device_get(each(params, batch, np.eye(N, dtype=np.float32)))
+    alone = np.concatenate([leaf.reshape(N, -1) for leaf in jax.tree.leaves(alone)], axis=1)
     candidates = scores(make_model)[0] ** 2
-    distances = np.abs(flat[:, None] - candidates).max(axis=-1)
+    distances = np.abs(alone[:, None] - candidates).max(axis=-1)
     assert np.all(distances.min(axis=1) < 1e-5 * candidates.max())
     return distances.argmin(axis=1)
 
@@ -143,7 +149,7 @@ def expected(estimator, make_model, weights=None):
 
 def assert_close(actual, expected, rtol=1e-5, scale=None):
     """Close relative to ``scale``, the largest entry unless given: small ones are differences."""
-    (actual, _), (expected, _) = ravel_pytree(actual), ravel_pytree(expected)
+    actual, expected = flat(actual), flat(expected)
     assert np.all(np.isfinite(expected)) and np.max(expected) > 0
     scale = np.max(expected) if scale is None else scale
     np.testing.assert_allclose(actual, expected, rtol=0, atol=rtol * scale)
@@ -212,26 +218,27 @@ def test_sampled_labels_have_the_frequencies_of_the_model():
     draws = 4000
     keys = jax.random.split(jax.random.key(3), draws)
     fishers = jax.jit(jax.vmap(wpl_jax.sampled_fisher(logits), (None, None, 0)))(params, one, keys)
-    flat = np.concatenate([leaf.reshape(draws, -1) for leaf in jax.tree.leaves(fishers)], axis=1)
+    leaves = jax.tree.leaves(jax.device_get(fishers))
+    drawn = np.concatenate([leaf.reshape(draws, -1) for leaf in leaves], axis=1)
 
     of_all, probs = scores(mlp)
     candidates = of_all[0] ** 2
-    distances = np.abs(flat[:, None] - candidates).max(axis=-1)
+    distances = np.abs(drawn[:, None] - candidates).max(axis=-1)
     assert np.all(distances.min(axis=1) < 1e-5 * candidates.max())
     counts = np.bincount(distances.argmin(axis=1), minlength=3)
     standard_error = np.sqrt(draws * probs[0] * (1 - probs[0]))
     assert np.all(np.abs(counts - draws * probs[0]) < 5 * standard_error)
 
-    expectation = np.array(ravel_pytree(wpl_jax.exact_fisher(logits)(params, one))[0])
+    expectation = flat(jax.jit(wpl_jax.exact_fisher(logits))(params, one))
     spread = np.sqrt(np.average((candidates - expectation) ** 2, axis=0, weights=probs[0]))
-    assert np.all(np.abs(flat.mean(axis=0) - expectation) < 5 * spread / np.sqrt(draws) + 1e-6)
+    assert np.all(np.abs(drawn.mean(axis=0) - expectation) < 5 * spread / np.sqrt(draws) + 1e-6)
 
 
 def test_sampled_labels_of_different_examples_are_independent():
     """Otherwise many equal examples would all have the same label, and the mean would not help."""
     n, p = 4000, 0.25
     fisher = wpl_jax.sampled_fisher(lambda params, example: jnp.stack([params, jnp.zeros([])]))
-    draws = fisher(jnp.log(p / (1 - p)), jnp.zeros(n), jax.random.key(0))
+    draws = jax.jit(fisher)(np.float32(np.log(p / (1 - p))), np.zeros(n), jax.random.key(0))
     standard_error = abs((1 - p) ** 2 - p**2) * np.sqrt(p * (1 - p) / n)  # of score (1 - p) or -p
     assert abs(draws - p * (1 - p)) < 5 * standard_error
 
@@ -247,43 +254,45 @@ def test_sampled_is_a_function_of_its_key():
 @pytest.mark.parametrize("w", [-2.0, 0.0, 0.5])
 def test_logistic_regression_has_a_closed_form(w):
     """p(y=1) = sigmoid(w x): the score is (p - y) x, its expected square p (1 - p) x**2."""
-    x = jnp.array([0.5, -1.0, 3.0])
-    y = jnp.array([0, 1, 1])
-    p = jax.nn.sigmoid(w * x)
+    x = np.array([0.5, -1.0, 3.0], np.float32)
+    y = np.array([0, 1, 1])
+    p = 1 / (1 + np.exp(-w * x))
 
     def logits(params, example):
         return jnp.stack([jnp.zeros([]), params["w"] * example["x"]])
 
-    params, batch = {"w": jnp.array(w)}, {"x": x, "y": y}
-    assert_close(empirical(logits)(params, batch), {"w": jnp.mean((p - y) ** 2 * x**2)})
-    assert_close(exact(logits)(params, batch), {"w": jnp.mean(p * (1 - p) * x**2)})
-    assert_close(squared_batch(logits)(params, batch), {"w": jnp.mean((p - y) * x) ** 2})
+    def all_three(*arguments):
+        return [make(logits)(*arguments) for make in (empirical, exact, squared_batch)]
+
+    fishers = jax.jit(all_three)({"w": np.float32(w)}, {"x": x, "y": y})
+    assert_close(fishers[0], {"w": np.mean((p - y) ** 2 * x**2)})
+    assert_close(fishers[1], {"w": np.mean(p * (1 - p) * x**2)})
+    assert_close(fishers[2], {"w": np.mean((p - y) * x) ** 2})
 
 
 def test_exact_and_empirical_agree_where_the_model_is_right():
     """Labels in the proportions of the model: the expectation over labels is the data's mean."""
-    params = jnp.log(jnp.array([1.0, 2.0, 5.0]))
-    p = jax.nn.softmax(params)
-    batch = {"y": jnp.repeat(jnp.arange(3), jnp.array([1, 2, 5]), total_repeat_length=8)}
+    p = np.array([1, 2, 5]) / 8
+    params = np.log(8 * p).astype(np.float32)
+    batch = {"y": np.repeat(np.arange(3), [1, 2, 5])}
 
     def logits(params, example):
         return params
 
-    assert_close(empirical(logits)(params, batch), p * (1 - p))
-    assert_close(exact(logits)(params, batch), p * (1 - p))
+    assert_close(jax.jit(empirical(logits))(params, batch), p * (1 - p))
+    assert_close(jax.jit(exact(logits))(params, batch), p * (1 - p))
 
 
 def test_a_loss_over_the_whole_batch_is_one_example():
     """As the docstring says: a loss that normalises over the batch cannot be split."""
-    x = jax.random.normal(jax.random.key(0), (5, 3))
-    w = jnp.array([1.0, -2.0, 0.5])
+    x, w = normal(0, 5, 3), np.array([1.0, -2.0, 0.5], np.float32)
 
     def loss(w, batch):
         out = jnp.exp(batch @ w)
         return jnp.sum(jnp.square(out / out.mean() - 1))
 
-    fisher = wpl_jax.squared_batch_gradient(loss)(w, jax.tree.map(lambda x: x[None], x))
-    assert_close(fisher, jnp.square(jax.grad(loss)(w, x)))
+    fisher = jax.jit(wpl_jax.squared_batch_gradient(loss))(w, x[None])
+    assert_close(fisher, np.square(jax.jit(jax.grad(loss))(w, x)))
 
 
 # --- Memory, types, transformations, sharding -----------------------------------------------------
@@ -316,9 +325,9 @@ def test_squares_are_at_least_float32(estimator, x64, dtype, wanted):
     """In the parameters' dtype where that is wider, whatever the dtype of data and weights."""
     logits = softmax_regression().logits
     with jax.enable_x64(x64):
-        params = jnp.ones((3, 2), dtype)
-        batch = {"x": jnp.ones((N, 3), float), "y": jnp.ones(N, int)}
-        for weights in ((), (jnp.ones(N, float),)):
+        params = np.ones((3, 2), dtype)
+        batch = {"x": np.ones((N, 3)), "y": np.ones(N, int)}
+        for weights in ((), (np.ones(N),)):
             fisher = jax.eval_shape(estimator(logits, 3), params, batch, *weights)
             assert fisher.dtype == wanted
 
@@ -342,7 +351,7 @@ def test_of_bfloat16_weights_is_that_of_float32_but_for_rounding(estimator):
 def test_works_under_vmap(estimator):
     params, logits, batch = softmax_regression()
     fishers = jax.jit(jax.vmap(estimator(logits, 3), (0, None)))(
-        jnp.stack([2 * params, params]), batch
+        np.stack([2 * params, params]), batch
     )
     assert_close(fishers[1], expected(estimator, softmax_regression))
     assert not np.allclose(fishers[0], fishers[1], rtol=0.01)
@@ -352,7 +361,7 @@ def test_works_under_vmap(estimator):
 @estimators
 def test_a_batch_may_be_sharded(estimator):
     params, logits, batch = softmax_regression(n=16)
-    weights = jnp.arange(16.0)
+    weights = np.arange(16, dtype=np.float32)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     fisher = jax.jit(estimator(logits, 8))
     sharded = fisher(
@@ -414,8 +423,7 @@ def empirical_hessian_mv(jv, pred, target):
 def test_agrees_with_laplax(network, estimator, middle):
     params, apply, shape, classes = network(jax.random.key(0))
     n = 6
-    x = jax.random.normal(jax.random.key(1), (n, *shape))
-    y = jax.random.randint(jax.random.key(2), (n,), 0, classes)
+    x, y = normal(1, n, *shape), labels(2, n, classes)
     product = create_ggn_mv(
         lambda input, params: apply(params, input), params, {"input": x, "target": y}, **middle
     )

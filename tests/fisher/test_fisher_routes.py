@@ -52,10 +52,11 @@ def check(fn, params, batch, **options):
     weights = np.arange(1, 1 + len(jax.tree.leaves(batch)[0]), dtype=np.float32)
     wanted = jit(lambda p, b: by_vmap(fn, p, b, weights))(params, batch)
     found = jit(lambda p, b: squares(fn, p, b, weights, **options))(params, batch)
+    wanted, found = jax.device_get((wanted, found))  # of NumPy's arrays, nothing is compiled
     largest = max(float(np.max(leaf)) for leaf in jax.tree.leaves(wanted))
     for (path, a), b in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
-        assert np.all(np.asarray(a) >= 0), path
+        assert np.all(a >= 0), path
         # What is 0 but for rounding, such as an attention's key bias, is so on another scale.
         scale = max(float(np.max(b)), 1e-6 * largest)
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale, err_msg=str(path))
@@ -534,14 +535,16 @@ def test_memory_is_bounded(max_bytes):
 @pytest.mark.parametrize("fn", [dense, sequence, looked_up, tied, scaled])
 def test_of_bfloat16_parameters_are_float32(fn):
     """Within rounding of the gradients themselves."""
-    params, batch = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (PARAMS, SEQUENCES["x"]))
+    params, batch = jax.tree.map(
+        lambda x: x.astype(jnp.bfloat16), jax.device_get((PARAMS, SEQUENCES["x"]))
+    )
     batch = {"x": batch, "words": SEQUENCES["words"]}
     found = jit(functools.partial(squares, fn))(params, batch)
     exact = jax.tree.map(
         lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, (params, batch)
     )
-    wanted = jit(functools.partial(by_vmap, fn))(*exact, jnp.ones(N))
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    wanted = jit(functools.partial(by_vmap, fn))(*exact, np.ones(N, np.float32))
+    for a, b in zip(*map(jax.tree.leaves, jax.device_get((found, wanted))), strict=True):
         assert a.dtype == jnp.float32
         np.testing.assert_allclose(a, b, rtol=0.05, atol=0.05 * float(np.max(b)))
 
@@ -550,12 +553,13 @@ def test_of_bfloat16_parameters_are_float32(fn):
 def test_in_float64(fn):
     with jax.enable_x64(True):
         params, batch = jax.tree.map(
-            lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, (PARAMS, SEQUENCES)
+            lambda x: x.astype(np.float64) if x.dtype == np.float32 else x,
+            jax.device_get((PARAMS, SEQUENCES)),
         )
         found = jit(functools.partial(squares, fn))(params, batch)
         grads = jit(jax.vmap(jax.grad(lambda p, e: fn(p, e).sum()), (None, 0)))(params, batch)
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(grads), strict=True):
-            assert a.dtype == jnp.float64
+        for a, b in zip(*map(jax.tree.leaves, jax.device_get((found, grads))), strict=True):
+            assert a.dtype == np.float64
             np.testing.assert_allclose(a, np.square(b).sum(0), rtol=1e-9, atol=1e-12)
 
 

@@ -39,7 +39,7 @@ CONFIG = SearchConfig(
     **{"architectures": 2, "batches": 2, "chunk": 1, "eval_batches": 2, "at_once": 2}
 )
 PARTS = Reinforced(steps=4, samples=2), WPL(strength=1.0, warmup_epochs=1)
-CELLS = RNN(vocabulary=11, nodes=4, units=6, init_scale=0.3)
+CELLS = RNN(vocabulary=11, nodes=3, units=6, init_scale=0.3)
 CNN = MicroCNN(
     **{"classes": 5, "image_shape": (5, 5, 1), "nodes": 2, "channels": 4, "cells": 1},
     **{"drop_path": 0.3, "groups": 8},

@@ -162,8 +162,17 @@ TOY_DATA = Data(regression(0, 5), regression(1, 3))
 
 
 @functools.cache
+def initial(search):
+    return jit(search.init)
+
+
+def begun(search, seed):
+    return initial(search)(jax.random.key(seed))
+
+
+@functools.cache
 def toy_run():
-    return run(TOY, TOY_DATA, 12, TOY.init(jax.random.key(0)))
+    return run(TOY, TOY_DATA, 12, begun(TOY, 0))
 
 
 # --- A known optimum ------------------------------------------------------------------------------
@@ -178,9 +187,9 @@ def test_reinforce_finds_the_best_architecture():
     assert abs(entropies[0] - np.log(12)) < 0.05 and entropies[-50:].mean() < 1
 
     controller = Controller(Toy.decisions)
-    log_probs, _ = controller.apply(states[-1].sampler.params, ALL, method="log_prob")
+    log_prob = jit(lambda params: controller.apply(params, ALL, method="log_prob")[0])
+    log_probs, before = (np.asarray(log_prob(states[i].sampler.params)) for i in (-1, 0))
     assert tuple(ALL[log_probs.argmax()]) == OPTIMUM and log_probs.max() > np.log(0.8)
-    before, _ = controller.apply(states[0].sampler.params, ALL, method="log_prob")
     assert before.max() < np.log(0.12)
 
 
@@ -247,7 +256,7 @@ plastic_loops = pytest.mark.parametrize("name", list(PLAIN_LOOPS)[:2])
 @functools.cache
 def plain_run(name):
     search, data = PLAIN_LOOPS[name]
-    return run(search, data, 12, search.init(jax.random.key(1)))
+    return run(search, data, 12, begun(search, 1))
 
 
 def memory(state):
@@ -410,7 +419,7 @@ def test_a_step_says_whether_it_finished_an_epoch():
 
 def test_errors_are_of_the_first_batches_in_turn():
     """The mean over their examples, with the carry from one batch to the next."""
-    space, params = TOY.space, TOY.init(jax.random.key(2)).params
+    space, params = TOY.space, begun(TOY, 2).params
     evaluate = jit(TOY.evaluate, static_argnums=3)
     for actions, batches in ((ALL[3], 1), (ALL[7], 3), (ALL[7], 4)):
         carry, squares = 0.0, []
@@ -458,7 +467,7 @@ def test_weights_off_the_path_do_not_change(name):
 )
 def test_weights_off_the_path_do_not_change_whatever_the_optimizer(optimizer):
     search = dataclasses.replace(TOY, optimizer=optimizer)
-    states, _ = run(search, TOY_DATA, 3, search.init(jax.random.key(0)))
+    states, _ = run(search, TOY_DATA, 3, begun(search, 0))
     for n, (before, after) in enumerate(zip(states[:-1], states[1:], strict=True)):
         own = inside(search, after.actions[n], before.params)["arms"]
         arms = [np.asarray(state.params["arms"]) for state in (before, after)]
@@ -496,7 +505,7 @@ def test_strength_0_is_weight_sharing_without_plasticity():
     search, data = PLAIN_LOOPS["toy, strength 0"]
     method = dataclasses.replace(search.method, strength=lambda count: 0.0 * count)
     scheduled = dataclasses.replace(search, method=method)
-    others, reports = run(scheduled, data, 12, scheduled.init(jax.random.key(1)))
+    others, reports = run(scheduled, data, 12, begun(scheduled, 1))
     for state, other in zip(states, others, strict=True):
         assert_same_bits(state._replace(opt_state=None), other._replace(opt_state=None))
         assert_same_bits(memory(state)["trace"], memory(other)["trace"])
@@ -505,7 +514,7 @@ def test_strength_0_is_weight_sharing_without_plasticity():
     assert not any(map(np.any, jax.tree.leaves(memory(states[-1])["fisher"])))
     assert any(map(np.any, jax.tree.leaves(memory(others[-1])["fisher"])))
     plain = dataclasses.replace(search, method=Plain())
-    assert_same_bits(run(plain, data, 12, plain.init(jax.random.key(1))), (states, progress))
+    assert_same_bits(run(plain, data, 12, begun(plain, 1)), (states, progress))
 
 
 # --- The controller's turn ------------------------------------------------------------------------
@@ -549,7 +558,7 @@ def poisoned(state, decision, choice):
 def test_a_step_that_is_not_finite_is_skipped_and_counted():
     search, data = PLAIN_LOOPS["toy, strength 0"]
     data = Data(jnp.nan_to_num(data.train), data.validation)
-    start = poisoned(search.init(jax.random.key(5)), 0, 2)
+    start = poisoned(begun(search, 5), 0, 2)
     states, progress = run(search, data, 12, start)
     skipped = streak = 0
     streaks = []
@@ -596,7 +605,7 @@ def test_one_compilation_for_all_architectures_epochs_and_seeds(name):
     assert len(np.unique(np.concatenate([state.actions for state in states]), axis=0)) >= 4
     others = Data(data.train[::-1], data.validation + 0)
     for seed, given in ((2, data), (3, others)):
-        state = search.init(jax.random.key(seed))
+        state = begun(search, seed)
         for _ in range(5):  # into a second epoch, and past the warm-up
             buffers = jax.tree.leaves(state)
             state, _ = compiled(search)(state, given)
@@ -609,9 +618,9 @@ def test_one_compilation_for_all_architectures_epochs_and_seeds(name):
 def test_a_run_is_a_function_of_the_key(name):
     search, data = PLAIN_LOOPS[name]
     states, progress = plain_run(name)
-    again = run(search, data, 12, search.init(jax.random.key(1)))
+    again = run(search, data, 12, begun(search, 1))
     assert_same_bits(again, (states, progress))
-    assert not same_bits(search.init(jax.random.key(2)).params, states[0].params)
+    assert not same_bits(begun(search, 2).params, states[0].params)
 
 
 def test_the_key_decides_what_is_random_in_training():
@@ -630,7 +639,7 @@ CHUNKED = dataclasses.replace(TOY, config=dataclasses.replace(TOY.config, chunk=
 
 def test_a_chunk_is_as_many_steps():
     states, progress = toy_run()
-    (*_, end), reports = run(CHUNKED, TOY_DATA, 3, CHUNKED.init(jax.random.key(0)))
+    (*_, end), reports = run(CHUNKED, TOY_DATA, 3, begun(CHUNKED, 0))
     chex.assert_trees_all_close(raw(end), raw(states[-1]), rtol=1e-4, atol=1e-5)
     for i, report in enumerate(reports):
         singles = progress[4 * i : 4 * i + 4]
@@ -643,9 +652,10 @@ def test_a_chunk_is_as_many_steps():
 
 def test_many_seeds_at_once():
     keys = jax.random.split(jax.random.key(4), 2)
-    starts = [CHUNKED.init(key) for key in keys]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+    starts = [initial(CHUNKED)(key) for key in keys]
+    stacked = jit(lambda *states: jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))(*starts)
     states, reports = jit(jax.vmap(CHUNKED.step, (0, None)))(stacked, TOY_DATA)
+    reports = jax.device_get(reports)
     for seed, start in enumerate(starts):
         (_, state), (report,) = run(CHUNKED, TOY_DATA, 1, start)
         mine = jax.tree.map(lambda x, seed=seed: x[seed], (raw(states), reports))

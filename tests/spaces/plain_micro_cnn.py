@@ -71,8 +71,13 @@ def loss(space, params, architecture, batch):
 
 
 @functools.partial(jit, static_argnums=0)
-def loss_and_grads(space, params, architecture, batch, key=None):
+def _loss_and_grads(space, params, architecture, batch, key):
     return jax.value_and_grad(space.loss, has_aux=True)(params, architecture, batch, (), key)
+
+
+def loss_and_grads(space, params, architecture, batch, key=None):
+    """As NumPy's arrays, of which nothing is compiled."""
+    return jax.device_get(_loss_and_grads(space, params, architecture, batch, key))
 
 
 @functools.partial(jit, static_argnums=0)

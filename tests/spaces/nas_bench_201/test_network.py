@@ -72,8 +72,8 @@ def test_parameters_may_be_narrower_than_images():
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     batch = architecture_of((0, 3, 2, 4, 3, 1)), (images, labels)
     (actual, _), grads = loss_and_grads(EVEN, narrow, *batch)
-    expected, _ = loss_and_grads(EVEN, params, *batch)
-    np.testing.assert_allclose(actual, expected[0], rtol=0.05)
+    expected, _ = jit(EVEN.loss)(params, *batch)
+    np.testing.assert_allclose(actual, expected, rtol=0.05)
     chex.assert_trees_all_equal_shapes_and_dtypes(grads, narrow)
 
 

@@ -47,10 +47,13 @@ def say(text: str) -> None:
         print(text, file=sys.stderr)
 
 
+SOON = 2  # seconds
+
+
 @contextlib.contextmanager
-def saying(text: str, after: float = 2) -> Iterator[None]:
-    """Say what is done in here, if it takes longer: bad input that shows soon is one line."""
-    timer = threading.Timer(after, say, [text])
+def saying(text: str) -> Iterator[None]:
+    """Say what is done in here, if it is not over soon: bad input is one line where it shows."""
+    timer = threading.Timer(SOON, say, [text])
     timer.daemon = True
     timer.start()
     try:

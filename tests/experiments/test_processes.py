@@ -35,10 +35,11 @@ def test_none_begins_where_another_cannot(monkeypatch):
     assert said == [1, 0, 0, 1]
 
 
-def test_what_takes_long_is_said_and_what_does_not_is_not(capsys):
-    with processes.saying("reading a line", after=60):
+def test_what_takes_long_is_said_and_what_does_not_is_not(capsys, monkeypatch):
+    with processes.saying("reading a line"):
         pass
     assert capsys.readouterr().err == ""
-    with processes.saying("reading a book", after=0.01):
+    monkeypatch.setattr(processes, "SOON", 0.01)
+    with processes.saying("reading a book"):
         time.sleep(0.5)
     assert capsys.readouterr().err == "reading a book\n"

@@ -124,7 +124,9 @@ def experiment(plan: Plan, pool: Pool) -> Results:
         key: plan.runs / run.name / "best.json" for key, run in searches.items() if finished[key]
     }
     trained = cells.runs(plan, found) if config.cells else {}
-    pool.execute("final", list(trained.values()))
+    trainings = {run.name: run for run in trained.values()}
+    pool.execute("final", list(trainings.values()))
+    tested = {name: pool.summary(run) for name, run in trainings.items()}
 
     def by_seed(found):
         return {
@@ -137,8 +139,8 @@ def experiment(plan: Plan, pool: Pool) -> Results:
         chosen,
         by_seed(finished),
         by_seed({key: pool.summary(run) for key, run in ranked.items()}),
-        {key: left for key, run in trained.items() if (left := pool.summary(run))},
-        [*trials, *searches.values(), *ranked.values(), *trained.values()],
+        {key: left for key, run in trained.items() if (left := tested[run.name])},
+        [*trials, *searches.values(), *ranked.values(), *trainings.values()],
         [*failed, *pool.failed],
     )
 

@@ -20,6 +20,8 @@ PARTS = ("validation", "test")
 def runs(plan: Plan, found: Mapping[tuple[str, int], Path]) -> dict[tuple[str, int], Run]:
     """The trainings, by the name of an arm or of a cell, and by seed.
 
+    Searches with one seed often find one cell: it is trained once with that seed, for all of them.
+
     Args:
       plan: what is compared.
       found: by the name of an arm and by seed, the file of the cell that its search has found.
@@ -29,7 +31,7 @@ def runs(plan: Plan, found: Mapping[tuple[str, int], Path]) -> dict[tuple[str, i
     cells |= {(RANDOM, seed): RANDOM for seed in range(plan.config.random_cells)}
     for name in plan.task.cells():
         cells |= {(name, seed): name for seed in range(plan.config.seeds)}
-    return {
+    every = {
         (name, seed): final_run(
             f"final/{folders.get(name, name)}_{seed}",
             final_flags(plan.config),
@@ -37,6 +39,8 @@ def runs(plan: Plan, found: Mapping[tuple[str, int], Path]) -> dict[tuple[str, i
         )
         for (name, seed), architecture in cells.items()
     }
+    firsts: dict[str, Run] = {}
+    return {key: firsts.setdefault(repr(run.expected), run) for key, run in every.items()}
 
 
 def final_run(

@@ -74,6 +74,11 @@ class Results(NamedTuple):
     runs: list[Run]
     failed: list[str]  # a line each
 
+    @property
+    def trainings(self) -> list[dict]:
+        """What each training from scratch has left, once also where several searches share it."""
+        return list({id(left): left for left in self.finals.values()}.values())
+
 
 class Ranking(Run):
     """experiments.rank in the folder of a search, which replaces what was ranked otherwise."""

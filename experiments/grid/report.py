@@ -441,8 +441,9 @@ def cells(grid: Saved, drawn: Sequence[str]) -> list[str]:
     return [
         "## The cells that were found",
         f"Each search derives the best of the cells that it samples at its end, by its {grid.error}"
-        " on the shared weights (*in the search*). That cell is trained from scratch, as are "
-        f"random cells and published ones, with the flags `{grid.cells['flags']}`. *τ with "
+        " on the shared weights (*in the search*). That cell is trained from scratch, once where "
+        "searches with one seed have found the same, and so are random cells and published ones, "
+        f"with the flags `{grid.cells['flags']}`. *τ with "
         "training alone* is Kendall's τ between two orders of the random cells: by their "
         f"{grid.error} on a search's shared weights, and by that when each is trained from "
         "scratch.",

@@ -44,7 +44,7 @@ def summarise(plan: Plan, results: Results) -> dict:
     trials = [s for of_arm in results.trials.values() for runs in of_arm for s in runs]
     searches = [s for of_arm in results.searches.values() for s in of_arm]
     summaries = [found.summary for found in (*searches, *trials) if found]
-    seconds = sum(summary["seconds"] for summary in [*summaries, *results.finals.values()])
+    seconds = sum(summary["seconds"] for summary in [*summaries, *results.trainings])
     first = plan.settings[plan.arms[0].name][0]
     return {
         "task": {name: getattr(plan.task, name) for name in ("name", "error", "unit", "scale")}
@@ -70,7 +70,7 @@ def summarise(plan: Plan, results: Results) -> dict:
         },
         "commands": commands(plan, results),
         "searches": len(summaries),
-        "finals": len(results.finals),
+        "finals": len(results.trainings),
         "seconds": seconds,
         **records.provenance(),
         **{name: summaries[0][name] for name in ("versions", "devices", "machine")},  # of the runs

@@ -102,7 +102,8 @@ def searched(flags):
             errors = order * (1.0 if config.method == "none" else -1.0) * (epoch == 8)
             kept.keep(config.out, epoch, measuring.Measured(errors, -errors))
     error = records.key(spaces.find(config.space).error)
-    cell = cells.random_actions(config.search_space, config.seed)
+    different = config.method == "wpl" and config.seed != 2  # from what plain search finds
+    cell = cells.random_actions(config.search_space, config.seed + 50 * (1 + different))
     cell = config.search_space.to_json(config.search_space.decode(cell))
     (config.out / "best.json").write_text(json.dumps(cell))
     if config.probes:  # shared weights of WPL rank random cells rightly, those of others wrongly
@@ -651,6 +652,7 @@ def test_found_random_and_published_cells_are_trained(with_cells):
     launched = [name for name in with_cells[1].launched if name.startswith("train_final ")]
     published = [path.stem for path in sorted(spaces.find("rnn").cells().values())]
     names = [f"{arm}_{seed}" for seed in range(3) for arm in ("plain", "WPL")]
+    names.remove("WPL_2")  # the cell that plain_2 has found
     names += [f"random_{seed}" for seed in range(4)]
     names += [f"{name}_{seed}" for name in published for seed in range(3)]
     assert launched == [f"train_final final/{name}" for name in names]
@@ -663,11 +665,11 @@ def test_cells_are_compared_with_each_other_and_with_random_ones(with_cells):
     summary, page = summary_in(with_cells[0]), page_in(with_cells[0])
     plain, wpl = (arm["numbers"] for arm in summary["arms"])
     assert plain["cells/test"]["seeds"] == [71, 73, 75] and plain["cells/search"]["mean"] == 51
-    assert wpl["cells/test"]["seeds"] == [61, 64, 65]
+    assert wpl["cells/test"]["seeds"] == [61, 64, 75]
     assert (plain["cells/tau"]["seeds"][0], wpl["cells/tau"]["mean"]) == (-1, 1)
     random = next(cell for cell in summary["cells"]["others"] if cell["name"] == "random")
     assert random["runs"] == 4 and random["cells/test"]["mean"] == 84
-    assert summary["arms"][1]["differences"]["cells/test"]["seeds"] == [-10, -9, -10]
+    assert summary["arms"][1]["differences"]["cells/test"]["seeds"] == [-10, -9, 0]
     best = saved.read(with_cells[0] / "report").best["WPL"]
     assert best["seed"] == 0 and best["test"] == 61
     for of in summary["cells"]["found"]:
@@ -675,15 +677,15 @@ def test_cells_are_compared_with_each_other_and_with_random_ones(with_cells):
         kept = with_cells[0] / "report/cells" / of["file"]
         assert json.loads(kept.read_text()) == json.loads(there.read_text())
     assert "| − random | validation | test |" in page and "with the flags `--space rnn" in page
-    welch = stats.ttest_ind([61, 64, 65], [81, 83, 85, 87], equal_var=False).confidence_interval()
+    welch = stats.ttest_ind([61, 64, 75], [81, 83, 85, 87], equal_var=False).confidence_interval()
     half = (welch.high - welch.low) / 2
-    assert f"WPL −20.67 ± {half:.2f}" in page and "less that of 4 random cells" in page
+    assert f"WPL −17.33 ± {half:.2f}" in page and "less that of 4 random cells" in page
     assert "nan" not in page and "None" not in page
     assert (with_cells[0] / "report" / "best_cells.png").exists()
     for name in re.findall(r"\]\(([^)]+)\)", page):
         assert (with_cells[0] / "report" / name).exists()
     assert summary["seconds"] == 60 * len(with_cells[1].launched)
-    assert "6 searches and 16 trainings from scratch, 0:22:00 of training in all" in page
+    assert "6 searches and 15 trainings from scratch, 0:21:00 of training in all" in page
 
 
 def test_how_far_seeds_agree_takes_no_truth(with_cells):

@@ -150,7 +150,6 @@ def colors(saved: Saved) -> dict[str, str]:
 
 def over_epochs(saved: Saved) -> Figure:
     """What is forgotten over epochs: a panel a place, or all kinds of it and the reward."""
-    epochs = max((saved.curves[f"{arm['name']}/epoch"] for arm in finished(saved)), key=len)
     warmups = {arm["warmup_epochs"] for arm in saved.arms}
     warmup = warmups.pop() if len(warmups) == 1 else 0
     unit = ", in points" if "%" in saved.unit else saved.unit
@@ -158,12 +157,13 @@ def over_epochs(saved: Saved) -> Figure:
     of_methods = style.colors_of(saved.methods)
 
     def curve(arm, name, scale):
-        return scale * padded(saved.curves[f"{arm['name']}/{name}"], len(epochs))
+        return scale * saved.curves[f"{arm['name']}/{name}"]
 
     if saved.axes:
+        epochs = max((saved.curves[f"{arm['name']}/epoch"] for arm in finished(saved)), key=len)
         panels = {
             place.replace(", ", "\n"): {
-                arm["method"]: curve(arm, "forgetting_mean", saved.scale)
+                arm["method"]: padded(curve(arm, "forgetting_mean", saved.scale), len(epochs))
                 for arm in arms
                 if arm in finished(saved)
             }
@@ -171,14 +171,12 @@ def over_epochs(saved: Saved) -> Figure:
         }
         heading = saved.measure("after_warmup", "forgetting_mean").heading.replace(", ", ",\n")
         return figures.forgetting_curves(panels, epochs, of_methods, warmup, heading)
-    scales = {name: saved.scale for name in FORGETTING} | {"reward": 1.0}
+    scales = {name: saved.scale for name in FORGETTING} | {"reward": 1.0, "epoch": 1.0}
     runs = {
         arm["name"]: {name: curve(arm, name, scale) for name, scale in scales.items()}
         for arm in finished(saved)
     }
-    return figures.search_curves(
-        {"": runs}, epochs, of_methods, warmup, rise, saved.summary["task"]["reward"]
-    )
+    return figures.search_curves(runs, of_methods, warmup, rise, saved.summary["task"]["reward"])
 
 
 def tau_of_probes(saved: Saved, values: str, order: str) -> Figure | None:

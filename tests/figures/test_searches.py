@@ -11,47 +11,47 @@ KEYS = ("forgetting_mean", "forgetting_best5", "forgetting_max", "reward")
 EPOCHS = np.arange(1, 9)
 
 
-def searches(seeds, samplers=("controller", "uniform"), labels=tuple(COLORS)):
+def searches(seeds, labels=tuple(COLORS)):
     rng = np.random.default_rng(1)
     return {
-        sampler: {
-            label: {key: rng.uniform(-5, 5, size=(seeds, len(EPOCHS))) for key in KEYS}
-            for label in labels
-        }
-        for sampler in samplers
+        label: {key: rng.uniform(-5, 5, size=(seeds, len(EPOCHS))) for key in KEYS}
+        | {"epoch": EPOCHS}
+        for label in labels
     }
 
 
-def drawn(runs, warmup=0, epochs=EPOCHS):
-    return figures.search_curves(runs, epochs, COLORS, warmup, "rise in perplexity", "80 / err2")
-
-
-def panels(figure, runs):
-    """By sampler and measure."""
-    places = [(sampler, key) for key in KEYS for sampler in runs]
-    return dict(zip(places, figure.axes, strict=True))
+def drawn(runs, warmup=0):
+    return figures.search_curves(runs, COLORS, warmup, "rise in perplexity", "80 / err2")
 
 
 @pytest.mark.parametrize("seeds", [1, 3, 4])
-def test_search_curves_have_a_column_a_sampler_and_a_row_a_measure(seeds):
+def test_search_curves_have_a_row_a_measure(seeds):
     runs = searches(seeds)
-    runs["uniform"]["WPL"]["forgetting_best5"][:, :2] = np.nan
+    runs["WPL"]["forgetting_best5"][:, :2] = np.nan
     figure = drawn(runs, warmup=3)
-    assert [ax.get_title() for ax in figure.axes[:2]] == list(runs)
     assert "rise in perplexity" in figure.get_suptitle()
-    for (sampler, key), ax in panels(figure, runs).items():
+    for key, ax in zip(KEYS, figure.axes, strict=True):
         for label, curve in zip(COLORS, ax.lines, strict=False):
-            np.testing.assert_allclose(curve.get_ydata(), runs[sampler][label][key].mean(0))
+            np.testing.assert_allclose(curve.get_ydata(), runs[label][key].mean(0))
             assert curve.get_color() == COLORS[label]
         thin = [c for c in ax.collections if hasattr(c, "get_segments")]
         assert [len(lines.get_segments()) for lines in thin] == ([3, 3] if seeds == 3 else [])
         assert {text.get_text() for text in ax.texts} >= set(COLORS)  # at the ends of the lines
         assert ax.get_xlim()[0] < 1 < 8 < ax.get_xlim()[1]
-    for ax in figure.axes[:6]:
+    for ax in figure.axes[:3]:
         assert list(ax.lines[2].get_ydata()) == [0, 0]
         assert ax.get_yscale() == "linear"
-    for left, right in zip(figure.axes[::2], figure.axes[1::2], strict=True):
-        assert left.get_ylim() == right.get_ylim()
+    assert figure.axes[-1].get_xlabel() == "epoch"
+
+
+def test_searches_of_different_numbers_of_epochs_end_together():
+    runs = searches(2)
+    runs["WPL"] = {k: v[..., : len(EPOCHS) // 2] for k, v in runs["WPL"].items()}
+    figure = drawn(runs, warmup=1)
+    for ax in figure.axes:
+        assert [line.get_xdata()[-1] for line in ax.lines[:2]] == [100, 100]
+        assert not ax.patches  # the warm-up is another share of each
+    assert figure.axes[-1].get_xlabel() == "share of the search (%)"
 
 
 @pytest.mark.parametrize(("warmup", "named"), [(0, False), (3, True), (len(EPOCHS), False)])
@@ -64,9 +64,9 @@ def test_the_warm_up_is_grey_where_something_follows_it(warmup, named):
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4])
 def test_one_large_difference_does_not_hide_the_others(scale):
-    runs = searches(1, ("uniform",), ("plain",))
+    runs = searches(1, ("plain",))
     values = scale * np.array([[-700.0, 4, 5, 3, -4, 5, 4, 6]])
-    runs["uniform"]["plain"]["forgetting_max"] = values
+    runs["plain"]["forgetting_max"] = values
     figure = drawn(runs)
     figure.draw_without_rendering()
     ax = figure.axes[2]
@@ -81,31 +81,31 @@ def test_one_large_difference_does_not_hide_the_others(scale):
 
 
 def test_the_warm_up_and_a_seed_far_off_do_not_hide_the_differences():
-    runs = searches(3, ("uniform",))
-    for metrics in runs["uniform"].values():
+    runs = searches(3)
+    for metrics in runs.values():
         metrics["forgetting_mean"][:, :3] = 700
-    runs["uniform"]["plain"]["forgetting_mean"][:, 5] = [-100, 0, 100]
+    runs["plain"]["forgetting_mean"][:, 5] = [-100, 0, 100]
     ax = drawn(runs, 3).axes[0]
-    means = [metrics["forgetting_mean"].mean(0)[3:] for metrics in runs["uniform"].values()]
+    means = [metrics["forgetting_mean"].mean(0)[3:] for metrics in runs.values()]
     low, high = ax.get_ylim()
     assert low < np.min(means) < np.max(means) < high
     assert high - low < 2.5 * np.ptp([0, *np.ravel(means)])
 
 
 def test_ticks_stay_few_when_differences_explode():
-    runs = searches(1, ("uniform",), ("plain",))
-    runs["uniform"]["plain"]["forgetting_mean"][0, 4] = 1e24
+    runs = searches(1, ("plain",))
+    runs["plain"]["forgetting_mean"][0, 4] = 1e24
     ax = drawn(runs).axes[0]
     low, high = ax.get_ylim()
     assert high > 1e24
     assert sum(low < tick < high for tick in ax.get_yticks()) < 16
 
 
-def test_a_search_that_is_not_there_leaves_its_panel_empty():
+def test_a_search_that_is_not_there_has_no_line():
     runs = searches(2)
     for key in KEYS:
-        runs["uniform"]["plain"][key][:] = np.nan
-    texts = [text.get_text() for text in drawn(runs).axes[1].texts]
+        runs["plain"][key][:] = np.nan
+    texts = [text.get_text() for text in drawn(runs).axes[0].texts]
     assert texts == ["WPL"]
 
 
@@ -149,10 +149,11 @@ def test_run_curves_have_a_logarithmic_scale_for_errors_over_decades():
 def test_texts_of_search_figures_are_inside(epochs):
     metrics = run_metrics(epochs)
     metrics["forgetting_max"][0] = 2000
-    runs = {"uniform": {label: {key: metrics[key][None] for key in KEYS} for label in COLORS}}
+    one = {key: metrics[key][None] for key in KEYS} | {"epoch": metrics["epoch"]}
+    runs = dict.fromkeys(COLORS, one)
     for figure in (
         figures.run_curves(metrics, "perplexity"),
-        drawn(runs, 3, metrics["epoch"]),
+        drawn(runs, 3),
     ):
         figure.draw_without_rendering()
         bounds = figure.bbox.padded(0.5)

@@ -35,8 +35,7 @@ _POINTS: dict = {"marker": ".", "markersize": 4, "linewidth": 1.8}
 
 
 def search_curves(
-    runs: Mapping[str, Mapping[str, Mapping[str, Array]]],
-    epochs: Array,
+    runs: Mapping[str, Mapping[str, Array]],
     colors: Mapping[str, str],
     warmup: int,
     rise: str,
@@ -44,42 +43,38 @@ def search_curves(
 ) -> Figure:
     """What searches forget and the reward they reach, over epochs (figures 3 and 4).
 
-    A column a sampler, a row a measure. The scale of a row shows what follows the warm-up; what
-    lies before it may be cut off. Where a few large differences would hide all others, it is linear
-    around 0 and logarithmic beyond.
+    A row a measure. Its scale shows what follows the warm-up; what lies before it may be cut off.
+    Where a few large differences would hide all others, it is linear around 0 and logarithmic
+    beyond. Searches of different numbers of epochs are drawn over the share of each that is done.
 
     Args:
-      runs: by sampler, by label, by name (``"forgetting_mean"``, ``"forgetting_best5"``,
-        ``"forgetting_max"`` and ``"reward"``), values of shape ``(seeds, epochs)``, NaN where
-        nothing was measured.
-      epochs: the numbers of the epochs, shape ``(epochs,)``.
+      runs: by label, by name, ``"epoch"``, the numbers of the epochs, shape ``(epochs,)``, and
+        ``"forgetting_mean"``, ``"forgetting_best5"``, ``"forgetting_max"`` and ``"reward"``,
+        values of shape ``(seeds, epochs)``, NaN where nothing was measured.
       colors: by label.
       warmup: how many epochs pass before the plasticity begins, drawn in grey; none for 0.
       rise: what forgetting is, ``"rise in perplexity"`` say.
       reward: what the reward is, ``"80 / err2"`` say.
     """
     rows = _FORGETTING | {"reward": f"mean reward\n{reward}"}
-    columns = len(runs)
-    fig, axes = style.panels(len(rows) * columns, columns=columns, height=1.9, xlabel="epoch")
-    for row, (name, text) in enumerate(rows.items()):
-        beside = axes[row * columns : (row + 1) * columns]
-        for ax, labelled in zip(beside, runs.values(), strict=True):
-            for label, metrics in labelled.items():
-                band(ax, epochs, metrics[name], color=colors[label], **_POINTS)
-            _scale_epochs(ax, epochs)
-            _shade(ax, epochs, warmup, "warm-up" if name == "reward" else "")
-        start, zero = (_first(epochs, warmup), 0.0) if name in _FORGETTING else (0, None)
-        values = [m[name][:, start:] for labelled in runs.values() for m in labelled.values()]
-        _scale(beside, [_means(v) for v in values], values, zero)
-        beside[0].set_ylabel(text)
-        for ax in beside[1:]:
-            ax.tick_params(labelleft=False)
-    for ax, sampler in zip(axes, runs, strict=False):
-        ax.set_title(sampler)
+    epochs = {label: np.asarray(metrics["epoch"]) for label, metrics in runs.items()}
+    alike = len({len(of) for of in epochs.values()}) == 1
+    x = epochs if alike else {label: 100 * of / of[-1] for label, of in epochs.items()}
+    xlabel = "epoch" if alike else "share of the search (%)"
+    fig, axes = style.panels(len(rows), columns=1, height=1.9, xlabel=xlabel)
+    for ax, (name, text) in zip(axes, rows.items(), strict=True):
+        for label, metrics in runs.items():
+            band(ax, x[label], metrics[name], color=colors[label], **_POINTS)
+        _scale_epochs(ax, np.unique(np.concatenate(list(x.values()))))
+        if alike:
+            _shade(ax, next(iter(x.values())), warmup, "warm-up" if name == "reward" else "")
+        lost = name in _FORGETTING
+        values = [m[name][:, _first(m["epoch"], warmup) * lost :] for m in runs.values()]
+        _scale([ax], [_means(v) for v in values], values, 0.0 if lost else None)
+        ax.set_ylabel(text)
     fig.suptitle(f"forgetting ({rise}) and reward", fontsize="medium")
-    for i, ax in enumerate(axes):
-        name, labelled = list(rows)[i // columns], list(runs.values())[i % columns]
-        lines = {label: _means(metrics[name]) for label, metrics in labelled.items()}
+    for ax, name in zip(axes, rows, strict=True):
+        lines = {label: _means(metrics[name]) for label, metrics in runs.items()}
         ends = [(float(line[-1]), label) for label, line in lines.items() if len(line)]
         style.label_ends(ax, ends, colors)
     return fig

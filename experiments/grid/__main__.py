@@ -4,10 +4,10 @@ In turn, each stage by runs of a script of its own: trials, which choose the fla
 has several to choose from, by validation, on seeds of their own; searches of every arm with every
 seed; with --truth, the ranking of all architectures by each of them; and with --cells, the training
 from scratch of the cells that they have found, of random ones and of published ones.
-Writes summary.json, curves.npz, report.md and figures to --out: a map of regimes with --vary,
-otherwise every seed and the intervals of all arms. What was interrupted goes on where it stopped
-when the same command is given again. To draw report and figures anew from what is in --out:
-python -m experiments.grid.report OUT.
+Writes summary.json, curves.npz, the cells of --cells, report.md and figures to --out: a map of
+regimes with --vary, otherwise every seed and the intervals of all arms. What was interrupted goes
+on where it stopped when the same command is given again. To draw report and figures anew from what
+is in --out: python -m experiments.grid.report OUT.
 """
 
 import contextlib
@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("grid: interrupted; the same command goes on from here", file=sys.stderr)
             return stop.exit_code
         saved = summary.gathered(plan, results)
+        saved.write(plan.out)  # first, so that nothing is lost if it cannot be drawn
         report.write(saved, plan.out)
-        saved.write(plan.out)
         Console().print(report.terminal(saved))
         print(f"Written to {plan.out}")
         return 1 if results.failed else 0
@@ -123,7 +123,7 @@ def experiment(plan: Plan, pool: Pool) -> Results:
     found = {
         key: plan.runs / run.name / "best.json" for key, run in searches.items() if finished[key]
     }
-    trained = cells.runs(plan, found) if config.cells else {}
+    trained = cells.shared(cells.runs(plan, found), pool) if config.cells else {}
     trainings = {run.name: run for run in trained.values()}
     pool.execute("final", list(trainings.values()))
     tested = {name: pool.summary(run) for name, run in trainings.items()}
@@ -139,7 +139,8 @@ def experiment(plan: Plan, pool: Pool) -> Results:
         chosen,
         by_seed(finished),
         by_seed({key: pool.summary(run) for key, run in ranked.items()}),
-        {key: left for key, run in trained.items() if (left := tested[run.name])},
+        {key: run.name for key, run in trained.items()},
+        {name: left for name, left in tested.items() if left},
         [*trials, *searches.values(), *ranked.values(), *trainings.values()],
         [*failed, *pool.failed],
     )

@@ -89,8 +89,7 @@ def arms_of(texts: Sequence[str], axes: Mapping[str, Mapping[str, Flags]]) -> li
                 f"the name of the arm {arm.name[:20]}… must be shorter, at most {LONGEST} bytes "
                 f"with what --vary adds, has {len(arm.folder.encode())}"
             )
-        for candidate in range(len(arm.candidates)):
-            folder = arm.folder_of(candidate)
+        for folder in {arm.folder, *map(arm.folder_of, range(len(arm.candidates)))}:
             if (other := folders.setdefault(folder, arm.name)) != arm.name:
                 raise ValueError(f"the names of the arms {other} and {arm.name} are too much alike")
     return arms

@@ -1,6 +1,6 @@
 """The cells that searches find, trained from scratch, beside random and published ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ from experiments import train_final
 from experiments.grid.plan import Plan, Results, Searched, final_flags
 from experiments.running import records
 from experiments.running.intervals import interval, kendall_tau
-from experiments.running.pool import Run
-from experiments.spaces.settings import PLACES, SearchRun
+from experiments.running.pool import Pool, Run
+from experiments.spaces.settings import PLACES
 
 RANDOM = "random"
 PARTS = ("validation", "test")
@@ -19,8 +19,6 @@ PARTS = ("validation", "test")
 
 def runs(plan: Plan, found: Mapping[tuple[str, int], Path]) -> dict[tuple[str, int], Run]:
     """The trainings, by the name of an arm or of a cell, and by seed.
-
-    Searches with one seed often find one cell: it is trained once with that seed, for all of them.
 
     Args:
       plan: what is compared.
@@ -31,44 +29,28 @@ def runs(plan: Plan, found: Mapping[tuple[str, int], Path]) -> dict[tuple[str, i
     cells |= {(RANDOM, seed): RANDOM for seed in range(plan.config.random_cells)}
     for name in plan.task.cells():
         cells |= {(name, seed): name for seed in range(plan.config.seeds)}
-    every = {
-        (name, seed): final_run(
-            f"final/{folders.get(name, name)}_{seed}",
-            final_flags(plan.config),
-            *(architecture, seed, plan.settings[plan.arms[0].name][0], plan.sizes, plan.final_data),
-        )
-        for (name, seed), architecture in cells.items()
+    return {
+        (name, seed): final_run(plan, f"final/{folders.get(name, name)}_{seed}", cell, seed)
+        for (name, seed), cell in cells.items()
     }
-    firsts: dict[str, Run] = {}
-    return {key: firsts.setdefault(repr(run.expected), run) for key, run in every.items()}
 
 
-def final_run(
-    name: str,
-    flags: Sequence[str],
-    architecture: str,
-    seed: int,
-    searched: SearchRun,
-    sizes: Mapping[str, object],
-    data: Mapping[str, object],
-) -> Run:
+def final_run(plan: Plan, name: str, architecture: str, seed: int) -> Run:
     """The training of one architecture from scratch.
 
     Args:
+      plan: what is compared.
       name: of the run's folder.
-      flags: that all trainings have in common.
       architecture: as experiments.train_final takes it.
       seed: of the training, and of the architecture if it is random.
-      searched: a search, as large as which a random architecture is.
-      sizes: what the data decide about the space.
-      data: what they are known by.
     """
-    flags = [*flags, "--architecture", architecture, "--seed", f"{seed}"]
+    flags = [*final_flags(plan.config), "--architecture", architecture, "--seed", f"{seed}"]
+    searched = plan.settings[plan.arms[0].name][0]
     nodes = getattr(searched.search_space, "nodes", None)
     if architecture == RANDOM and nodes:  # of as many as those that are found
         flags += [f"--{searched.space_field}.nodes", f"{nodes}"]
     settings, cell = train_final.read_architecture(train_final.parse(flags))
-    settings = settings.with_space(**sizes)
+    settings = settings.with_space(**plan.of_finals.sizes)
     expected = {
         "configuration": {
             name: value
@@ -77,9 +59,24 @@ def final_run(
         },
         "architecture": settings.search_space.to_json(cell),
         "epochs": settings.epochs,
-        "data": data,
+        "data": plan.of_finals.known_by,
     }
     return Run(name, "train_final", tuple(flags), expected)
+
+
+def shared(every: Mapping[tuple[str, int], Run], pool: Pool) -> dict[tuple[str, int], Run]:
+    """The trainings, one for all of the same cell and seed: the first, or the first that is done.
+
+    Searches of one seed often find the same cell.
+    """
+    alike: dict[str, list[Run]] = {}
+    for run in every.values():
+        alike.setdefault(repr(run.expected), []).append(run)
+    chosen = {
+        expected: next((run for run in runs if len(runs) > 1 and pool.summary(run)), runs[0])
+        for expected, runs in alike.items()
+    }
+    return {key: chosen[repr(run.expected)] for key, run in every.items()}
 
 
 # --- What they came to ----------------------------------------------------------------------------
@@ -126,8 +123,8 @@ def others(plan: Plan, results: Results) -> list[dict[str, Any]]:
     return found
 
 
-def found(plan: Plan, results: Results) -> list[dict[str, Any]]:
-    """Of the cells that searches have found, and that were trained, the errors and the file."""
+def files(plan: Plan, results: Results) -> list[dict[str, Any]]:
+    """Of each cell that a search has found, and that was trained, its file and its errors."""
     error = records.key(plan.task.error)
     return [
         {"arm": arm.name, "seed": seed, "file": f"{arm.folder}_{seed}.json"}

@@ -10,6 +10,7 @@ from experiments import spaces
 from experiments.grid.saved import Measure, Saved, words
 from experiments.running import records
 from experiments.running.measures import FORGETTING
+from experiments.spaces import cells
 from wpl_jax import figures
 from wpl_jax.figures import style
 
@@ -68,13 +69,13 @@ def err2_against_forgetting(saved: Saved) -> Figure:
 
 def best_cells(saved: Saved) -> Figure:
     """Each arm's cell with the lowest validation error, with its test error."""
-    space = spaces.find(saved.summary["configuration"]["grid"]["space"]).searches
-    graphs = {}
+    config = saved.summary["configuration"]["grid"]
+    searches, graphs = spaces.find(config["space"]).searches, {}
+    preset = searches.get(config["preset"], next(iter(searches.values())))
     for name, best in saved.best.items():
-        preset = saved.summary["configuration"]["grid"]["preset"]
-        searched = space.get(preset, next(iter(space.values()))).search_space
+        settings, cell = cells.restored(preset, saved.architectures[best["file"]])
+        parts = settings.search_space.graphs(cell)
         tested = f"test {saved.error} {saved.scale * best['test']:.4g}{saved.unit.strip(' ()')}"
-        parts = searched.graphs(searched.from_json(saved.found[best["file"]]))
         for part, graph in parts.items():
             title = f"{name}, seed {best['seed']}" + (f": {part}" if len(parts) > 1 else "")
             graphs[f"{title}\n{tested}"] = graph

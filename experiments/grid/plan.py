@@ -27,6 +27,14 @@ HOLDING = ("wpl", "l2")  # the methods that hold nothing yet in a warm-up
 NO_DATA = {field.name for field in dataclasses.fields(SGDSearch)}
 
 
+class OfData(NamedTuple):
+    """What a run's data decide."""
+
+    known_by: dict[str, object]
+    sizes: dict[str, object]  # of the space
+    facts: dict[str, Any]  # for a report
+
+
 class Plan(NamedTuple):
     """What is to be compared."""
 
@@ -34,17 +42,22 @@ class Plan(NamedTuple):
     axes: dict[str, tuple[str, ...]]  # by flag, the values that --vary gives
     arms: list[Arm]
     settings: dict[str, list[SearchRun]]  # by arm, of each of its candidates
-    data: dict[str, list[dict]]  # in the same way, by what their data are known
+    data: dict[str, list[OfData]]  # in the same way
     accuracies: dict[str, float]  # the truth, by architecture; empty if there is none
-    sizes: dict[str, object]  # what the data of final trainings decide about the space
-    final_data: dict[str, object]  # by what these data are known
-    facts: dict[str, dict]  # what there is to say of the data of "search" and, if any, of "final"
+    of_finals: OfData | None  # if there are final trainings
     out: Path
     runs: Path
 
     @property
     def task(self) -> Task:
         return spaces.find(self.config.space)
+
+    @property
+    def final(self) -> FinalRun | None:
+        """What all final trainings have in common, if there are any."""
+        if self.of_finals is None:
+            return None
+        return train_final.parse(final_flags(self.config)).with_space(**self.of_finals.sizes)
 
     @property
     def warmup(self) -> int:
@@ -70,14 +83,15 @@ class Results(NamedTuple):
     chosen: dict[str, int | None]  # by arm, the candidate; None if none can be
     searches: dict[str, list[Searched | None]]  # by arm, by seed
     rankings: dict[str, list[dict | None]]  # by arm, by seed, rank.json
-    finals: dict[tuple[str, int], dict]  # by arm or cell, and seed: what trainings have left
+    trained: dict[tuple[str, int], str]  # by arm or cell, and seed, the run of its training
+    tested: dict[str, dict]  # by run, what trainings from scratch have left
     runs: list[Run]
     failed: list[str]  # a line each
 
     @property
-    def trainings(self) -> list[dict]:
-        """What each training from scratch has left, once also where several searches share it."""
-        return list({id(left): left for left in self.finals.values()}.values())
+    def finals(self) -> dict[tuple[str, int], dict]:
+        """By arm or cell, and seed, what its training has left; several may share one."""
+        return {k: self.tested[name] for k, name in self.trained.items() if name in self.tested}
 
 
 class Ranking(Run):
@@ -116,8 +130,7 @@ def plan_of(config: Grid) -> Plan:
         )
     final = train_final.parse(final_flags(config)) if config.cells else None
     folder = config.out or Path("results/grid", spaces.find(config.space).name, config.preset)
-    settings, data, of_search = settings_of(config, arms)
-    sizes, final_data, of_final = data_of_finals(final, arms) if final else ({}, {}, {})
+    settings, data = settings_of(config, arms)
     plan = Plan(
         config,
         {flag: tuple(values) for flag, values in axes.items()},
@@ -125,9 +138,7 @@ def plan_of(config: Grid) -> Plan:
         settings,
         data,
         {} if config.truth is None else truth.read(config.truth, config.column),
-        sizes,
-        final_data,
-        facts={"search": of_search} | ({"final": of_final} if config.cells else {}),
+        data_of_finals(final, arms) if final else None,
         out=folder,
         runs=config.runs or folder.with_name(f"{folder.name}_runs"),
     )
@@ -162,27 +173,22 @@ def _more(flag, text, config, *taken):
     return command_line.words(flag, text, [*TAKEN, *taken, *["data-dir"] * bool(config.data_dir)])
 
 
-def data_of_finals(
-    final: FinalRun, arms: Sequence[Arm]
-) -> tuple[dict[str, object], dict[str, object], dict[str, object]]:
-    """What their data decide about the space, are known by, and facts of them.
-
-    Refuses what the trainings would refuse.
-    """
+def data_of_finals(final: FinalRun, arms: Sequence[Arm]) -> OfData:
+    """What the data of final trainings decide; refuses what the trainings would refuse."""
     task = spaces.find(final.space)
     taken = {"random", *task.cells()} & {arm.folder for arm in arms}
     if taken:
         raise ValueError(f"with --cells, no arm can be called {taken.pop()}, as a cell is")
     _, corpus, _ = spaces.read(final, task)
-    return task.sizes(corpus), task.fingerprint(corpus), task.facts(corpus)
+    return OfData(task.fingerprint(corpus), task.sizes(corpus), task.facts(corpus))
 
 
 def settings_of(
     config: Grid, arms: Sequence[Arm]
-) -> tuple[dict[str, list[SearchRun]], dict[str, list[dict]], dict[str, object]]:
-    """By arm, the settings of its candidates, and by what the data of each are known; and facts.
+) -> tuple[dict[str, list[SearchRun]], dict[str, list[OfData]]]:
+    """By arm, the settings of its candidates, and what the data of each decide.
 
-    Among the settings is what the data decide about the space. The facts are of the first data.
+    Among the settings is what the data decide about the space.
     """
     task, common, corpora = spaces.find(config.space), common_flags(config), {}
 
@@ -191,12 +197,14 @@ def settings_of(
         if settings.space != config.space:
             raise ValueError(f"--space must be that of all, {config.space}, got {settings.space}")
         values = vars(settings).items()
-        data = repr([v for v in values if v[0] not in {*NO_DATA, settings.space_field}])
-        if data not in corpora:
+        read_by = [v for v in values if v[0] not in {*NO_DATA, settings.space_field}]
+        key = repr((read_by, getattr(settings.search_space, "vocabulary", None)))
+        if key not in corpora:
             _, corpus, _ = spaces.read(settings, task)
-            corpora[data] = corpus, task.fingerprint(corpus)
-        corpus, known_by = corpora[data]
-        settings = settings.with_space(**task.sizes(corpus))
+            of_data = OfData(task.fingerprint(corpus), task.sizes(corpus), task.facts(corpus))
+            corpora[key] = corpus, of_data
+        corpus, of_data = corpora[key]
+        settings = settings.with_space(**of_data.sizes)
         spaces.check_memory(settings)
         split = search.cut(settings, task, corpus).validation
         search.search_of(settings)
@@ -206,22 +214,25 @@ def settings_of(
                 f"--rank-batches must be at most {there}, all the validation batches, got "
                 f"{config.rank_batches}"
             )
-        return settings, known_by
+        return settings, of_data
 
-    found: dict[str, list[tuple[SearchRun, dict]]] = {}
+    found: dict[str, list[tuple[SearchRun, OfData]]] = {}
     for arm in arms:
         try:
             found[arm.name] = [of_one(arm, i) for i in range(len(arm.candidates))]
         except ValueError as error:
             raise ValueError(f"the arm {arm.name}: {error}") from error
-    settings, data = (
-        {name: [pair[place] for pair in pairs] for name, pairs in found.items()} for place in (0, 1)
+    return (
+        {name: [settings for settings, _ in pairs] for name, pairs in found.items()},
+        {name: [of_data for _, of_data in pairs] for name, pairs in found.items()},
     )
-    return settings, data, task.facts(next(iter(corpora.values()))[0])
 
 
 def check_different(plan: Plan) -> None:
-    """Refuse what would train the same twice: numbers may be written in several ways."""
+    """Refuse a method that is the same at two places, or twice among its candidates.
+
+    Numbers may be written in several ways. Arms of different names may share settings.
+    """
     seen: dict[tuple[str, str], Arm] = {}
     for arm in plan.arms:
         for settings in plan.settings[arm.name]:
@@ -251,7 +262,7 @@ def search_run(plan: Plan, stage: str, arm: Arm, candidate: int, seed: int) -> R
         "configuration": search.settings(settings)
         | {"probes": settings.probes, "probe_every": settings.probe_every},
         "epochs": settings.epochs,
-        "data": plan.data[arm.name][candidate],
+        "data": plan.data[arm.name][candidate].known_by,
     }
     flags = (*common_flags(plan.config), *arm.all_flags(candidate), "--seed", str(seed))
     return Run(

@@ -1,7 +1,7 @@
 """The report and the figures of a grid, drawn from what it has saved.
 
-Reads summary.json and curves.npz in the folder, and writes report.md and the figures into it anew:
-nothing is trained.
+Reads summary.json, curves.npz and cells in the folder, and writes report.md and the figures into it
+anew: nothing is trained.
 """
 
 import argparse
@@ -96,7 +96,8 @@ def page(grid: Saved, drawn: Sequence[str]) -> str:
         "Its forgetting is err2 − err1: in the mean of all, in the mean of the 5 with the lowest "
         "err1 (some of which are among them by chance, so that part of their rise is a return to "
         "the mean), and the maximum. *τ within the epoch* is Kendall's τ between the orders by "
-        "err1 and by err2. All are means over "
+        "err1 and by err2. *Reward* is the controller's, "
+        f"{task['reward']}. All are means over "
         + epochs_that_count(grid)
         + ", but for those of the last epoch."
         + " *Agreement of seeds* is Kendall's τ between the orders in which two searches put the "
@@ -224,8 +225,11 @@ def what_was_run(grid: Saved) -> str:
         f"`{summary['configuration']['common_flags']}` and those of the arm, and {seeds(grid)}. "
         f"A search has {span(grid, 'epochs')} epochs of {span(grid, 'architectures')} "
         f"architectures, each of which is trained on {batches(span(grid, 'batches'))}. Means are "
-        f"over {epochs_that_count(grid)}.{varied}\n\n" + markdown(["arm", "flags"], rows, left=2)
-    )
+        f"over {epochs_that_count(grid)}.{varied}\n\n"
+        + markdown(["arm", "flags"], rows, left=2)
+        + "\n\n"
+        + summary.get("remarks", "")
+    ).strip()
 
 
 def epochs_that_count(grid: Saved) -> str:
@@ -441,9 +445,9 @@ def cells(grid: Saved, drawn: Sequence[str]) -> list[str]:
     return [
         "## The cells that were found",
         f"Each search derives the best of the cells that it samples at its end, by its {grid.error}"
-        " on the shared weights (*in the search*). That cell is trained from scratch, once where "
-        "searches with one seed have found the same, and so are random cells and published ones, "
-        f"with the flags `{grid.cells['flags']}`. *τ with "
+        " on the shared weights (*in the search*). That cell is trained from scratch, as are "
+        "random cells and published ones; searches of the same seed that find the same cell share "
+        f"its training. All trainings have the flags `{grid.cells['flags']}`. *τ with "
         "training alone* is Kendall's τ between two orders of the random cells: by their "
         f"{grid.error} on a search's shared weights, and by that when each is trained from "
         "scratch.",
@@ -499,19 +503,21 @@ def beyond_random(grid: Saved) -> list[str]:
 
 
 def differing(grid: Saved) -> list[str]:
-    """The settings that are not the published ones, and what there is to say of the data."""
+    """The settings that are not the published ones."""
     found = grid.summary.get("published_differences") or []
     rows = [
         [f"`{of['setting']}`", ", ".join(map(value, of["here"])), value(of["paper"])]
         for of in found
     ]
-    table = [markdown(["setting", "here", "`paper`"], rows)] if rows else []
+    if not rows:
+        return []
     return [
         "## What differs from the published search",
         "Of the settings of `--preset paper`, which are the published ones as far as they are "
-        "known, those that some arm here has otherwise:",
-        *table,
-    ] * bool(rows) + [grid.summary.get("remarks", "")]
+        "known, those that some arm here has otherwise. Where arms differ, all their values are "
+        "listed.",
+        markdown(["setting", "here", "`paper`"], rows),
+    ]
 
 
 def value(setting: object) -> str:

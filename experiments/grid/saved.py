@@ -14,7 +14,8 @@ from experiments.running import measures, records
 from experiments.running.intervals import Number
 from experiments.running.wording import show
 
-METRICS = (*measures.ERRORS, *measures.FORGETTING, "tau_within_epoch", "reward")
+METRICS = (*measures.ERRORS, *measures.FORGETTING, *measures.OTHERS)
+DIGITS = {"err1_mean": 1, "err2_mean": 1, "reward": 3}  # 2 of the others
 HIGH_IS_GOOD = (
     "agreement",
     "reward",
@@ -46,14 +47,17 @@ class Saved:
 
     summary: dict[str, Any]  # summary.json
     curves: dict[str, np.ndarray]  # "<arm>/<metric>" of shape (seeds, epochs), and "<arm>/epoch"
-    found: dict[str, Any]  # by its file's name in cells, a cell that a search has found
+    architectures: dict[str, Any]  # by its file's name in cells, a cell that a search has found
 
     def write(self, folder: Path) -> None:
         """Write the files, the summary last."""
-        if self.found:
-            (folder / "cells").mkdir(exist_ok=True)
-        for name, cell in self.found.items():
-            records.write_json(folder / "cells" / name, cell)
+        cells = folder / "cells"
+        for path in {*cells.glob("*.json")} - {cells / name for name in self.architectures}:
+            path.unlink()  # of an earlier command
+        if self.architectures:
+            cells.mkdir(exist_ok=True)
+        for name, cell in self.architectures.items():
+            records.write_json(cells / name, cell)
         records.write_atomically(folder / "curves.npz", records.npz(self.curves))
         records.write_json(folder / "summary.json", self.summary)
 
@@ -90,7 +94,7 @@ class Saved:
         keys = [key.rpartition("/") for key in self.arms[0]["numbers"]]
         return [order for order, _, statistic in keys if statistic == "kendall"]
 
-    # How errors are written: what experiments.running.measures reads.
+    # How errors are written.
 
     @property
     def error(self) -> str:
@@ -106,11 +110,14 @@ class Saved:
 
     def measure(self, when: str, name: str) -> Measure:
         """Of searches, ``"after_warmup"`` or in the ``"last_epoch"``."""
-        heading = measures.heading(self, name)
-        heading = f"forgetting, {heading}" if name in measures.FORGETTING else heading
+        heading, scale = measures.OTHERS.get(name, ""), 1.0
+        if name in measures.ERRORS:
+            heading, scale = measures.ERRORS[name] + self.unit, self.scale
+        elif name in measures.FORGETTING:  # differences of percentages are in points
+            unit = " (points)" if "%" in self.unit else self.unit
+            heading, scale = f"forgetting, {measures.FORGETTING[name]}{unit}", self.scale
         heading += ", last epoch" if when == "last_epoch" else ""
-        digits = measures.DIGITS.get(name, 2)
-        return Measure(f"{when}/{name}", heading, digits, measures.scale(self, name))
+        return Measure(f"{when}/{name}", heading, DIGITS.get(name, 2), scale)
 
     def of_ranking(self, order: str, statistic: str) -> Measure:
         """Of the ranking of all architectures, by their errors say."""
@@ -138,9 +145,10 @@ class Saved:
 
     @property
     def best(self) -> dict[str, dict[str, Any]]:
-        """By arm, of its cells that with the lowest validation error."""
+        """By arm, of its cells whose files are there that with the lowest validation error."""
         best: dict[str, dict[str, Any]] = {}
-        for cell in sorted((self.cells or {"found": []})["found"], key=lambda c: c["validation"]):
+        found = [c for c in (self.cells or {}).get("found", []) if c["file"] in self.architectures]
+        for cell in sorted(found, key=lambda c: c["validation"]):
             best.setdefault(cell["arm"], cell)
         return {arm["name"]: best[arm["name"]] for arm in self.arms if arm["name"] in best}
 
@@ -152,7 +160,8 @@ class Saved:
             Measure(f"cells/{part}", f"{heading}{self.unit}", 2, self.scale)
             for part, heading in headings.items()
         ]
-        return [*errors, Measure("cells/tau", "τ with training alone", 2)]
+        tau = Measure("cells/tau", "τ with training alone", 2)
+        return [*errors, tau, Measure("cells/parameters", "parameters", 0)]
 
     def group(self, method: str) -> tuple[str, str]:
         """A method's name without the number at its end, and that number."""
@@ -175,12 +184,10 @@ def read(folder: Path) -> Saved:
         summary = json.loads((folder / "summary.json").read_bytes())
         with (folder / "curves.npz").open("rb") as opened, np.load(opened) as file:
             curves = dict(file)
-        found = {p.name: json.loads(p.read_bytes()) for p in (folder / "cells").glob("*.json")}
+        cells = {p.name: json.loads(p.read_bytes()) for p in (folder / "cells").glob("*.json")}
         of_grid = summary["configuration"]["grid"]
         needed = {"task", "baselines", "arms", "rule", "searches"} - summary.keys()
         needed |= {f"{a['name']}/epoch" for a in summary["arms"] if a["runs"]} - curves.keys()
-        of_cells = (summary.get("cells") or {"found": []})["found"]
-        needed |= {cell["file"] for cell in of_cells} - found.keys()
         if needed or not summary["arms"] or not isinstance(of_grid["seeds"], int):
             raise KeyError(min(needed, default="arms and seeds"))
     except Exception as error:  # of many kinds, as of records.read_npz
@@ -189,4 +196,4 @@ def read(folder: Path) -> Saved:
             f"{folder} must hold summary.json, curves.npz and any cells of a grid, as "
             f"experiments.grid writes them to --out: {' '.join(said.split())}"
         ) from error
-    return Saved(summary, curves, found)
+    return Saved(summary, curves, cells)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments import train_final
 from experiments.grid import cells, published
 from experiments.grid.arms import Arm
 from experiments.grid.choosing import RULE, late_error
@@ -18,6 +17,7 @@ from experiments.ranking import statistics
 from experiments.ranking.baselines import NAMES
 from experiments.running import records
 from experiments.running.intervals import detectable, finite, kendall_tau, mean, of_seeds
+from experiments.running.wording import listed
 
 Array = np.ndarray
 
@@ -29,13 +29,13 @@ def gathered(plan: Plan, results: Results) -> Saved:
         found = results.searches[arm.name]
         of_arm = by_epoch(found) | taus(plan, found)
         curves |= {f"{arm.name}/{name}": values for name, values in of_arm.items()}
-    found = {
+    architectures = {
         f"{arm.folder}_{seed}.json": search.cell
         for arm in plan.arms
         for seed, search in enumerate(results.searches[arm.name])
         if plan.config.cells and search
     }
-    return Saved(summarise(plan, results), curves, found)
+    return Saved(summarise(plan, results), curves, architectures)
 
 
 def summarise(plan: Plan, results: Results) -> dict:
@@ -44,7 +44,7 @@ def summarise(plan: Plan, results: Results) -> dict:
     trials = [s for of_arm in results.trials.values() for runs in of_arm for s in runs]
     searches = [s for of_arm in results.searches.values() for s in of_arm]
     summaries = [found.summary for found in (*searches, *trials) if found]
-    seconds = sum(summary["seconds"] for summary in [*summaries, *results.trainings])
+    seconds = sum(summary["seconds"] for summary in [*summaries, *results.tested.values()])
     first = plan.settings[plan.arms[0].name][0]
     return {
         "task": {name: getattr(plan.task, name) for name in ("name", "error", "unit", "scale")}
@@ -54,7 +54,7 @@ def summarise(plan: Plan, results: Results) -> dict:
         "baselines": baselines(results),
         "cells": {
             "others": cells.others(plan, results),
-            "found": cells.found(plan, results),
+            "found": cells.files(plan, results),
             "flags": shlex.join(final_flags(plan.config)),
         }
         if plan.config.cells
@@ -70,7 +70,7 @@ def summarise(plan: Plan, results: Results) -> dict:
         },
         "commands": commands(plan, results),
         "searches": len(summaries),
-        "finals": len(results.trainings),
+        "finals": len(results.tested),
         "seconds": seconds,
         **records.provenance(),
         **{name: summaries[0][name] for name in ("versions", "devices", "machine")},  # of the runs
@@ -78,11 +78,17 @@ def summarise(plan: Plan, results: Results) -> dict:
 
 
 def remarks(plan: Plan) -> str:
-    """What there is to say of the data."""
-    settings: dict[str, Any] = {"search": plan.settings[plan.arms[0].name][0]}
-    if plan.config.cells:
-        settings["final"] = train_final.parse(final_flags(plan.config)).with_space(**plan.sizes)
-    return plan.task.remarks(settings, plan.facts)
+    """What there is to say of the data, a paragraph for all arms of the same."""
+    said: dict[str, list[str]] = {}
+    for arm in plan.arms:
+        settings: dict[str, Any] = {"search": plan.settings[arm.name][0]}
+        facts = {"search": plan.data[arm.name][0].facts}
+        if plan.of_finals:
+            settings["final"], facts["final"] = plan.final, plan.of_finals.facts
+        said.setdefault(plan.task.remarks(settings, facts), []).append(arm.name)
+    if len(said) == 1:
+        return next(iter(said))
+    return "\n\n".join(f"{listed(arms)}: {text}" for text, arms in said.items())
 
 
 def of_arm(plan: Plan, results: Results, arm: Arm, numbers: Mapping[str, dict]) -> dict:

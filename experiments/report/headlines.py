@@ -40,6 +40,7 @@ METRICS = {
     "train_loss": "training loss",
 }
 NO_CURVES = ("epoch", "seconds", "best_epoch", "averaged")
+FEW_ARMS = 8  # whose curves can be told apart
 CELLS = {"search": "in the search", "validation": "validation", "test": "test"}
 METHODS = ("plain", "WPL", "L2 anchor", "frozen")  # of two models
 
@@ -143,8 +144,9 @@ def grid(run: Run) -> Headline | None:
     )
     tables = {"What was measured": measured} | ({"Differences": changed} if changed else {})
     curves: dict[str, dict[str, Curve]] = {}
-    for metric in in_order(name.rpartition("/")[2] for name in run.arrays):
-        for name in (str(arm.get("name")) for arm in arms):
+    names = [str(arm.get("name")) for arm in arms]
+    for metric in (*METRICS, "reward") if len(arms) <= FEW_ARMS else ():
+        for name in names:
             values = run.arrays.get(f"{name}/{metric}", np.empty(0))
             if (curve := mean_curve(run.arrays.get(f"{name}/epoch"), values)) is not None:
                 curves.setdefault(METRICS.get(metric, words(metric)), {})[name] = curve

@@ -98,6 +98,8 @@ def settings(kind: str, argv: Sequence[str] | None, *, prog: str, description: s
     """
     named = command_line.named(argv, {"--space": "rnn", "--preset": "smoke"})
     presets = getattr(find(named["--space"]), kind)
+    if not presets:
+        raise ValueError(f"--space {named['--space']} has no {kind}")
     preset = command_line.choose("--preset", presets, named["--preset"])
     preset = dataclasses.replace(preset, space=named["--space"], preset=named["--preset"])
     return command_line.read(preset, argv, prog=prog, description=description)

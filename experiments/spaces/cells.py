@@ -20,6 +20,15 @@ def random_actions(space: Space, seed: int) -> jax.Array:
     return jax.random.randint(key, decisions.shape, 0, decisions)
 
 
+def restored(config: Settings, stored: Any) -> tuple[Settings, Any]:
+    """What a space has stored of an architecture, and the settings with as many nodes as it has."""
+    values = stored.values() if isinstance(stored, dict) else ()
+    cell = [value for value in values if isinstance(value, list)]
+    if cell and hasattr(config.search_space, "nodes"):
+        config = config.with_space(nodes=len(cell[0]))
+    return config, config.search_space.from_json(stored)
+
+
 def read(config: Settings, path: Path) -> tuple[Settings, Any]:
     """The architecture in a file, and the settings with as many nodes as it has.
 
@@ -27,12 +36,7 @@ def read(config: Settings, path: Path) -> tuple[Settings, Any]:
       ValueError: naming the file and what is wrong with it.
     """
     try:
-        stored = json.loads(path.read_bytes())
-        values = stored.values() if isinstance(stored, dict) else ()
-        cell = [value for value in values if isinstance(value, list)]
-        if cell and hasattr(config.search_space, "nodes"):
-            config = config.with_space(nodes=len(cell[0]))
-        return config, config.search_space.from_json(stored)
+        return restored(config, json.loads(path.read_bytes()))
     except Exception as error:  # the system's, JSON's, what a space does not expect, depth, size
         raise ValueError(
             f"{path} is not an architecture of --space {config.space}: "

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments import search, spaces, train_final
+from experiments.grid import __main__ as grid
 
 PAGE = (Path(__file__).parents[2] / "docs" / "your_data.md").read_text()
 WRITE, READ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -15,7 +16,7 @@ COMMANDS = [
     for line in re.findall(
         r"^    python -m (experiments\..*)$", PAGE.replace("\\\n", ""), re.MULTILINE
     )
-    if "tfds" not in line and "grid" not in line
+    if "tfds" not in line
 ]
 
 
@@ -46,6 +47,9 @@ def test_commands_are_accepted(command):
     script, *flags = command
     if script == "experiments.search":
         assert search.prepare(search.parse(flags)).data.train is not None
+    elif script == "experiments.grid":
+        plan = grid.plan_of(grid.parse(flags))
+        assert plan.final.cnn.image_shape == plan.settings["WPL"][0].cnn.image_shape == (28, 28, 1)
     else:
         assert script == "experiments.train_final"
         config = train_final.parse(flags)

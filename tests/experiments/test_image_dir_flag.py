@@ -93,9 +93,9 @@ def test_a_grid_reads_them(root):
         ]
     )
     plan = grid.plan_of(config)
-    assert plan.facts["search"] == plan.facts["final"] == {"images": COUNTS}
-    ((settings,),) = plan.settings.values()
-    assert settings.cnn.image_shape == plan.sizes["image_shape"] == (6, 6, 3)
+    ((settings,),), ((of_search,),) = plan.settings.values(), plan.data.values()
+    assert of_search.facts == plan.of_finals.facts == {"images": COUNTS}
+    assert settings.cnn.image_shape == plan.final.cnn.image_shape == (6, 6, 3)
     assert plan.task.source(settings) == str(root)
 
 

@@ -18,7 +18,7 @@ import networkx
 
 from experiments.spaces.rnn.settings import FINALS, RNNFinal
 from experiments.spaces.rnn.task import LanguageModelling
-from wpl_jax.settings import Few
+from wpl_jax.settings import Few, Unfit
 from wpl_jax.spaces.precision import rounded
 from wpl_jax.spaces.rnn import RNN
 
@@ -28,7 +28,8 @@ class LSTM(RNN):
     """Layers of an LSTM (Hochreiter and Schmidhuber, 1997) in the place of the cell.
 
     Dropout is that of the cells: of the words, of the embedding, of the output, and of the matrices
-    that read the previous hidden state. Outputs are below 1, so that no norm is clipped.
+    that read the previous hidden state. Nothing is clipped, whatever ``max_hidden_norm`` is: no
+    output is above 1.
     """
 
     nodes: Few = 3
@@ -40,7 +41,7 @@ class LSTM(RNN):
         """Refuse what cannot work."""
         super().__post_init__()
         if self.batch_norm:
-            raise ValueError("batch_norm must be False: an LSTM has none here")
+            raise Unfit(self, "batch_norm", "False, as an LSTM has none here")
 
     decisions = (1,)
     parametric = ((True,),)

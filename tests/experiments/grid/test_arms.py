@@ -72,6 +72,7 @@ def test_axes_that_are_none_are_refused(vary, message):
         ),
         (["a: --learning_rate 3"], "the arm a sets --learning-rate, which --vary varies"),
         (["a: --strength '1"], "No closing quotation"),
+        (["a b: --strength 1 | --strength 2", "a_b: --epochs 3"], "too much alike"),
     ],
 )
 def test_arms_that_are_none_are_refused(arms, message):

@@ -86,8 +86,12 @@ def probed(config):
     return np.array([every.index(name) for name in names_of(config, actions)])
 
 
+SIZES = {"micro_cnn": {"image_shape": (28, 28, 1)}}  # what the data decide
+
+
 def searched(flags):
     config = search.parse(flags)
+    config = config.with_space(**SIZES.get(config.space, {}))
     assert flags[-1] == "--resume"
     names = (*saved.METRICS, "reward", "diverged")
     lines = [
@@ -123,12 +127,14 @@ def searched(flags):
 
 def trained(flags):
     config, cell = train_final.read_architecture(train_final.parse(flags))
+    config = config.with_space(**SIZES.get(config.space, {}))
     name, _, seed = config.out.name.rpartition("_")
     alone = {"plain": 70.0, "WPL": 60.0, "random": 80.0}.get(name, 75.0)
     error = alone + 2 * int(seed) + (name == "WPL" and seed == "1")
+    key = records.key(spaces.find(config.space).error)
     summary = ORIGIN | {
-        "validation_perplexity": error,
-        "test_perplexity": error + 1,
+        f"validation_{key}": error,
+        f"test_{key}": error + 1,
         "parameters": 1000 + int(seed),
         "architecture": config.search_space.to_json(cell),
         "epochs": config.epochs,
@@ -329,6 +335,18 @@ def test_what_has_finished_is_not_run_again_and_what_fails_is_left_out(
     assert wpl["differences"]["after_warmup/forgetting_mean"]["seeds"] == [-8, None, -10]
     page = page_in(tmp_path)
     assert f"missing below:**\n\n- {line}" in page and "nan" not in page
+
+
+@pytest.mark.parametrize("how", ["arms", "vary"])
+def test_arms_may_read_their_data_otherwise(how):
+    flags = {
+        "arms": ["--arms", *(f"a{n}: --rnn.vocabulary {n}" for n in (100, 300))],
+        "vary": ["--vary", "rnn.vocabulary=100,300"],
+    }[how]
+    plan = grid.plan_of(grid.parse([*flags, "--seeds", "2"]))
+    assert [settings.rnn.vocabulary for (settings,) in plan.settings.values()] == [100, 300]
+    (few,), (many,) = plan.data.values()
+    assert few.known_by != many.known_by
 
 
 def test_flags_to_choose_from_can_be_added(compared, tmp_path, monkeypatch):
@@ -686,6 +704,57 @@ def test_cells_are_compared_with_each_other_and_with_random_ones(with_cells):
         assert (with_cells[0] / "report" / name).exists()
     assert summary["seconds"] == 60 * len(with_cells[1].launched)
     assert "6 searches and 15 trainings from scratch, 0:21:00 of training in all" in page
+
+
+def test_a_training_that_is_shared_is_the_one_that_is_there(with_cells, tmp_path, monkeypatch):
+    """Whichever arm has found its cell first, and what fails is left out."""
+    shutil.copytree(with_cells[0] / "runs", tmp_path / "runs")
+    shutil.move(tmp_path / "runs/final/plain_2", tmp_path / "runs/final/WPL_2")
+    (tmp_path / "runs/final/enas_1/summary.json").unlink()
+    runs = Runs(breaking=["train_final final/enas_1"])
+    assert run(tmp_path, monkeypatch, runs, *TRAINED) == 1
+    assert runs.launched == ["train_final final/enas_1"]
+    others = {cell["name"]: cell["runs"] for cell in summary_in(tmp_path)["cells"]["others"]}
+    assert others["enas"] == 2
+    plain, wpl = summary_in(tmp_path)["arms"]
+    assert plain["numbers"]["cells/test"]["seeds"][2] == wpl["numbers"]["cells/test"]["seeds"][2]
+    assert "nan" not in page_in(tmp_path)
+
+
+def test_what_differs_from_the_published_settings_is_said(with_cells):
+    page = page_in(with_cells[0])
+    assert "| `search --learning-rate` | 1 | 20 |" in page
+    assert "| `search --method` | none, wpl | wpl |" in page  # and the sampler is the published
+    assert "--sampler` |" not in page and "--controller.steps` | 50 | 2,000 |" in page
+    assert "--replay" not in page and "--momentum-groups" not in page
+    assert "| `train_final --epochs` | 2 | 500 |" in page
+    assert "tell 500 words apart; all others are one" in page
+
+
+def test_cells_are_drawn_anew_and_those_of_earlier_commands_go(with_cells, tmp_path, monkeypatch):
+    shutil.copytree(with_cells[0], tmp_path / "moved")
+    best = tmp_path / "moved/report/best_cells.png"
+    before = best.read_bytes()
+    best.unlink()
+    assert report.main([str(tmp_path / "moved/report")]) == 0
+    assert best.read_bytes() == before
+    fewer = ["2" if flag == "3" else flag for flag in TRAINED]
+    assert run(tmp_path / "moved", monkeypatch, Runs(), *fewer) == 0
+    there = files(tmp_path / "moved/report/cells")
+    assert there == {f"{arm}_{seed}.json" for arm in ("plain", "WPL") for seed in range(2)}
+
+
+def test_cells_of_other_sizes_and_for_images_are_drawn(tmp_path, monkeypatch):
+    flags = ["--seeds", "2", "--cells", "--random-cells", "2", "--arms", "plain: --method none"]
+    images = ["--space", "micro_cnn", *flags, "--search-flags=--epochs 3 --cnn.nodes 3"]
+    assert run(tmp_path / "images", monkeypatch, Runs(), *images, draw=True) == 0
+    assert "| test (%) |" in page_in(tmp_path / "images")
+    assert "Images: 3,500 (train), 500 (validation), 1,000 (test)" in page_in(tmp_path / "images")
+    found = drawn(saved.read(tmp_path / "images/report"))["best_cells"]
+    titles = " ".join(
+        text.get_text() for text in found.findobj(match=lambda a: hasattr(a, "get_text"))
+    )
+    assert "normal" in titles and "reduction" in titles
 
 
 def test_how_far_seeds_agree_takes_no_truth(with_cells):

@@ -299,7 +299,8 @@ def table(grid: Saved, measures: Sequence[Measure], baselines: Sequence[Sequence
     columns = []
     for measure in measures:
         numbers = [arm["numbers"].get(measure.key) for arm in grid.arms]
-        columns.append(bold(measure, numbers, best(numbers, measure.low_is_good)))
+        places = set() if measure.size else best(numbers, measure.low_is_good)
+        columns.append(bold(measure, numbers, places))
     rows = [
         [arm["name"], f"{arm['runs']}", *of_arm]
         for arm, *of_arm in zip(grid.arms, *columns, strict=True)
@@ -452,7 +453,7 @@ def cells(grid: Saved, drawn: Sequence[str]) -> list[str]:
         f"{grid.error} on a search's shared weights, and by that when each is trained from "
         "scratch.",
         table(grid, measures, others),
-        differences(grid, measures),
+        differences(grid, [m for m in measures if not m.size]),
         less_random(grid),
         images(drawn, "best_cells"),
         "All cells that were found are files in the folder `cells`, for "
@@ -471,7 +472,7 @@ def less_random(grid: Saved) -> str:
     random = random_cells(grid)
     if random is None:
         return ""
-    measures = [m for m in grid.of_cells if m.key in random]
+    measures = [m for m in grid.of_cells if m.key in random and not m.size]
     rows = []
     for arm in grid.arms:
         found = [difference(arm["numbers"][m.key], random[m.key]) for m in measures]

@@ -12,7 +12,7 @@ import numpy as np
 from experiments import rank
 from experiments.running import measures, records
 from experiments.running.intervals import Number
-from experiments.running.wording import show
+from experiments.running.wording import count, show
 
 METRICS = (*measures.ERRORS, *measures.FORGETTING, *measures.OTHERS)
 DIGITS = {"err1_mean": 1, "err2_mean": 1, "reward": 3}  # 2 of the others
@@ -32,12 +32,15 @@ class Measure(NamedTuple):
     heading: str
     digits: int
     scale: float = 1
+    size: bool = False  # a number of parts, which is neither better nor worse
 
     @property
     def low_is_good(self) -> bool:
         return self.key.rpartition("/")[2] not in HIGH_IS_GOOD
 
     def show(self, number: Number | None) -> str:
+        if self.size:
+            return count(number and number["mean"] and round(number["mean"]))
         return show(number, self.digits, self.scale)
 
 
@@ -161,7 +164,7 @@ class Saved:
             for part, heading in headings.items()
         ]
         tau = Measure("cells/tau", "τ with training alone", 2)
-        return [*errors, tau, Measure("cells/parameters", "parameters", 0)]
+        return [*errors, tau, Measure("cells/parameters", "parameters", 0, size=True)]
 
     def group(self, method: str) -> tuple[str, str]:
         """A method's name without the number at its end, and that number."""

@@ -32,7 +32,7 @@ def differences(plan: Plan, chosen: Mapping[str, int | None]) -> list[dict[str, 
         for name, candidate in chosen.items()
         if candidate is not None
     ]
-    finals = [plan.final] if plan.final else []
+    finals = [final] if (final := plan.final) else []
     return [
         *of_script("search", searches, task.searches.get("paper")),
         *of_script("train_final", finals, task.finals.get("paper")),

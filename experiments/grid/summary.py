@@ -80,11 +80,12 @@ def summarise(plan: Plan, results: Results) -> dict:
 def remarks(plan: Plan) -> str:
     """What there is to say of the data, a paragraph for all arms of the same."""
     said: dict[str, list[str]] = {}
+    final = plan.final
     for arm in plan.arms:
         settings: dict[str, Any] = {"search": plan.settings[arm.name][0]}
         facts = {"search": plan.data[arm.name][0].facts}
-        if plan.of_finals:
-            settings["final"], facts["final"] = plan.final, plan.of_finals.facts
+        if final:
+            settings["final"], facts["final"] = final, plan.of_finals.facts
         said.setdefault(plan.task.remarks(settings, facts), []).append(arm.name)
     if len(said) == 1:
         return next(iter(said))

@@ -6,6 +6,8 @@ SHELL := bash
 PYTHON ?= python3
 # Further arguments to pytest, for example PYTEST_ARGS='-m slow'.
 PYTEST_ARGS ?=
+# What make test-fast tests: the library, without data, searches and spaces.
+FAST_TESTS ?= tests/figures tests/fisher tests/plasticity tests/test_*.py
 # Of make gpu: what it tests, what it times (by default all), and what it searches for an hour.
 GPU_TESTS ?= tests/fisher tests/plasticity tests/search
 GPU_TIMES ?=
@@ -29,7 +31,7 @@ endef
 
 .PHONY: help
 help:  ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
 
 .PHONY: demo
 demo: $(STAMP)  ## watch one model ruin another through shared weights, and WPL prevent it; a minute
@@ -44,6 +46,10 @@ experiment: $(STAMP)  ## all of that experiment on 5,000 images: immature A, riv
 .PHONY: test
 test: lint  ## check style and types, then run the tests and the examples in docstrings
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+.PHONY: test-fast
+test-fast: $(STAMP)  ## one case of each test of Fisher, plasticity and what is beside them; a minute
+	$(BIN)/python -m pytest -n 2 --dist worksteal --one-case $(PYTEST_ARGS) $(FAST_TESTS)
 
 .PHONY: soak
 soak: $(STAMP)  ## kill scripts at random times, KILLS of each, and compare what they leave; minutes

@@ -45,6 +45,19 @@ jax.config.update("jax_cpu_enable_async_dispatch", False)
 gc.set_threshold(100_000, 50, 100)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """For the loop of work: every test, but one of its cases."""
+    parser.addoption("--one-case", action="store_true", help="run each test's first case alone")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what --one-case does not run."""
+    if config.getoption("--one-case"):
+        first = {item.nodeid.partition("[")[0]: item for item in reversed(items)}.values()
+        config.hook.pytest_deselected(items=[item for item in items if item not in first])
+        items[:] = reversed(first)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips what needs more devices than there are: on CPUs there are 8, but few have 8 GPUs."""
     marker = item.get_closest_marker("devices")

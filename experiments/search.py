@@ -340,11 +340,15 @@ def summarise(
     def mean(values):
         return float(np.mean(values)) if len(values) else math.nan
 
+    def median(values):
+        return float(np.median(values)) if len(values) else math.nan
+
     return {
         "epoch": epoch,
         "train_loss": mean(result.loss),
         "err1_mean": mean(result.err1[measured]),
         "err2_mean": mean(result.err2[measured]),
+        "err2_median": median(result.err2[measured]),
         "err2_best": float(np.min(result.err2, initial=np.inf, where=np.isfinite(result.err2))),
         "forgetting_mean": lost.mean,
         "forgetting_best5": lost.best,

@@ -79,6 +79,7 @@ def terminal(grid: Saved) -> Table:
 def page(grid: Saved, drawn: Sequence[str]) -> str:
     """The grid as a page of Markdown; ``drawn`` are the names of the figures that there are."""
     summary, task = grid.summary, grid.summary["task"]
+    known = grid.arms[0]["numbers"]  # early ones lack some
     parts = [
         f"# Searches of {task['name']} compared",
         f"`{summary['command']}`",
@@ -100,6 +101,9 @@ def page(grid: Saved, drawn: Sequence[str]) -> str:
         f"{task['reward']}. All are means over "
         + epochs_that_count(grid)
         + ", but for those of the last epoch."
+        + " *err2, median* is the median over an epoch's architectures, in which one whose error "
+        "explodes counts no more than another."
+        * ("after_warmup/err2_median" in known)
         + " *Agreement of seeds* is Kendall's τ between the orders in which two searches put the "
         "same random architectures at their end, in the mean over pairs; it takes no truth. Its "
         "seeds depend on each other, so its intervals are too narrow." * grid.agreed,

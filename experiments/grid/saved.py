@@ -15,7 +15,7 @@ from experiments.running.intervals import Number
 from experiments.running.wording import count, show
 
 METRICS = (*measures.ERRORS, *measures.FORGETTING, *measures.OTHERS)
-DIGITS = {"err1_mean": 1, "err2_mean": 1, "reward": 3}  # 2 of the others
+DIGITS = {"err1_mean": 1, "err2_mean": 1, "err2_median": 1, "reward": 3}  # 2 of the others
 HIGH_IS_GOOD = (
     "agreement",
     "reward",

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -134,9 +134,10 @@ def by_seed(plan: Plan, results: Results, arm: Arm) -> dict[str, Array]:
     """By name, what each seed came to; NaN for one that failed."""
     found, rankings = results.searches[arm.name], results.rankings[arm.name]
     late = slice(plan.warmup, None)
+    known = common(METRICS, [s for of_arm in results.searches.values() for s in of_arm])
     values = {
-        **{f"after_warmup/{n}": [s and mean(s.metrics[n][late]) for s in found] for n in METRICS},
-        **{f"last_epoch/{n}": [s and s.metrics[n][-1] for s in found] for n in METRICS},
+        **{f"after_warmup/{n}": [s and mean(s.metrics[n][late]) for s in found] for n in known},
+        **{f"last_epoch/{n}": [s and s.metrics[n][-1] for s in found] for n in known},
         "probes/agreement": agreement(plan, found),
         "seconds": [s and s.summary["seconds"] for s in found],
     }
@@ -146,6 +147,11 @@ def by_seed(plan: Plan, results: Results, arm: Arm) -> dict[str, Array]:
     if plan.config.cells:
         values |= cells.by_seed(plan, results, arm.name)
     return {name: np.array(of_seeds, np.float64) for name, of_seeds in values.items()}
+
+
+def common(metrics: Iterable[str], found: Sequence[Searched | None]) -> list[str]:
+    """Those that every search has measured: one by an earlier version lacks some."""
+    return [name for name in metrics if all(name in s.metrics for s in found if s)]
 
 
 def agreement(plan: Plan, found: Sequence[Searched | None]) -> list[float | None]:
@@ -190,7 +196,7 @@ def by_epoch(found: Sequence[Searched | None]) -> dict[str, Array]:
     if first is None:
         return {}
     nothing = np.full(len(first.metrics["epoch"]), np.nan)
-    names = [name for name in first.metrics if name not in ("epoch", "seconds")]
+    names = [n for n in common(first.metrics, found) if n not in ("epoch", "seconds")]
     curves = {name: np.stack([s.metrics[name] if s else nothing for s in found]) for name in names}
     return {"epoch": first.metrics["epoch"].astype(int)} | curves
 

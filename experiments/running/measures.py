@@ -6,5 +6,5 @@ FORGETTING = {
     "forgetting_max": "max",
 }
 """Differences of errors."""
-ERRORS = {"err1_mean": "err1", "err2_mean": "err2"}
+ERRORS = {"err1_mean": "err1", "err2_mean": "err2", "err2_median": "err2, median"}
 OTHERS = {"tau_within_epoch": "τ within the epoch", "reward": "reward"}

@@ -333,6 +333,24 @@ def test_an_example_may_have_noise_of_its_own():
     assert_close(fisher, jax.tree.map(lambda g: (g**2).mean(0), grads))
 
 
+def test_a_stream_that_draws_nothing_random_is_no_noise():
+    """The first carry of a recurrent layer: zeros, for which a key is drawn."""
+    model = nnx.RNN(nnx.GRUCell(3, 4, rngs=nnx.Rngs(0)))
+    x = np.random.default_rng(0).normal(size=(5, 6, 3)).astype(np.float32)
+
+    def loss(model, x):
+        return jnp.tanh(model(x[None])).sum()
+
+    fisher = wpl_jax.empirical_fisher(loss)(model, x)
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def nll(params, x):
+        return loss(nnx.merge(graph, params, rest, copy=True), x)
+
+    grads = jax.vmap(jax.grad(nll), (None, 0))(params, x)
+    assert_close(fisher, jax.tree.map(lambda g: (g**2).mean(0), grads))
+
+
 def test_a_key_of_a_stream_that_does_not_exist_is_no_noise_of_its_own():
     def wrong(model, example):
         nnx.reseed(model, noise=example["key"])

@@ -94,7 +94,11 @@ def of_parameters(
         model = nnx.merge(graph, params, rest, copy=True)  # so that what changes can be seen
         out = fn(model, example)
         if not whole:
-            _check_unchanged(name, rest, nnx.state(model))
+
+            def again(rest):
+                return fn(nnx.merge(graph, params, rest, copy=True), example)
+
+            _check_unchanged(name, again, rest, nnx.state(model))
         return out
 
     return _watched(name, of_parts, whole), rest, params
@@ -128,22 +132,33 @@ def _check_kinds(params):
             )
 
 
-def _check_unchanged(name, before, after):
+def _check_unchanged(name, fn, state, after):
+    """Refuse a function of the rest of a model that changes statistics, or needs random numbers."""
     nnx = sys.modules["flax.nnx"]
     after = dict(nnx.to_flat_state(after))
 
     def changed(path):
         return path in after and after[path].get_raw_value() is not before[path].get_raw_value()
 
-    before = dict(nnx.to_flat_state(before))
+    before = dict(nnx.to_flat_state(state))
     for path, variable in before.items():
         at = f" ({type(variable).__name__} at {'.'.join(map(str, path))})"
         if isinstance(variable, nnx.BatchStat) and changed(path):
             raise ValueError(_refusal(name, _BATCH_NORM.format(at=at)))
         # A stream that has been given another key may count what was drawn from it.
         key = (*path[:-1], "key")
-        if isinstance(variable, nnx.RngCount) and changed(path) and not changed(key):
+        counted = isinstance(variable, nnx.RngCount) and changed(path) and not changed(key)
+        if counted and _needs(fn, state, before[key].get_raw_value()):
             raise ValueError(_refusal(name, _DROPOUT.format(at=at)))
+
+
+def _needs(fn, state, key):
+    """Whether what a function makes of a state depends on a key in it, other than zeros do."""
+    from wpl_jax.fisher.program import depends
+
+    leaves, structure = jax.tree.flatten(state)
+    jaxpr = jax.make_jaxpr(lambda leaves: fn(jax.tree.unflatten(structure, leaves)))(leaves)
+    return any(depends(jaxpr, [leaf is key for leaf in leaves]))
 
 
 def _watched(name, fn, whole):

@@ -243,6 +243,28 @@ def test_sampled_labels_of_different_examples_are_independent():
     assert abs(draws - p * (1 - p)) < 5 * standard_error
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_sampled_labels_of_narrow_logits_are_those_of_the_model(dtype):
+    """Of noise of few bits many classes would have the same, and the first of them be drawn."""
+    n, classes = 4000, 500
+    fisher = wpl_jax.sampled_fisher(lambda b, example: b.astype(dtype))
+    squares = jax.jit(fisher)(np.zeros(classes, np.float32), np.zeros(n), jax.random.key(0))
+    halves = squares[: classes // 2].sum(), squares[classes // 2 :].sum()
+    assert 0.9 < halves[0] / halves[1] < 1.1
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_labels_depend_on_the_key_and_the_place_alone(impl):
+    params, logits, batch = mlp()
+    key = jax.random.key(0, impl=impl)
+    whole, by_one = (jitted_sampled(logits, size)(params, batch, key) for size in (None, 1))
+    assert_close(whole, by_one)
+
+
+def jitted_sampled(logits, size):
+    return jax.jit(wpl_jax.sampled_fisher(logits, microbatch_size=size))
+
+
 def test_sampled_is_a_function_of_its_key():
     params, logits, batch = mlp()
     fisher = jax.jit(wpl_jax.sampled_fisher(logits))

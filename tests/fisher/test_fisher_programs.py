@@ -477,6 +477,21 @@ def overlaps_in_one(p, e):
     return total(e["x"] @ apart)
 
 
+def cut_with_gaps(p, e):
+    """A piece of every second column, and the columns where it would lie without the gaps."""
+    pieces = p["t"][:, ::2][:, 1:2], p["t"][:, 1:2]
+    return sum(total(piece[:3] * e["x"][0, :3, None]) for piece in pieces)
+
+
+NORMS = {
+    "left over": lambda norm, x: (x, norm + x)[0],
+    "without a gradient": lambda norm, x: lax.stop_gradient(norm * x),
+    "rounded": lambda norm, x: jnp.floor(norm * x),
+    "compared": lambda norm, x: jnp.where(norm * x > 1, x, 2 * x),
+}
+"""What passes nothing on to a norm, whose gradient at 0 would be a NaN."""
+
+
 def goes_a_long_way(p, e):
     w = p["w"]
     for _ in range(300):
@@ -632,6 +647,7 @@ NAMED = [
     completes_each_step,
     overlaps,
     overlaps_in_one,
+    cut_with_gaps,
     goes_a_long_way,
     squares_a_mask_often,
     adds_in_place,
@@ -665,6 +681,36 @@ def test_named_programs(loss):
     check(loss, PARAMS, BATCH, np.arange(1, N + 1, dtype=np.float32), microbatch_size=2)
 
 
+@pytest.mark.parametrize("pass_on", NORMS.values(), ids=NORMS)
+def test_what_gets_no_gradient_passes_on_none(pass_on):
+    def loss(p, e):
+        norm = jnp.linalg.norm(p["v"] - PARAMS["v"])
+        return total(pass_on(norm, e["x"]) @ p["w"]) + total(p["v"] * e["x"][0])
+
+    check(loss, PARAMS, BATCH)
+
+
+def test_what_is_left_over_decides_no_route():
+    def loss(p, e):
+        nll = total(e["x"] @ p["w"])
+        return nll, nll + jnp.sum(p["w"] ** 2)  # an auxiliary result
+
+    alone = wpl_jax.explain(lambda p, e: total(e["x"] @ p["w"]), PARAMS, BATCH)
+    assert str(wpl_jax.explain(lambda p, e: loss(p, e)[0], PARAMS, BATCH)) == str(alone)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_operands_whose_squares_are_no_numbers(size):
+    """A pooled sentinel, say, whose gradient is 0, or small where it is large."""
+
+    def nll(p, e):
+        return jnp.where(e["real"], total(jnp.tanh(e["x"] @ p["w"] / size)), 0.0)
+
+    real = np.arange(N) % 3 > 0
+    x = np.where(real[:, None], normal(0, N, D), -1) * np.float32(size)
+    check(nll, {"w": PARAMS["w"]}, {"x": x, "real": real})
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("loss", OF_TYPES, **named)
 def test_parameters_of_low_precision(loss, dtype):
@@ -684,6 +730,18 @@ def test_float64(loss):
             check(loss, PARAMS, wide(BATCH), profile="mixed")
             check(loss, {**PARAMS, "w": wide(PARAMS["w"])}, wide(BATCH), profile="mixed")
         check(loss, wide(PARAMS), wide(BATCH), profile="float64")
+
+
+def looked_up(p, e):
+    return jnp.sum(jnp.tanh(p["t"][e["ids"]]).astype(jnp.float32))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
+def test_strict_promotion_of_low_precision(dtype):
+    params = {"t": PARAMS["t"].astype(dtype)}
+    with jax.numpy_dtype_promotion("strict"):
+        found = wpl_jax.empirical_fisher(looked_up)(params, BATCH)
+    assert found["t"].dtype == jnp.float32 and np.isfinite(found["t"]).all()
 
 
 @pytest.mark.parametrize("loss", [used_twice, tied, low_rank, layered, recurrent], **named)

@@ -17,6 +17,7 @@ import numpy as np
 from wpl_jax.fisher import routes
 from wpl_jax.fisher.program import wide_dtype
 from wpl_jax.modules import of_parameters
+from wpl_jax.numbers import floating
 from wpl_jax.trees import path_name
 from wpl_jax.varying import varying_as
 
@@ -110,6 +111,7 @@ def _checked(weights, n):
         raise ValueError(
             f"weights must have shape ({n},), one weight an example, got {np.shape(weights)}"
         )
+    weights = floating(weights if isinstance(weights, jax.Array) else np.asarray(weights))
     if not isinstance(weights, jax.core.Tracer):
         wrong = [float(w) for w in np.asarray(weights) if not w >= 0]
         if wrong:
@@ -181,7 +183,8 @@ def check_output(name: str, ndim: int | None, out: Any) -> None:
 
 
 def _as_array(x):
-    return x if hasattr(x, "dtype") and hasattr(x, "shape") else jnp.asarray(x)
+    of_jax = hasattr(x, "dtype") and hasattr(x, "shape") and not isinstance(x, np.ndarray)
+    return x if of_jax else jnp.asarray(x)
 
 
 def bound_of(max_bytes: int | None) -> routes.Bound:

@@ -22,6 +22,7 @@ class Backward:
     kept: Any  # structure of the forward pass's results
     found: Any  # structure of the backward pass's results
     of_example: tuple[bool, ...]  # which residuals depend on the example
+    idle: frozenset[int]  # uses and parameters, by place and number, whose gradient JAX knows is 0
     held: int  # bytes that exist at once for one example
     gradient: int  # bytes of the gradients of parameters, which are among them
 
@@ -90,7 +91,10 @@ class Backward:
         )
         gradient = sum(map(size_in_bytes, jax.tree.leaves(found[1])))
         structures = jax.tree.structure(kept), jax.tree.structure(found)
-        return cls(jaxpr, back, *structures, tuple(of_results[size:]), held, gradient)
+        flows = depends(back, [*[False] * (len(back.in_avals) - 1), True])
+        of_uses, of_marked = jax.tree.unflatten(structures[1], flows)
+        idle = frozenset(n for n, flowing in {**of_uses, **of_marked}.items() if not flowing)
+        return cls(jaxpr, back, *structures, tuple(of_results[size:]), idle, held, gradient)
 
     def run(
         self, values: Mapping[int, Any], batch: Sequence[Any]

@@ -34,7 +34,8 @@ jaxpr of the function how each parameter is used, whatever framework it is writt
 its per-example gradients, so that only time and memory depend on it.
 
 Units: with the negative log-likelihood in nats, a Fisher entry is in nats per squared unit of the
-parameter. Squares and sums are in float32, or in the parameter's dtype where that is wider.
+parameter. Squares and sums are in float32, or in the parameter's dtype where that is wider; but
+what the last one squares is summed by JAX within a microbatch, in the parameter's dtype.
 
 None of these functions is jitted; jit the step that calls them. Batches are pytrees of arrays that
 share a leading example axis. ``weights``, of shape ``(n,)``, turns the mean into a weighted mean;
@@ -77,6 +78,8 @@ from wpl_jax.fisher.backward import for_one
 from wpl_jax.fisher.noise import warn_of_shared_noise
 from wpl_jax.fisher.plan import Plan
 from wpl_jax.fisher.program import flat
+
+THREEFRY = "threefry2x32"
 
 __all__ = [
     "empirical_fisher",
@@ -157,10 +160,15 @@ def sampled_fisher(
     check_sizes(microbatch_size, max_bytes)
 
     def estimate(logits, params, batch, weights, key):
+        if str(jax.random.key_impl(key)) != THREEFRY:  # under vmap others depend on the batch
+            bits = jax.random.bits(key, (2,), "uint32")
+            key = jax.random.wrap_key_data(bits, impl=THREEFRY)
+
         def nll(params, example_and_position):
             example, position = example_and_position
             scores = logits(params, example)
             check_output("logits", 1, scores)
+            scores = widen(scores)  # noise of few bits has ties, which the first class would win
             label = jax.random.categorical(jax.random.fold_in(key, position), scores)
             return -jax.nn.log_softmax(scores)[label]
 
@@ -213,7 +221,7 @@ def exact_fisher(
         def log_probs(params, example):
             scores = logits(params, example)
             check_output("logits", 1, scores)
-            return jax.nn.log_softmax(scores)
+            return jax.nn.log_softmax(widen(scores))
 
         bound = bound_of(max_bytes).half()
         plan = Plan.of(log_probs, params, batch, bound.on_cpu)

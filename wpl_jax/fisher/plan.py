@@ -45,11 +45,14 @@ from wpl_jax.fisher.routes import (
     outer_products,
     product_of_rows,
     rows_of_table,
+    sizes_of_rows,
     weighted,
 )
 from wpl_jax.fisher.selections import gradients_of_bases, squares_of_bases
 from wpl_jax.fisher.uses import Rows, products
 from wpl_jax.varying import zeros
+
+TOGETHER = (), 0  # in place of some leaves and a cluster: all parts that have no clusters
 
 
 class Route(str):
@@ -123,9 +126,13 @@ class Plan:
             return dataclasses.replace(plan, whole="arrays are changed in place")
         shapes = [leaf.shape for leaf in leaves]
         reading = read(program, shapes, max_bytes)
-        if dead := _without_gradient(program, reading, leaves):
+        dead = _without_gradient(program, reading, leaves)
+        if dead:
             reading = read(program, shapes, max_bytes, dead)
         plan = cls._with(structure, program, reading, leaves, examples)
+        if idle := plan._idle():
+            reading = read(program, shapes, max_bytes, dead | idle)
+            plan = cls._with(structure, program, reading, leaves, examples)
         if plan.backward.held > max_bytes and reading.uses:
             whole = cls._with(structure, program, untouched, leaves, examples)
             # Of convolutions, one example's gradient costs many times as much.
@@ -145,6 +152,15 @@ class Plan:
         backward = Backward.of(program, reading.uses, marked, prepare, leaves, examples)
         shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
         return cls(structure, shapes, program, reading, parts_of(reading), backward)
+
+    def _idle(self):
+        """Numbers of what is computed of parameters, of which the result has no gradient.
+
+        One of 0 that is taken back through a norm at 0, say, would be a NaN.
+        """
+        idle = self.backward.idle
+        flowing = {n for use in self.reading.uses if use.place not in idle for n in use.value.boxes}
+        return set(self.reading.derived) - flowing - (self.reading.marked.keys() - idle)
 
     def routes(self) -> chex.ArrayTree:
         """A :class:`Route` for each parameter."""
@@ -198,22 +214,23 @@ class Plan:
                     (leaf,), (number,) = part.leaves, part.marked
                     grad = _wide(grads[number], leaves[leaf])
                     at_once[part.leaves, 0] = [weighted(jnp.square(grad), weights).sum(0)]
-                elif not part.clusters:
-                    of_marked = {number: grads[number] for number in part.marked}
-                    gradient = functools.partial(self._gradient, part, leaves, values, pull)
-                    in_loop[part.leaves, 0] = gradient, (*_of(part, operands, deltas), of_marked)
                 for i, cluster in enumerate(part.clusters):
                     place, dtype = (part.leaves, i), self._dtype(cluster, leaves)
                     if cluster.route != "per-example products":
                         at_once[place] = _sums(cluster, dtype, operands, deltas, weights)
                         continue
                     gradient = functools.partial(_product, cluster, dtype)
-                    examples = _of(cluster, operands, deltas)
+                    examples = _of(cluster.uses, operands, deltas)
                     if cluster.uses[0].layout.patches:
                         # In a loop of their own sums stay in the cache, beside few positions.
                         at_once[place] = in_turn(gradient, examples, weights, bound)
                     else:
                         in_loop[place] = gradient, examples
+            if others := [part for part in self.parts if not (part.direct or part.clusters)]:
+                of_marked = {number: grads[number] for part in others for number in part.marked}
+                gradient = functools.partial(self._gradients, others, leaves, values, pull)
+                uses = [use for part in others for use in part.uses]
+                in_loop[TOGETHER] = gradient, (*_of(uses, operands, deltas), of_marked)
             gradients, examples = _unzip(in_loop)
 
             def all_gradients(example):
@@ -221,7 +238,7 @@ class Plan:
 
             # One loop for all others, which is compiled in less time than many.
             looped = in_turn(all_gradients, examples, weights, bound) if examples else {}
-            return {**at_once, **looped}
+            return {**at_once, **looped.pop(TOGETHER, {}), **looped}
 
         def squares(cotangents, weights=None, rounds=None):
             def of(element):
@@ -239,37 +256,35 @@ class Plan:
 
         return PerExample(outputs, squares)
 
-    def _gradient(self, part, leaves, values, pull, example):
-        """One example's gradients of a part's parameters, put together from those of its uses."""
+    def _gradients(self, parts, leaves, values, pull, example):
+        """One example's gradients of parts' parameters, put together from those of their uses."""
         operands, deltas, grads = example
         totals: dict[int, jax.Array] = {}
 
         def add(number, gradient):
             totals[number] = totals[number] + gradient if number in totals else gradient
 
-        for use in part.uses:
+        for use in (use for part in parts for use in part.uses):
             numbers = sorted(use.value.boxes)
-            dtype = functools.reduce(
-                jnp.promote_types, [values[n].dtype for n in numbers], jnp.float32
-            )
+            dtype = wide_dtype(*(values[n] for n in numbers))
             cotangent = use.layout.cotangent(operands[use.place], deltas[use.place], dtype)
             back = gradients_of_bases(use.value, numbers, values, dtype)
             for number, gradient in zip(numbers, back(cotangent), strict=True):
                 add(number, gradient)
-        for number in part.marked:
+        for number in (number for part in parts for number in part.marked):
             add(number, _wide(grads[number], values[number]))
         of_derived = [
             totals.get(n, jnp.zeros_like(values[n])).astype(values[n].dtype)
             for n in self.reading.derived
         ]
-        (of_leaves,) = pull(of_derived)
-        found = []
-        for i in part.leaves:
+        (of_leaves,) = pull(of_derived)  # once for all parts: it is that of the whole network
+
+        def of_leaf(i):
             number, gradient = self.program.inputs[i], _wide(of_leaves[i], leaves[i])
-            if number in totals:
-                gradient += totals[number].astype(gradient.dtype)
-            found.append(gradient)
-        return found
+            total = totals.get(number)
+            return gradient if total is None else gradient + total.astype(gradient.dtype)
+
+        return {(part.leaves, 0): [of_leaf(i) for i in part.leaves] for part in parts}
 
     def _finish(self, leaves, values, operands, sums):
         """Squares for each parameter, from sums over examples."""
@@ -289,6 +304,7 @@ class Plan:
                         for use in cluster.uses
                     }
                     a, _ = matrices(cluster.uses, operands, nothing, self._dtype(cluster, leaves))
+                    a = a / sizes_of_rows(a)
                     of_cluster = product_of_rows(jnp.square(a), of_cluster)
                 elif cluster.flipped:
                     of_cluster = jnp.swapaxes(of_cluster, 1, 2)
@@ -303,13 +319,12 @@ class Plan:
 
     def _dtype(self, cluster, leaves):
         numbers = self.program.inputs[: len(leaves)]
-        dtypes = [leaves[numbers.index(number)].dtype for number in cluster.numbers]
-        return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
+        return wide_dtype(*(leaves[numbers.index(number)] for number in cluster.numbers))
 
 
-def _of(part, operands, deltas):
-    """Operands and gradients of a part's or a cluster's uses."""
-    places = [use.place for use in part.uses]
+def _of(uses, operands, deltas):
+    """Operands and gradients of uses."""
+    places = [use.place for use in uses]
     return {p: operands[p] for p in places}, {p: deltas[p] for p in places}
 
 
@@ -332,7 +347,8 @@ def _sums(cluster, dtype, operands, deltas, weights):
     a, d = matrices(cluster.uses, operands, deltas, dtype)
     if cluster.route == "outer products":
         return outer_products(a, d, weights)
-    return weighted(jnp.square(d), weights)  # the operand enters once, in _finish
+    # The operand enters once, in _finish.
+    return weighted(jnp.square(d * sizes_of_rows(a)), weights)
 
 
 def _outside(program, reading, leaves):

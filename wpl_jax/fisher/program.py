@@ -205,6 +205,24 @@ def _run_remat(eqn, run_body, operands, probes):
     return again(operands, probes)
 
 
+def flowing(program: Program) -> set[int]:
+    """Numbers of the values that a result's gradient may flow to, those in bodies included."""
+    found = {atom for atom in program.outputs if not isinstance(atom, core.Literal)}
+    for operation in reversed(program.operations):
+        pairs = zip(operation.outputs, operation.eqn.outvars, strict=False)
+        flows = any(number in found and has_gradient(v.aval) for number, v in pairs)
+        if flows and operation.name != "stop_gradient":
+            found |= {atom for atom in operation.inputs if not isinstance(atom, core.Literal)}
+            if operation.body is not None:
+                found |= flowing(operation.body)
+    return found
+
+
+def has_gradient(aval: Any) -> bool:
+    """Whether a value of this shape and dtype can have a gradient."""
+    return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, jnp.inexact)
+
+
 def depends(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:
     """Which results of a jaxpr depend on some of its inputs."""
     jaxpr, _ = _opened(jaxpr)
@@ -286,9 +304,10 @@ def _held_within(inner, depends):
     return max(0, held_bytes(inner, counted) - given)
 
 
-def wide_dtype(x: Any) -> Any:
-    """That of squares and sums: float32, or the array's where that is wider."""
-    return jnp.promote_types(x.dtype, jnp.float32)
+def wide_dtype(*arrays: Any) -> Any:
+    """That of squares and sums: float32, or that of an array, floating-point, that is wider."""
+    dtypes = [jnp.dtype(jnp.float32), *(x.dtype for x in arrays)]
+    return max(dtypes, key=lambda dtype: (jnp.finfo(dtype).nmant, dtype.itemsize))
 
 
 def size_in_bytes(aval: Any) -> int:

@@ -17,13 +17,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from wpl_jax.fisher.program import Program, scanned
+from wpl_jax.fisher.program import Program, flowing, has_gradient, scanned
 from wpl_jax.fisher.selections import (
     Known,
     base,
     constant,
     derived,
-    has_gradient,
     operand_of,
     outside,
     selections,
@@ -82,7 +81,7 @@ def read(
       max_bytes: how much the patches may hold that a convolution makes of one example.
       constants: numbers of values that have no gradient, though they seem to.
     """
-    reader = _Reader(constants, max_bytes)
+    reader = _Reader(constants, max_bytes, flowing(program))
     for i, number in enumerate(program.inputs):
         if i < len(shapes):
             reader.kinds[number] = base(number, shapes[i], reader.names)
@@ -127,8 +126,9 @@ def _simplify(marked, uses, reader, parameters):
 class _Reader:
     """Goes through operations in their order. What depends on an example has the kind None."""
 
-    def __init__(self, constants, max_bytes):
+    def __init__(self, constants, max_bytes, flowing):
         self.constants = constants
+        self.flowing = flowing
         self.max_bytes = max_bytes
         self.names: dict[Any, Any] = {}
         self.kinds: dict[int, Known | None] = {}
@@ -192,10 +192,10 @@ class _Reader:
         nothing = [None] * len(operation.eqn.outvars)
         if not any(value is not None and value.boxes for value in inputs):
             return nothing
-        if operation.name == "stop_gradient":
-            return nothing
-        if not any(has_gradient(v.aval) for v in operation.eqn.outvars):
-            return nothing  # what is an integer has no gradient
+        pairs = zip(operation.outputs, operation.eqn.outvars, strict=False)
+        flows = any(number in self.flowing and has_gradient(v.aval) for number, v in pairs)
+        if not flows or operation.name == "stop_gradient":
+            return nothing  # it does not reach the result, or is an integer
         if within is None:
             self.mark(inputs, operation.name)
         elif operation.body is not None:

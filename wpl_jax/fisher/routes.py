@@ -92,6 +92,17 @@ def matrices(
     return jnp.concatenate(a, axis=2), jnp.concatenate(d, axis=2)
 
 
+def sizes_of_rows(a: jax.Array) -> jax.Array:
+    """A power of 2 a row, [n, b, p, 1], of the size of its largest entry; 1 for a row of zeros.
+
+    Divided by it, squares of the row neither overflow nor vanish; multiplied by it, those of its
+    gradients do so only where those of the weights do.
+    """
+    largest = jnp.max(jnp.abs(a), axis=3, keepdims=True)
+    _, exponents = jnp.frexp(largest)
+    return jnp.where(largest > 0, jnp.ldexp(jnp.ones_like(largest), exponents - 1), 1)
+
+
 def product_of_rows(a: jax.Array, d: jax.Array) -> jax.Array:
     """``sum_np a[n, b, p]^T d[n, b, p]``, [batches, in, out]."""
     return products(*(grouped(x, [1], [0, 2], [3]) for x in (a, d)))

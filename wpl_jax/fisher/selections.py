@@ -142,11 +142,6 @@ ENTRYWISE: Mapping[str, slice] = {
 _OF_OTHER_SIZE = {"concatenate", "dynamic_slice", "pad", "slice", "split"}
 
 
-def has_gradient(aval: Any) -> bool:
-    """Whether a value of this shape and dtype can have a gradient."""
-    return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, jnp.inexact)
-
-
 def selections(operation: Operation, inputs: Sequence[Known]) -> list[Known] | None:
     """What an operation makes of selections, or None if it is not known to make selections."""
     eqn = operation.eqn
@@ -201,9 +196,11 @@ def derived(operation: Operation, inputs: Sequence[Known]) -> list[Known]:
                 return list(operands)
             return _bind(eqn, [_cast(x, dtype) for x in operands])
 
+        # Some generators' random numbers are not the same under vmap as in a loop.
+        over = _in_a_loop if operation.name.startswith(("random_", "rng_")) else jax.vmap
         for loop in reversed(mapped):  # the innermost vmap takes the innermost loop's axis
             axes = tuple(0 if loop in value.mapped else None for value in inputs)
-            apply = jax.vmap(apply, in_axes=axes)
+            apply = over(apply, in_axes=axes)
         return apply(*operands)
 
     together = Known(compute, tuple(inputs), _key(operation, inputs, names))
@@ -219,6 +216,22 @@ def derived(operation: Operation, inputs: Sequence[Known]) -> list[Known]:
         )
 
     return [result(index) for index in range(len(eqn.outvars))]
+
+
+def _in_a_loop(apply, in_axes):
+    """As ``jax.vmap``, one turn after another."""
+
+    def of_all(*operands):
+        stacked = [x for x, axis in zip(operands, in_axes, strict=True) if axis == 0]
+
+        def of_one(turn):
+            turn = iter(turn)
+            pairs = zip(operands, in_axes, strict=True)
+            return apply(*(next(turn) if axis == 0 else x for x, axis in pairs))
+
+        return jax.lax.map(of_one, stacked)
+
+    return of_all
 
 
 def _key(operation, inputs, names):
@@ -254,6 +267,8 @@ def _cut(operation, boxes):
     eqn = operation.eqn
     ((number, box),) = boxes.items()
     if operation.name == "slice":
+        if any(stride != 1 for stride in eqn.params["strides"] or ()):
+            return [None]  # what is cut out of it lies elsewhere in the base
         bounds = zip(box, eqn.params["start_indices"], eqn.params["limit_indices"], strict=True)
         return [{number: tuple((lo + start, lo + stop) for (lo, _), start, stop in bounds)}]
     if operation.name == "split":

@@ -278,15 +278,45 @@ def test_the_remedies_help():
         assert diagnose(of_strength(advised, fisher=fisher)).warnings() == []
 
 
+LATE = wpl_jax.proximal_plasticity(1.0, 0.1)
+SGD = optax.sgd(0.1)
+HEAD = {"kernel": False, "bias": True}
 PLACES = {
     "right: additive": (optax.chain(ADD, optax.adam(0.1)), None),
     "right: proximal": (WRAPPERS["proximal"], None),
     "right: clipped": (optax.chain(optax.clip(1.0), optax.chain(ADD, optax.sgd(0.1))), None),
     "right: alone": (ADD, None),
+    "right: clipped within": (optax.chain(optax.chain(optax.clip(1.0), ADD), SGD), None),
+    "right: freeze": (optax.chain(SGD, LATE, optax.freeze(HEAD)), None),
+    "right: masked": (optax.chain(SGD, LATE, optax.masked(optax.set_to_zero(), HEAD)), None),
+    "right: partition": (
+        optax.chain(
+            SGD,
+            LATE,
+            optax.partition(
+                {"on": optax.identity(), "off": optax.set_to_zero()},
+                {"kernel": "on", "bias": "off"},
+            ),
+        ),
+        None,
+    ),
     "additive last": (optax.chain(optax.sgd(0.1), ADD), r"additive term is last.*chain\(add_pl"),
     "proximal first": (
         optax.chain(wpl_jax.proximal_plasticity(1.0, 0.1), optax.sgd(0.1)),
         r"something follows the proximal term.*chain\(optimizer, proximal_plasticity",
+    ),
+    "proximal, scaled": (optax.chain(SGD, LATE, optax.scale(0.5)), "something follows"),
+    "proximal, scaled around": (
+        optax.chain(optax.chain(SGD, LATE), optax.scale(0.5)),
+        "something follows",
+    ),
+    "proximal, masked optimiser": (
+        optax.chain(LATE, optax.masked(SGD, HEAD)),
+        "something follows",
+    ),
+    "additive last but for freeze": (
+        optax.chain(SGD, ADD, optax.freeze(HEAD)),
+        "additive term is last",
     ),
 }
 

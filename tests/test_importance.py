@@ -127,6 +127,12 @@ def test_mas_weights_its_examples_and_padding_does_not_count(size):
     assert_close(importance(PARAMS, padded, weights), expected)
 
 
+@pytest.mark.parametrize("of", [list, np.array])
+def test_mas_with_weights_larger_than_an_int32(of):
+    importance, large = wpl_jax.mas_importance(output), of([3 * 10**9] * 8 + [1] * 8)
+    assert_close(importance(PARAMS, BATCH, large), written_out(PARAMS, BATCH, large))
+
+
 def test_mas_memory_stays_within_the_bound():
     """Of ever more examples: as for a bound of no more than one of them."""
     params = normal(0, 64, 64)
@@ -392,6 +398,22 @@ def test_what_went_against_the_gradient_is_not_important():
     opt_state = tx.init(START)._replace(path_integral={"w": jnp.array([-1.0, 2.0, 0.0])})
     importance, _ = wpl_jax.path_importance(opt_state, {"w": jnp.ones(3)}, damping=1.0)
     np.testing.assert_allclose(importance["w"], [0.0, 1.0, 0.0])
+
+
+@pytest.mark.parametrize("jit", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_what_has_not_moved_is_not_important(jit):
+    """Also where the damping is too small for a float32 to hold."""
+    opt_state = wpl_jax.synaptic_intelligence(optax.sgd(1.0)).init(START)
+    importance, _ = jit(wpl_jax.path_importance)(opt_state, START, damping=1e-40)
+    np.testing.assert_array_equal(importance["w"], np.zeros(3))
+
+
+@pytest.mark.parametrize("damping", [3 * 10**9, np.int64(3 * 10**9), np.array(3 * 10**9)])
+def test_a_damping_larger_than_an_int32(damping):
+    opt_state = wpl_jax.synaptic_intelligence(optax.sgd(1.0)).init(START)
+    opt_state = opt_state._replace(path_integral={"w": jnp.ones(3)})
+    importance, _ = wpl_jax.path_importance(opt_state, START, damping=damping)
+    np.testing.assert_allclose(importance["w"], np.full(3, 1 / 3e9), rtol=1e-6)
 
 
 def test_the_next_path_begins_where_this_one_ends():

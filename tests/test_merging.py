@@ -191,6 +191,35 @@ def test_neither_overflows_nor_vanishes(size):
     assert_close(wpl_jax.merge(large, fishers) / 3e38, np.ones(1))
 
 
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [3 * 10**9, 10**9],
+        [3 * 10**30, 10**30],
+        [3e39, 1e39],
+        np.array([3 * 10**9, 10**9]),
+        np.array([3e39, 1e39]),
+        [np.int64(3 * 10**9), jnp.float32(1e9)],
+    ],
+)
+def test_weights_of_any_size(weights):
+    merged = wpl_jax.merge([jnp.zeros(1), jnp.ones(1)], weights=weights)
+    np.testing.assert_allclose(merged, [0.25], rtol=1e-6)
+
+
+def test_fishers_that_are_integers_of_any_size():
+    merged = wpl_jax.merge([jnp.zeros(1), jnp.ones(1)], [3 * 10**10, np.array([10**10])])
+    np.testing.assert_allclose(merged, [0.25], rtol=1e-6)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-45])
+@pytest.mark.parametrize("jit", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_what_a_model_of_weight_0_knows_does_not_count(weight, jit):
+    models = [jnp.array([x]) for x in (1.0, 2.0, 7.0)]
+    fishers = [jnp.array([x]) for x in (1e28, 1e-20, 0.0)]
+    np.testing.assert_allclose(jit(wpl_jax.merge)(models, fishers, [weight, 1.0, 1.0]), [2.0])
+
+
 def test_what_has_no_share_may_be_anything():
     models = [jnp.array([jnp.nan, 1.0]), jnp.array([2.0, 3.0])]
     merged = wpl_jax.merge(models, [jnp.array([0.0, 1.0]), jnp.array([1.0, 1.0])])

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from wpl_jax.modules import parameters
 from wpl_jax.plasticity.state import ProximalState, find, scalar
@@ -42,7 +43,9 @@ class Diagnosis(NamedTuple):
       proximal: bool, whether this is the proximal form of the term, not the additive one.
       misplaced: bool, whether the term is in the wrong place of its ``optax.chain``, so that it
         does not pull towards the anchor: a proximal term before another transformation, or an
-        additive term in the last place.
+        additive term in the last place. What freezes weights, such as ``optax.freeze``, may follow
+        either. One without memory, such as ``optax.identity``, counts as a transformation, since it
+        cannot be told from ``optax.scale``.
       not_finite: int32 counts of the entries that are NaN or infinite, by the array they are in.
       strength: the strength at the last update, or at the first one if there was none yet.
       learning_rate: the learning rate at this count.
@@ -245,7 +248,7 @@ proximal_plasticity, which is stable at any strength, or a strength <= 8
         frozen, total, loss, pull = jnp.zeros([]), 0, jnp.zeros([]), jnp.zeros([])
         for fisher, d in zip(fishers, distances, strict=True):
             max_fisher = jnp.maximum(max_fisher, jnp.max(fisher, initial=0))
-            frozen += jnp.sum(rate * strength * fisher >= 1)
+            frozen += jnp.sum(rate * strength * fisher >= 1, dtype=frozen.dtype)
             total += fisher.size
             loss += strength / 2 * jnp.sum(fisher * jnp.abs(d) ** 2)
             pull += _squares(strength * (fisher * d))
@@ -285,20 +288,35 @@ proximal_plasticity, which is stable at any strength, or a strength <= 8
 
 
 def _is_misplaced(opt_state, path, state):
-    """Whether a term is in the wrong place of the chain that it sits in.
+    """Whether a term is in the wrong place of the chains that it sits in.
 
-    The state of a chain is a tuple of states, which are tuples themselves. Only the innermost chain
-    is looked at, since a tuple may also hold the states of two optimisers.
+    The state of a chain is a tuple of states, which are tuples themselves. A tuple around the
+    term's own chain may be another chain, or hold the states of several optimisers.
     """
-    before = after = False
+    chains: list[tuple[list, list]] = [([], [])]
     for key in path:
         if type(opt_state) is tuple:
-            before = any(isinstance(s, tuple) for s in opt_state[: key.idx])
-            after = any(isinstance(s, tuple) for s in opt_state[key.idx + 1 :])
+            chains.append((_acting(opt_state[: key.idx]), _acting(opt_state[key.idx + 1 :])))
         opt_state = _child(opt_state, key)
         if opt_state is None:
             break
-    return after if isinstance(state, ProximalState) else before and not after
+    before, after = chains[-1]
+    around = [s for _, others in chains[:-1] for s in others]
+    if isinstance(state, ProximalState):
+        return bool(after) or any(isinstance(s, optax.EmptyState) for s in around)
+    # A whole optimiser is itself a chain. Anything else before the term may be a clipping.
+    late = any(type(s) is tuple for s in before) or (bool(before) and not around)
+    return late and not after
+
+
+def _acting(states):
+    """Of states in a tuple, those of transformations, but for what only selects: freeze, masked."""
+    return [
+        s
+        for s in states
+        if isinstance(s, optax.EmptyState)
+        or (isinstance(s, tuple) and jax.tree.leaves(s, is_leaf=lambda n: type(n) is tuple))
+    ]
 
 
 def _child(tree, key):

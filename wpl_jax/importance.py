@@ -40,9 +40,11 @@ from wpl_jax.fisher.backward import for_one
 from wpl_jax.fisher.noise import warn_of_shared_noise
 from wpl_jax.fisher.program import flat, held_bytes
 from wpl_jax.modules import parameters
+from wpl_jax.numbers import floating
 from wpl_jax.plasticity import PlasticityState
 from wpl_jax.plasticity.state import find_one, put
-from wpl_jax.plasticity.term import rounded, zeros_in_place
+from wpl_jax.plasticity.term import capped, rounded, zeros_in_place
+from wpl_jax.plasticity.training import with_extra_args
 from wpl_jax.trees import align, is_hidden, path_name
 
 __all__ = [
@@ -203,7 +205,7 @@ def synaptic_intelligence(
       Zenke et al., `Continual Learning Through Synaptic Intelligence
       <https://arxiv.org/abs/1703.04200>`_, 2017
     """
-    inner = optax.with_extra_args_support(inner)
+    inner = with_extra_args(inner)
 
     def init_fn(params):
         # A copy: a donated step may not be given the same buffer as params and as state.
@@ -277,6 +279,7 @@ def path_importance(
       [0. 0.] [1. 0.]
     """
     _check_damping(damping)
+    bound = capped(floating(damping))
     _, state = find_one(
         opt_state, PathIntegralState, "path", "an optimiser in synaptic_intelligence"
     )
@@ -284,8 +287,11 @@ def path_importance(
     aligned = align("params", parameters(params, opt_state), state.start)
 
     def importance(param, start, path_integral):
-        moved = jnp.abs(_movement(start, param))
-        return jnp.maximum(path_integral, 0) / (jnp.square(moved) + damping)
+        squared = jnp.square(jnp.abs(_movement(start, param)))
+        # What has not moved has an importance of 0, also where the damping is too small for a
+        # float32 to hold.
+        least = float(jnp.finfo(squared.dtype).tiny)
+        return jnp.maximum(path_integral, 0) / jnp.maximum(squared + bound, least)
 
     structure = jax.tree.structure(state.start)
     starts, integrals = jax.tree.leaves(state.start), jax.tree.leaves(state.path_integral)

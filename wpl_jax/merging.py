@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from wpl_jax.modules import parameters
+from wpl_jax.numbers import floating
+from wpl_jax.plasticity.term import capped, widened
 from wpl_jax.trees import align, align_scalars, is_hidden, leaves_by_path, path_name, to_device
 
 __all__ = ["merge"]
@@ -78,6 +80,7 @@ def merge(
         raise ValueError(
             f"fishers must be as many as the models, got {len(fishers)} for {len(params)}"
         )
+    fishers = [jax.tree.map(floating, tree) for tree in fishers]
     weights = _checked_weights(weights, len(params))
     for i, (tree, fisher) in enumerate(zip(params, fishers, strict=True)):
         _check_params(f"params[{i}]", tree)
@@ -94,8 +97,12 @@ def merge(
 
 
 def _weighted_mean(params, fishers, weights):
-    fishers = [f.astype(jnp.promote_types(f.dtype, jnp.float32)) for f in fishers]
-    fishers = [jnp.where((f >= 0) & (f < jnp.inf), f, 0) for f in fishers]
+    fishers = widened(*fishers)
+    # Models of weight 0 do not count, whatever they know.
+    fishers = [
+        jnp.where((f >= 0) & (f < jnp.inf) & (w > 0), f, 0)
+        for f, w in zip(fishers, weights, strict=True)
+    ]
     # Relative to the largest, no product overflows.
     largest = functools.reduce(jnp.maximum, fishers)
     known = largest > 0
@@ -103,21 +110,15 @@ def _weighted_mean(params, fishers, weights):
         w * jnp.where(known, f / jnp.where(known, largest, 1), 1)
         for f, w in zip(fishers, weights, strict=True)
     ]
-    # Of models of which one counts, and the others have weight 0, nobody knows more either.
-    counts = functools.reduce(jnp.add, shares) > 0
-    shares = [jnp.where(counts, share, w) for share, w in zip(shares, weights, strict=True)]
     total = functools.reduce(jnp.add, shares)
 
     def part(share, param):
         # What is not asked for may be anything, infinite for example.
-        return jnp.where(share > 0, share / total * param.astype(_wide(param)), 0)
+        share, param = widened(share / total, param)
+        return jnp.where(share > 0, share * param, 0)
 
     mean = functools.reduce(jnp.add, map(part, shares, params))
     return mean.astype(params[0].dtype)
-
-
-def _wide(x):
-    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _as_first(aligned, name, tree, first):
@@ -129,19 +130,22 @@ def _as_first(aligned, name, tree, first):
 
 
 def _checked_weights(weights, n):
-    """Relative to the largest."""
-    weights = [1.0] * n if weights is None else list(weights)
+    """Relative to the largest; 0 if that is too small to be computed with."""
+    weights = [1.0] * n if weights is None else list(map(floating, weights))
     if len(weights) != n or any(map(jnp.ndim, weights)):
         shapes = [jnp.shape(w) for w in weights]
         raise ValueError(f"weights must be {n} numbers, one a model, got shapes {shapes}")
     if not any(isinstance(w, jax.core.Tracer) for w in weights):
-        values = [float(w) for w in weights]
-        if not (all(0 <= w < float("inf") for w in values) and any(values)):
+        weights = [float(w) for w in weights]
+        if not (all(0 <= w < float("inf") for w in weights) and any(weights)):
             raise ValueError(
-                f"weights must be finite and not negative, and not all 0, got {values}"
+                f"weights must be finite and not negative, and not all 0, got {weights}"
             )
+        weights = [w / max(weights) for w in weights]
+    weights = [jnp.asarray(capped(w)) for w in weights]
     largest = functools.reduce(jnp.maximum, weights)
-    return [w / largest for w in weights]
+    least = float(jnp.finfo(jnp.float32).tiny)
+    return [jnp.where(w / largest >= least, w / largest, 0) for w in weights]
 
 
 def _check_params(name, tree):
@@ -164,7 +168,7 @@ def _check_fisher(name, tree):
         if isinstance(leaf, jax.core.Tracer):
             continue
         with jax.ensure_compile_time_eval():  # within jit too, what is known can be read
-            leaf = jnp.asarray(leaf)
+            (leaf,) = widened(jnp.asarray(leaf))
             wrong = ~((leaf >= 0) & (leaf < jnp.inf))
             if jnp.any(wrong):
                 raise ValueError(

@@ -78,6 +78,34 @@ def test_what_overflows_the_dtype_of_the_state_is_refused():
     assert state.rejected == 2
 
 
+@pytest.mark.parametrize("huge", [10**10, np.int64(10**10), np.array(10**10), np.array([10**10])])
+def test_integers_may_be_larger_than_an_int32(huge):
+    params = jnp.ones(1)
+    state = wpl_jax.add_plasticity(1.0).init(params)
+    large = wpl_jax.consolidate(state, params, huge)
+    np.testing.assert_array_equal(large.fisher, [np.float32(1e10)])
+    if np.ndim(huge) == 0:
+        one = wpl_jax.consolidate(state, params, 1.0, max_norm=huge)
+        np.testing.assert_array_equal(one.fisher, [1.0])
+        decayed = wpl_jax.consolidate(one, params, 0.0, decay=huge)
+        np.testing.assert_array_equal(decayed.fisher, [np.float32(1e10)])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.bfloat16, jnp.float16])
+def test_in_a_narrow_dtype_the_fisher_is_right_on_average(dtype):
+    """Also in the dtypes of 8 bits, and at the largest number, where there is no next one."""
+    params, largest = jnp.zeros(10_000), float(jnp.finfo(dtype).max)
+    state = wpl_jax.add_plasticity(1.0, fisher_dtype=dtype, anchor_dtype=dtype).init(params)
+    for anchor in ("latest", "mean"):
+        state = wpl_jax.consolidate(state, params + 0.3, 0.9, decay=0.5, anchor=anchor)
+    assert state.fisher.dtype == state.anchor.dtype == dtype
+    np.testing.assert_allclose(state.fisher.astype(float).mean(), 1.35, rtol=0.02)
+    np.testing.assert_allclose(state.anchor.astype(float).mean(), 0.3, rtol=0.1)
+    full = wpl_jax.consolidate(state, params, largest, decay=1.0)
+    np.testing.assert_array_equal(full.fisher.astype(float), largest)
+    assert full.rejected == 0
+
+
 def test_rejected_never_overflows():
     state = wpl_jax.add_plasticity(1.0).init(PARAMS)
     nearly = jnp.array(2**31 - 3, jnp.int32)

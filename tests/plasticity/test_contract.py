@@ -111,6 +111,14 @@ def test_extra_arguments_reach_the_inner_optimiser(row):
 
 
 @every_row
+def test_it_can_be_sent_to_another_process(row):
+    """By what Ray, Dask and joblib send functions with."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    sent = cloudpickle.loads(cloudpickle.dumps(row.tx()))
+    assert_same_bits(step(sent, PARAMS, protected(sent)), step(row.tx(), PARAMS, protected(sent)))
+
+
+@every_row
 def test_params_are_required(row):
     tx = row.tx()
     with pytest.raises(ValueError, match=r"update\(grads, opt_state, params\)"):

@@ -69,6 +69,26 @@ def test_hyperparameters_must_be_numbers(name, call, value):
         call(value)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **dtypes: wpl_jax.add_plasticity(1.0, **dtypes),
+        lambda **dtypes: wpl_jax.proximal_plasticity(1.0, 0.1, **dtypes),
+    ],
+    ids=["add", "proximal"],
+)
+@pytest.mark.parametrize("name", ["fisher_dtype", "anchor_dtype"])
+@pytest.mark.parametrize("dtype", [jnp.int8, bool, np.uint32, jnp.float8_e8m0fnu])
+def test_dtypes_must_be_floating_point(make, name, dtype):
+    with pytest.raises(ValueError, match=f"{name} must be a floating-point dtype"):
+        make(**{name: dtype})
+
+
+def test_a_fisher_is_not_complex():
+    with pytest.raises(ValueError, match="fisher_dtype must be a floating-point dtype"):
+        wpl_jax.add_plasticity(1.0, fisher_dtype=jnp.complex64)
+
+
 def test_a_schedule_must_give_a_scalar():
     with pytest.raises(ValueError, match=r"a schedule must give a scalar, got one of shape \(2,\)"):
         wpl_jax.add_plasticity(lambda count: jnp.ones(2)).init(PARAMS)

@@ -86,6 +86,38 @@ def test_both_states_may_be_donated():
     assert not pointers[0] & pointers[1]
 
 
+def placed(place):
+    """PARAMS on one device or several, committed to them or not."""
+    devices = jax.devices()
+    if place == "anywhere":
+        return PARAMS
+    if place == "one":
+        return jax.device_put(PARAMS, devices[3])
+    mesh = jax.sharding.Mesh(devices[:2] if place == "two" else devices, ("d",))
+    return jax.device_put(PARAMS, jax.NamedSharding(mesh, jax.P()))
+
+
+@pytest.mark.devices(8)
+@pytest.mark.parametrize("source", ["anywhere", "one", "two", "all"])
+@pytest.mark.parametrize("target", ["anywhere", "one", "two", "all"])
+def test_it_goes_to_where_the_target_is(source, target):
+    """Committed to the target's devices if that is, and else free to follow the parameters."""
+    tx, params = additive(optax.sgd(0.1)), placed(target)
+    reference = protected(tx, params)
+    carried = wpl_jax.put_plasticity(tx.init(params), protected(tx, placed(source)))
+    for found, wanted in zip(
+        jax.tree.leaves(wpl_jax.get_plasticity(carried)),
+        jax.tree.leaves(wpl_jax.get_plasticity(reference)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, wanted)
+        assert found.committed == wanted.committed and found.sharding == wanted.sharding
+    everywhere = jax.NamedSharding(jax.make_mesh((8,), ("d",)), jax.P())
+    batch = jax.device_put(jnp.ones(3), everywhere if target == "anywhere" else None)
+    grads = {**PARAMS, "head": PARAMS["head"] * batch[:, None]}
+    assert jax.jit(tx.update)(grads, carried, params)
+
+
 def test_between_nnx_and_plain_trees():
     model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
     params = nnx.state(model, nnx.Param)

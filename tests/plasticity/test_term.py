@@ -148,6 +148,53 @@ def test_plasticity_loss_is_the_last_term_of_equation_8():
     assert wpl_jax.plasticity_loss(wpl_jax.flush(opt_state), PARAMS, 3.0) == 0
 
 
+HUGE = [10**10, np.int64(10**10), np.array(10**10), lambda count: 10**10]
+HUGE += [lambda count: np.int64(10**10), 1e10]
+
+
+@pytest.mark.parametrize("huge", HUGE)
+@pytest.mark.parametrize("jit", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_integers_may_be_larger_than_an_int32(huge, jit):
+    params = jnp.ones(1)
+    for tx, expected in (
+        (wpl_jax.add_plasticity(huge), 1.0),
+        (wpl_jax.proximal_plasticity(huge, 1.0), -0.5),
+        (wpl_jax.proximal_plasticity(1.0, huge), -0.5),
+    ):
+        opt_state = wpl_jax.consolidate(tx.init(params), params - 1, 1e-10)
+        updates, opt_state = jit(tx.update)(0 * params, opt_state, params)
+        np.testing.assert_allclose(updates, [expected], rtol=1e-6)
+    np.testing.assert_allclose(wpl_jax.plasticity_loss(opt_state, params, huge), 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float8_e4m3fn"])
+@pytest.mark.parametrize("fisher_dtype", [None, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (wpl_jax.add_plasticity, -4.0),
+        (functools.partial(wpl_jax.proximal_plasticity, learning_rate=1.0), 2.0),
+    ],
+    ids=["add", "proximal"],
+)
+def test_under_strict_promotion(dtype, fisher_dtype, make, expected):
+    params = jnp.ones(2, dtype)
+    with jax.numpy_dtype_promotion("strict"):
+        tx = make(1.0, fisher_dtype=fisher_dtype)
+        opt_state = tx.init(params)
+        for anchor in ("latest", "mean"):
+            opt_state = wpl_jax.consolidate(
+                opt_state, params * 4, jnp.ones(2), decay=0.5, max_norm=2.0, anchor=anchor
+            )
+        updates, _ = tx.update(params * 0.5, opt_state, params)
+        loss = wpl_jax.plasticity_loss(opt_state, params, 1.0)
+        if dtype == "float32":
+            assert wpl_jax.diagnose(opt_state, params, 1.0).frozen == 1.0
+    assert updates.dtype == dtype
+    np.testing.assert_allclose(updates.astype(float), expected, rtol=1e-6)
+    assert loss == 1.5 / 2 * 2 * 9
+
+
 def test_add_adds_the_gradient_of_the_loss():
     tx = wpl_jax.add_plasticity(STRENGTH)
     opt_state = protected(tx)

@@ -146,3 +146,34 @@ def test_no_fisher_is_computed_unless_asked_for():
         jax.effects_barrier()
         assert len(examples_seen) == calls
     assert step.traces == 1
+
+
+@both_weights
+def test_a_parameter_without_an_update_stays(form):
+    """It is consolidated with the others."""
+    tx = form(sgd())
+    grads = {**mean_gradient(PARAMS, BATCH), "gain": None}
+    updates, opt_state = jax.jit(tx.update)(
+        grads, tx.init(PARAMS), PARAMS, batch=BATCH, consolidate=True
+    )
+    assert updates["gain"] is None
+    new_params = {**optax.apply_updates({**PARAMS, "gain": None}, updates), "gain": PARAMS["gain"]}
+    assert_close(plasticity(opt_state).anchor, new_params)
+    assert_close(plasticity(opt_state).fisher, wpl_jax.empirical_fisher(nll)(new_params, BATCH))
+
+
+@pytest.mark.parametrize("wrap", [weight, wpl_jax.synaptic_intelligence])
+@pytest.mark.parametrize("as_transformation", [False, True])
+def test_extra_arguments_reach_what_takes_them(wrap, as_transformation):
+    """Also through MultiSteps, whose type does not say so; others are not bothered with them."""
+
+    def scaled(updates, state, params=None, *, value, **extra_args):
+        return jax.tree.map(lambda u: value * u, updates), state
+
+    takes = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), scaled)
+    steps = optax.MultiSteps(takes, 1)
+    steps = steps.gradient_transformation() if as_transformation else steps
+    for inner, factor in ((steps, 3.0), (takes, 3.0), (optax.identity(), 1.0)):
+        tx = wrap(inner)
+        updates, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS, value=3.0)
+        assert_close(updates, jax.tree.map(lambda p, f=factor: f * p, PARAMS))

@@ -18,6 +18,7 @@ from wpl_jax.plasticity.term import (
     importance,
     transformation,
     value_at,
+    widened,
 )
 from wpl_jax.trees import align
 
@@ -50,8 +51,9 @@ def add_plasticity(
       ``jax.grad`` gives, as optax expects.
 
     Raises:
-      ValueError: if the strength is negative, not finite or not a scalar. In ``update``, if
-        ``params`` are missing, or trees differ in structure or shape.
+      ValueError: if the strength is negative, not finite or not a scalar, or a dtype not a
+        floating-point one. In ``update``, if ``params`` are missing, or trees differ in structure
+        or shape.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, wpl_jax
@@ -125,10 +127,11 @@ def plasticity_loss(
 
 
 def _add(updates, strength, fishers, distances):
-    return [
-        (u + strength * (f * d)).astype(u.dtype)
-        for u, f, d in zip(updates, fishers, distances, strict=True)
-    ]
+    added = []
+    for u, f, d in zip(updates, fishers, distances, strict=True):
+        update, term = widened(u, strength * jnp.multiply(*widened(f, d)))
+        added.append((update + term).astype(u.dtype))
+    return added
 
 
 @differentiated_as(_add)

@@ -9,13 +9,16 @@ import numpy as np
 import optax
 
 from wpl_jax.modules import parameters
+from wpl_jax.numbers import floating
 from wpl_jax.plasticity.state import PlasticityState, replace, scalar
 from wpl_jax.plasticity.term import (
+    capped,
     check_nonnegative,
     differentiated_as,
     distance,
     importance,
     rounded,
+    widened,
     zeros_in_place,
 )
 from wpl_jax.trees import (
@@ -178,12 +181,12 @@ def consolidated(
             kept = jnp.zeros([], new.dtype)
             if decay is not None:
                 # One that is traced cannot be refused, and must not make F negative.
-                share = jnp.asarray(decay, importance(old).dtype)
+                share = jnp.asarray(capped(floating(decay)), new.dtype)
                 kept = importance(old) * jnp.where((share >= 0) & (share < jnp.inf), share, 0)
             new_anchor = param
             if anchor == "mean":
                 new_anchor = _weighted_mean(old_anchor, kept, param, new)
-            total = jnp.minimum(kept + new, jnp.finfo(old.dtype).max)
+            total = jnp.minimum(kept + new, _largest(old))
             total = _round(total, old.dtype, consolidations, 2 * i)
             if anchor == "mean":
                 new_anchor = _round(new_anchor, old_anchor.dtype, consolidations, 2 * i + 1)
@@ -199,7 +202,7 @@ def consolidated(
     anchors, olds = jax.tree.leaves(state.anchor), jax.tree.leaves(state.fisher)
     new_anchors, new_fishers, rejected = of_one_model(
         list(map(to_device, align("params", params, state.anchor))),
-        list(map(to_device, align_scalars("fisher", fisher, state.anchor))),
+        list(map(to_device, align_scalars("fisher", jax.tree.map(floating, fisher), state.anchor))),
         list(map(to_device, anchors)),
         list(map(to_device, olds)),
         align_mask(mask, state.anchor),
@@ -234,15 +237,19 @@ def _accept(new, param, anchor, old, inside):
             "the optimiser with the parameters that it is used for"
         )
     # What overflows in the dtype of the state is not finite there.
-    valid = (new >= 0) & (new <= jnp.finfo(old.dtype).max)
+    new, _ = widened(new, old)
+    valid = (new >= 0) & (new <= _largest(old))
     here = jnp.isfinite(param)
     if jnp.issubdtype(param.dtype, jnp.floating):
-        largest = jnp.finfo(anchor.dtype).max
-        here = (param >= -largest) & (param <= largest)
+        wide, _ = widened(param, anchor)
+        here = (wide >= -_largest(anchor)) & (wide <= _largest(anchor))
     refused = jnp.sum(inside & ~(valid & here), dtype=jnp.int32)
-    dtype = jnp.promote_types(old.dtype, jnp.float32)
-    new = jnp.where(inside & valid & here, new, 0).astype(dtype)
+    new = jnp.where(inside & valid & here, new, 0).astype(importance(old).dtype)
     return new, jnp.where(here, param, 0), inside & here, refused
+
+
+def _largest(array):
+    return float(jnp.finfo(array.dtype).max)
 
 
 def _mean(anchor, kept, param, new):
@@ -269,7 +276,7 @@ def _clip_norm(x, max_norm, axes):
     squares = jnp.sum(scaled**2)
     squares = jax.lax.psum(squares, axes) if axes else squares
     norm = jnp.sqrt(jnp.where(squares > 0, squares, 1))
-    max_norm = jnp.maximum(max_norm, 0)
+    max_norm = jnp.maximum(capped(floating(max_norm)), 0)
     too_long = (squares > 0) & (jnp.ldexp(norm, exponent) > max_norm)
     return jnp.where(too_long, scaled * (max_norm / norm), x)
 
@@ -287,7 +294,8 @@ def _round(x, dtype, seed, number):
     nearest = rounded(x, dtype)
     fixed = jax.lax.stop_gradient(nearest)
     error = jax.lax.stop_gradient(x) - fixed
-    toward = jnp.where(error > 0, jnp.inf, -jnp.inf).astype(dtype)
+    largest = float(jnp.finfo(dtype).max)  # not all formats of 8 bits have infinities
+    toward = jnp.where(error > 0, largest, -largest).astype(dtype)
     other = jnp.nextafter(fixed.astype(dtype), toward)
     gap = jnp.abs(other.astype(x.dtype) - fixed)
     share = jnp.abs(error) / jnp.where(gap > 0, gap, 1)

@@ -13,6 +13,7 @@ from wpl_jax.plasticity.term import (
     differentiated_as,
     transformation,
     value_at,
+    widened,
 )
 
 __all__ = ["proximal_plasticity"]
@@ -89,7 +90,8 @@ def _pull(updates, rate, fishers, distances):
         # Capped short of overflow, where c / (1 + c) has long been 1.
         largest = jnp.finfo(f.dtype).max / 4
         c = jnp.minimum(jnp.minimum(rate, largest) * f, largest)
-        pulled.append((u / (1 + c) - c / (1 + c) * d).astype(u.dtype))
+        update, kept, taken, d = widened(u, 1 + c, c / (1 + c), d)
+        pulled.append((update / kept - taken * d).astype(u.dtype))
     return pulled
 
 

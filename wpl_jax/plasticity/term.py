@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from wpl_jax.fisher.program import wide_dtype
+from wpl_jax.numbers import floating
 from wpl_jax.plasticity.state import PlasticityState, ProximalState
 from wpl_jax.trees import align, align_mask, resolve_mask, to_device
 
@@ -33,6 +35,7 @@ def transformation(
     anchor_dtype: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """Build one from ``apply(updates, term, count)``, which gives the new updates."""
+    _check_dtypes(fisher_dtype, anchor_dtype)
 
     def init_fn(params):
         return state_type(
@@ -74,7 +77,7 @@ def transformation(
         ):
             new_updates[i] = new if inside is None else jnp.where(inside, new, old)
         if state_type is ProximalState:
-            _pulled.update((id(u), u) for u in new_updates if u is not None)
+            _remember_pulled(new_updates)
         new_state = state._replace(
             count=optax.safe_increment(state.count), last_strength=_kept_like(state, eps)
         )
@@ -85,14 +88,19 @@ def transformation(
 
 def distance(param: jax.Array, anchor: jax.Array) -> jax.Array:
     """``param - anchor``, taken before anything is rounded to a narrower dtype."""
-    anchor = to_device(anchor)
-    dtype = jnp.promote_types(jnp.promote_types(param.dtype, anchor.dtype), jnp.float32)
-    return to_device(param).astype(dtype) - anchor.astype(dtype)
+    param, anchor = widened(to_device(param), to_device(anchor))
+    return param - anchor
 
 
 def importance(fisher: jax.Array) -> jax.Array:
     """``F``, in float32 or wider, to be computed with."""
-    return to_device(fisher).astype(jnp.promote_types(fisher.dtype, jnp.float32))
+    return widened(to_device(fisher))[0]
+
+
+def widened(*arrays: jax.Array) -> list[jax.Array]:
+    """Arrays in one dtype to compute with: float32, or that of one of them which is wider."""
+    dtype = wide_dtype(*(x for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)))
+    return [x.astype(dtype) for x in arrays]
 
 
 def differentiated_as(formula: Callable) -> Callable[[Callable], Callable]:
@@ -130,7 +138,7 @@ def rounded(x: jax.Array, dtype: Any) -> jax.Array:
         if info.nexp == wide.nexp:
             return normal
         gap = float(info.smallest_subnormal)  # below the normal numbers, which is all that it keeps
-        return jnp.where(jnp.abs(x) < info.smallest_normal, jnp.round(x / gap) * gap, normal)
+        return jnp.where(jnp.abs(x) < float(info.smallest_normal), jnp.round(x / gap) * gap, normal)
 
     return nearest(x)
 
@@ -148,12 +156,10 @@ def zeros_in_place(leaf: jax.Array, dtype: Any) -> jax.Array:
 
 
 def value_at(scalar_or_schedule: ScalarOrSchedule, count: Any) -> jax.typing.ArrayLike:
-    """The number, or what the schedule gives at ``count``."""
+    """The number, or what the schedule gives at ``count``, floating-point."""
     if not callable(scalar_or_schedule):
-        if isinstance(scalar_or_schedule, int):
-            return float(scalar_or_schedule)  # JAX would take it for an int32
-        return scalar_or_schedule
-    value = scalar_or_schedule(count)
+        return floating(scalar_or_schedule)
+    value = floating(scalar_or_schedule(count))
     if jnp.ndim(value):
         raise ValueError(f"a schedule must give a scalar, got one of shape {jnp.shape(value)}")
     return value
@@ -172,9 +178,17 @@ def check_nonnegative(**named: Any) -> None:
             raise ValueError(f"{name} must be finite and not negative, got {value}")
 
 
-def real_dtype(dtype: Any) -> Any:
-    """That of a number's absolute value."""
-    return jnp.finfo(dtype).dtype if jnp.issubdtype(dtype, jnp.inexact) else dtype
+def _check_dtypes(fisher_dtype, anchor_dtype):
+    for name, dtype in (("fisher_dtype", fisher_dtype), ("anchor_dtype", anchor_dtype)):
+        wanted = jnp.floating if name == "fisher_dtype" else jnp.inexact
+        # One format of 8 bits has neither a sign nor 0.
+        if dtype is not None and not (
+            jnp.issubdtype(dtype, wanted) and float(jnp.finfo(dtype).min) < 0
+        ):
+            raise ValueError(
+                f"{name} must be a floating-point dtype with 0 and a sign, such as jnp.bfloat16, "
+                f"got {dtype}"
+            )
 
 
 def _kept_like(state, eps):
@@ -187,6 +201,10 @@ def _kept_like(state, eps):
 # What came out of proximal terms and is still in use, by identity: a term after one is a mistake
 # that cannot be seen in the numbers.
 _pulled: weakref.WeakValueDictionary[int, jax.Array] = weakref.WeakValueDictionary()
+
+
+def _remember_pulled(updates):
+    _pulled.update((id(u), u) for u in updates if u is not None)
 
 
 def _refuse_pulled(updates):
@@ -209,5 +227,5 @@ def _anchor(param, dtype):
 
 def _no_fisher(param, dtype):
     if dtype is None:
-        dtype = jnp.promote_types(real_dtype(jnp.result_type(param)), jnp.float32)
+        dtype = jnp.real(widened(jnp.zeros([], jnp.result_type(param)))[0]).dtype
     return zeros_in_place(to_device(jnp.asarray(param)), dtype)

@@ -1,5 +1,6 @@
 """Many models in turn: an optimiser that also computes the Fisher and moves the anchor."""
 
+import inspect
 import sys
 from collections.abc import Callable
 from types import CodeType, FrameType
@@ -43,8 +44,8 @@ def weight_plasticity(
 
     * ``mask``: the weights of the model being trained, as in :func:`add_plasticity`. Outside it a
       step changes nothing: neither the weights, nor what the inner optimiser remembers of them, nor
-      ``F``. An entry of the optimiser's memory that several weights share changes if one of them is
-      inside. ``inner`` itself is not given the mask.
+      ``F``. Memory that the weights of a parameter share, such as adafactor's rows and columns,
+      changes as a whole if one of these weights is inside. ``inner`` itself is not given the mask.
     * ``consolidate``: a boolean, traced or not. Make it true in the last step of each model: after
       that step the empirical Fisher of ``batch`` at the *new* weights enters ``F``, and the anchor
       moves to them, as :func:`consolidate` does. Otherwise no Fisher is computed. (This is a
@@ -113,7 +114,7 @@ def weight_plasticity(
     """
     check_consolidation(anchor, fisher_decay, max_norm, decay_name="fisher_decay")
     estimate_fisher: Any = None if nll is None else empirical_fisher(nll, microbatch_size)
-    inner = optax.with_extra_args_support(inner)
+    inner = with_extra_args(inner)
     proximal = learning_rate is not None
     dtypes = {"fisher_dtype": fisher_dtype, "anchor_dtype": anchor_dtype}
     if proximal:
@@ -160,7 +161,12 @@ def weight_plasticity(
             new_inner = _keep_memory(inner, params, insides, new_inner, old_inner)
 
         def moved(plasticity):
-            new_params = optax.apply_updates(params, updates)
+            new_params = jax.tree.map(
+                lambda p, u: p if u is None else optax.apply_updates(p, u),
+                params,
+                updates,
+                is_leaf=lambda x: x is None,
+            )
             fisher = estimate_fisher(new_params, batch)
             if axis_name is not None:
                 fisher = jax.lax.pmean(fisher, axis_name)
@@ -174,6 +180,19 @@ def weight_plasticity(
         return updates, (new_inner, new_term) if proximal else (new_term, new_inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def with_extra_args(
+    tx: optax.GradientTransformation | optax.MultiSteps,
+) -> optax.GradientTransformationExtraArgs:
+    """One that may be given extra arguments, and ignores them if ``tx`` takes none.
+
+    ``optax.with_extra_args_support`` goes by the type, which ``optax.MultiSteps`` does not have.
+    """
+    parameters = inspect.signature(tx.update).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return optax.GradientTransformationExtraArgs(tx.init, tx.update)
+    return optax.with_extra_args_support(tx)
 
 
 def _keep_still(updates, params, insides):

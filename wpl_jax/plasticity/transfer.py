@@ -51,7 +51,8 @@ def put_plasticity(opt_state: chex.ArrayTree, plasticity: chex.ArrayTree) -> che
       plasticity: what :func:`get_plasticity` returned, or any tree that holds one plasticity state.
 
     Returns:
-      ``opt_state`` with a new plasticity state in it. Its structure and dtypes do not change.
+      ``opt_state`` with a new plasticity state in it. Its structure and dtypes do not change, and
+      it lies on the devices that ``opt_state`` does.
 
     Raises:
       ValueError: if either holds no plasticity state or several, or if they are stacks of the
@@ -103,9 +104,16 @@ def put_plasticity(opt_state: chex.ArrayTree, plasticity: chex.ArrayTree) -> che
         )
         new = consolidated(state, params, new_fishers, mask=inside)
         refused = scalar(new.rejected) - scalar(state.rejected)
+        rejected, consolidations = (
+            _bring(scalar(theirs), scalar(ours))
+            for theirs, ours in (
+                (source.rejected, state.rejected),
+                (source.consolidations, state.consolidations),
+            )
+        )
         return new._replace(
-            rejected=_carry(scalar(source.rejected) + refused, state.rejected),
-            consolidations=_carry(scalar(source.consolidations), state.consolidations),
+            rejected=_carry(rejected + refused, state.rejected),
+            consolidations=_carry(consolidations, state.consolidations),
         )
 
     new = replace(opt_state, merged)
@@ -122,12 +130,17 @@ def put_plasticity(opt_state: chex.ArrayTree, plasticity: chex.ArrayTree) -> che
 
 
 def _bring(leaf, reference):
-    """To the devices of another array, where both are known; in ``jit`` that is the compiler's."""
+    """To the devices of another array, where both are known; in ``jit`` that is the compiler's.
+
+    Beside one that is not committed to its devices, it is not committed either.
+    """
     if any(
         isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array) for x in (leaf, reference)
     ):
         return to_device(jnp.asarray(leaf))
-    return jax.device_put(leaf, reference.sharding.with_memory_kind("device"))
+    if reference.committed:
+        return jax.device_put(leaf, reference.sharding.with_memory_kind("device"))
+    return jnp.asarray(jax.device_get(leaf)) if leaf.committed else leaf
 
 
 def _carry(counter, reference):

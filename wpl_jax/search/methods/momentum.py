@@ -11,6 +11,7 @@ import optax
 
 from wpl_jax.plasticity import weight_plasticity
 from wpl_jax.plasticity.state import find_one, put
+from wpl_jax.plasticity.training import with_extra_args
 from wpl_jax.search.methods.plain import Plain
 from wpl_jax.search.methods.protocol import Trainee
 from wpl_jax.settings import Few, Nonnegative, Range, Unfit, check
@@ -82,7 +83,7 @@ class MomentumGroups(Plain):
         return weight_plasticity(self._grouped(optimizer), strength=0.0)
 
     def _grouped(self, optimizer):
-        optimizer = optax.with_extra_args_support(optimizer)
+        optimizer = with_extra_args(optimizer)
 
         def memory(params):
             return optax.tree.map_params(

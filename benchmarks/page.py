@@ -35,9 +35,10 @@ def write() -> None:
             parts += ["\n".join(f"{i}. {note}" for i, note in enumerate(table.get("notes", ()), 1))]
         for figure in result.get("figures", ()):
             parts.append(f"![{figure['caption']}](../benchmarks/results/{figure['file']})")
-        turns = sorted({table["turns"] for table in result["tables"]})
-        said = f"{' or '.join(map(str, turns))} turns."
-        parts.append(said if machine == usual else f"{said} Machine: {machine}.")
+        turns = sorted({table["turns"] for table in result["tables"] if "turns" in table})
+        said = [f"{' or '.join(map(str, turns))} turns."] if turns else []  # a count has none
+        said += [] if machine == usual else [f"Machine: {machine}."]
+        parts.append(" ".join(said))
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text("\n\n".join(part.strip() for part in parts if part) + "\n")
 

@@ -1,0 +1,148 @@
+"""What a training step of the published searches makes a device do: a count, nothing is timed.
+
+    python -m benchmarks.launches
+    python -m benchmarks.launches micro_cnn  # one space; no file is written
+
+Read from the program that XLA has compiled for the device at hand, for the steps that
+:mod:`benchmarks.accelerator` times. A *launch* is an instruction that computes or copies something:
+on a GPU, a kernel. A *wait* is a decision that the host of a GPU takes with a number from the
+device: which branch to run, or whether a loop goes on whose length is not known when it is
+compiled. Loops of known length count as often as they run, and of the branches of a conditional
+the longest. XLA's own ``cost_analysis`` counts a loop's body once, whatever its length, and so is
+of no use here.
+"""
+
+import dataclasses
+import functools
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.accelerator import ARCHITECTURES, training
+from benchmarks.end_to_end import data_of
+from benchmarks.report import report
+from experiments import spaces
+
+NOTHING = {  # instructions that only name what is there
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
+    *("add-dependency", "opt-barrier", "partition-id", "replica-id"),
+}
+CALLS = "call", "async-start"
+COLUMNS = ("", "launches", "waits", "of them for a branch")
+
+
+class Counts(NamedTuple):
+    """Of a program, or of a part of it."""
+
+    launches: int = 0
+    waits: int = 0
+    branches: int = 0  # waits for a branch
+
+
+def main():
+    chosen = sys.argv[1:] or list(ARCHITECTURES)
+    tables = [table(name) for name in chosen]
+    if chosen == list(ARCHITECTURES):
+        report("launches", tables)
+
+
+def table(name):
+    """Of a space: plain and with WPL."""
+    config = spaces.find(name).searches["paper"]
+    title = f"A training step of preset paper of {name}"
+    shown, rows = Table(*COLUMNS, title=title), []
+    for method, said in (("none", "plain"), ("wpl", "WPL")):
+        of_method = dataclasses.replace(config, method=method, warmup_epochs=0)
+        steps = ARCHITECTURES[name] * config.search.batches
+        cells = [f"{count / steps:,.0f}" for count in counts(compiled(of_method))]
+        rows.append({"name": said, "cells": [said, *cells]})
+        shown.add_row(said, *cells)
+    Console().print(shown)
+    return {"title": title, "columns": COLUMNS, "rows": rows}
+
+
+def compiled(config):
+    """The program that trains the architectures of a call, as text."""
+    search = training(config)
+
+    def run(state, data):
+        steps = range(ARCHITECTURES[config.space])
+        return jax.lax.scan(lambda s, _: (search._next(s, data), None), state, length=len(steps))[0]
+
+    state = jax.eval_shape(search.init, jax.eval_shape(lambda: jax.random.key(0)))
+    return jax.jit(run, donate_argnums=0).lower(state, data_of(config)).compile().as_text()
+
+
+# --- A program's text -----------------------------------------------------------------------------
+
+COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.-]+ = .*?[\s)}\]]([a-z][a-z\d-]*)\((.*)$")
+CALLED = re.compile(
+    r"\b(?:body|condition|to_apply|calls|(?:branch|true|false)_computations?)="
+    r"(?:\{([^}]*)\}|(%?[\w.-]+))"
+)
+LENGTH = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+def counts(program: str) -> Counts:
+    """Of a compiled program's text."""
+    computations, entry = parsed(program)
+
+    @functools.cache
+    def of(name: str) -> Counts:
+        return total(of_instruction(*instruction) for instruction in computations[name])
+
+    def of_instruction(kind: str, rest: str) -> Counts:
+        if kind in NOTHING or kind.endswith(("-done", "-update")):
+            return Counts()
+        if kind == "while":
+            once, length = total(map(of, called(rest))), LENGTH.search(rest)
+            if length:
+                return Counts(*(int(length[1]) * count for count in once))
+            return once._replace(waits=once.waits + 1)
+        if kind == "conditional":
+            longest = max(map(of, called(rest)))
+            return Counts(longest.launches, longest.waits + 1, longest.branches + 1)
+        return total(map(of, called(rest))) if kind in CALLS else Counts(1)
+
+    return of(entry)
+
+
+def total(parts: Iterable[Counts]) -> Counts:
+    """Of all parts."""
+    return Counts(*map(sum, zip(Counts(), *parts, strict=True)))
+
+
+def parsed(program: str) -> tuple[dict[str, list[tuple[str, str]]], str]:
+    """The instructions of each computation, each its kind and what follows; and the first's name.
+
+    Raises:
+      ValueError: if it is not the text of a compiled program.
+    """
+    computations: dict[str, list[tuple[str, str]]] = {}
+    entry = name = ""
+    for line in program.splitlines():
+        if begins := COMPUTATION.match(line):
+            name = begins[2]
+            computations[name] = []
+            entry = name if begins[1] else entry
+        elif name and (instruction := INSTRUCTION.match(line)):
+            computations[name].append((instruction[1], instruction[2]))
+    if not entry:
+        raise ValueError(f"not the text of a compiled program: {program[:80]!r}")
+    return computations, entry
+
+
+def called(rest: str) -> Iterator[str]:
+    """The computations that an instruction runs."""
+    for many, one in CALLED.findall(rest):
+        yield from (name.strip().lstrip("%") for name in (many or one).split(","))
+
+
+if __name__ == "__main__":
+    main()

@@ -48,7 +48,7 @@ test: lint  ## check style and types, then run the tests and the examples in doc
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 .PHONY: test-fast
-test-fast: $(STAMP)  ## one case of each test of Fisher, plasticity and what is beside them; a minute
+test-fast: $(STAMP)  ## one case of each test of Fisher, plasticity and what is beside them; 90 seconds
 	$(BIN)/python -m pytest -n 2 --dist worksteal --one-case $(PYTEST_ARGS) $(FAST_TESTS)
 
 .PHONY: soak

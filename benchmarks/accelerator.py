@@ -150,13 +150,22 @@ def training(config):
     return Training(*(getattr(whole, field.name) for field in dataclasses.fields(whole)))
 
 
+def trained(search, count):
+    """What trains so many architectures."""
+
+    def run(state, data):
+        return jax.lax.scan(lambda s, _: (search._next(s, data), None), state, length=count)[0]
+
+    return run
+
+
 def step(config, data: Data, precision=None):
     """Steps of random architectures, or of those that the preset's controller samples."""
     search, count = training(config), ARCHITECTURES[config.space]
 
     def run(state, data):
         with jax.default_matmul_precision(precision):
-            return jax.lax.scan(lambda s, _: (search._next(s, data), None), state, length=count)[0]
+            return trained(search, count)(state, data)
 
     state = jax.jit(search.init)(jax.random.key(0))
     form = Steps(run, state, data, steps=count * config.search.batches)

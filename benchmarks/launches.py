@@ -23,7 +23,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.accelerator import ARCHITECTURES, training
+from benchmarks.accelerator import ARCHITECTURES, trained, training
 from benchmarks.end_to_end import data_of
 from benchmarks.report import report
 from experiments import spaces
@@ -69,11 +69,7 @@ def table(name):
 def compiled(config):
     """The program that trains the architectures of a call, as text."""
     search = training(config)
-
-    def run(state, data):
-        steps = range(ARCHITECTURES[config.space])
-        return jax.lax.scan(lambda s, _: (search._next(s, data), None), state, length=len(steps))[0]
-
+    run = trained(search, ARCHITECTURES[config.space])
     state = jax.eval_shape(search.init, jax.eval_shape(lambda: jax.random.key(0)))
     return jax.jit(run, donate_argnums=0).lower(state, data_of(config)).compile().as_text()
 

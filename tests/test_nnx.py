@@ -321,16 +321,21 @@ def test_a_batch_as_its_one_example_may_be_normalised():
     assert_close(fisher, jax.tree.map(jnp.square, grads))
 
 
-def test_an_example_may_have_noise_of_its_own():
-    model = Model(dropout=True)
-    fisher = wpl_jax.empirical_fisher(reseeded)(model, BATCH)
+def of_split(loss, model, batch):
+    """The Fisher of a loss that changes what is no parameter of its model."""
     graph, params, rest = nnx.split(model, nnx.Param, ...)
 
     def nll(params, example):
-        return reseeded(nnx.merge(graph, params, rest, copy=True), example)
+        return loss(nnx.merge(graph, params, rest, copy=True), example)
 
-    grads = jax.vmap(jax.grad(nll), (None, 0))(params, BATCH)
-    assert_close(fisher, jax.tree.map(lambda g: (g**2).mean(0), grads))
+    grads = jax.vmap(jax.grad(nll), (None, 0))(params, batch)
+    return jax.tree.map(lambda g: (g**2).mean(0), grads)
+
+
+def test_an_example_may_have_noise_of_its_own():
+    model = Model(dropout=True)
+    fisher = wpl_jax.empirical_fisher(reseeded)(model, BATCH)
+    assert_close(fisher, of_split(reseeded, model, BATCH))
 
 
 def test_a_stream_that_draws_nothing_random_is_no_noise():
@@ -342,13 +347,7 @@ def test_a_stream_that_draws_nothing_random_is_no_noise():
         return jnp.tanh(model(x[None])).sum()
 
     fisher = wpl_jax.empirical_fisher(loss)(model, x)
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
-
-    def nll(params, x):
-        return loss(nnx.merge(graph, params, rest, copy=True), x)
-
-    grads = jax.vmap(jax.grad(nll), (None, 0))(params, x)
-    assert_close(fisher, jax.tree.map(lambda g: (g**2).mean(0), grads))
+    assert_close(fisher, of_split(loss, model, x))
 
 
 def test_a_key_of_a_stream_that_does_not_exist_is_no_noise_of_its_own():

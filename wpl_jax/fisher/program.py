@@ -16,7 +16,7 @@ parameters, which JAX may change, are read here, in ``selections``, ``uses`` and
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -209,13 +209,18 @@ def flowing(program: Program) -> set[int]:
     """Numbers of the values that a result's gradient may flow to, those in bodies included."""
     found = {atom for atom in program.outputs if not isinstance(atom, core.Literal)}
     for operation in reversed(program.operations):
-        pairs = zip(operation.outputs, operation.eqn.outvars, strict=False)
-        flows = any(number in found and has_gradient(v.aval) for number, v in pairs)
-        if flows and operation.name != "stop_gradient":
+        if flows_through(operation, found):
             found |= {atom for atom in operation.inputs if not isinstance(atom, core.Literal)}
             if operation.body is not None:
                 found |= flowing(operation.body)
     return found
+
+
+def flows_through(operation: Operation, flowing: Set[int]) -> bool:
+    """Whether it passes on the gradient of a result, of which those in ``flowing`` may have one."""
+    pairs = zip(operation.outputs, operation.eqn.outvars, strict=False)
+    flows = any(number in flowing and has_gradient(v.aval) for number, v in pairs)
+    return flows and operation.name != "stop_gradient"
 
 
 def has_gradient(aval: Any) -> bool:

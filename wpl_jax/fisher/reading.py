@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from wpl_jax.fisher.program import Program, flowing, has_gradient, scanned
+from wpl_jax.fisher.program import Program, flowing, flows_through, has_gradient, scanned
 from wpl_jax.fisher.selections import (
     Known,
     base,
@@ -192,10 +192,8 @@ class _Reader:
         nothing = [None] * len(operation.eqn.outvars)
         if not any(value is not None and value.boxes for value in inputs):
             return nothing
-        pairs = zip(operation.outputs, operation.eqn.outvars, strict=False)
-        flows = any(number in self.flowing and has_gradient(v.aval) for number, v in pairs)
-        if not flows or operation.name == "stop_gradient":
-            return nothing  # it does not reach the result, or is an integer
+        if not flows_through(operation, self.flowing):
+            return nothing
         if within is None:
             self.mark(inputs, operation.name)
         elif operation.body is not None:

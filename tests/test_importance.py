@@ -62,7 +62,8 @@ def written_out(params, batch, weights=None):
     return jax.tree.map(lambda t: t / weights.sum(), total)
 
 
-def test_a_path_in_a_narrow_dtype_is_that_of_the_stored_weights():
+@pytest.mark.parametrize("promotion", ["standard", "strict"])
+def test_a_path_in_a_narrow_dtype_is_that_of_the_stored_weights(promotion):
     """In one program, which may leave out that they are rounded between its steps."""
     tx, params = wpl_jax.synaptic_intelligence(optax.sgd(0.0123)), jnp.linspace(1, 2, 7)
 
@@ -73,7 +74,9 @@ def test_a_path_in_a_narrow_dtype_is_that_of_the_stored_weights():
         return state, params
 
     start = params.astype(jnp.bfloat16)
-    state, end = jax.jit(steps)(tx.init(start), start)
+    with jax.numpy_dtype_promotion(promotion):
+        state, end = jax.jit(steps)(tx.init(start), start)
+        wpl_jax.path_importance(state, end)
     moved = start.astype(float) - end.astype(float)
     np.testing.assert_allclose(state.path_integral, moved, rtol=1e-6)
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from wpl_jax.modules import parameters
+from wpl_jax.numbers import widen
 from wpl_jax.plasticity.state import ProximalState, find, scalar
 from wpl_jax.plasticity.term import (
     ScalarOrSchedule,
@@ -338,4 +339,4 @@ def _not_finite(leaves):
 
 
 def _squares(leaf):
-    return jnp.sum(jnp.abs(leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))) ** 2)
+    return jnp.sum(jnp.abs(widen(leaf)) ** 2)

@@ -34,13 +34,12 @@ from wpl_jax.fisher.averaging import (
     check_sizes,
     estimator,
     mean,
-    widen,
 )
 from wpl_jax.fisher.backward import for_one
 from wpl_jax.fisher.noise import warn_of_shared_noise
 from wpl_jax.fisher.program import flat, held_bytes
 from wpl_jax.modules import parameters
-from wpl_jax.numbers import floating
+from wpl_jax.numbers import floating, wide_dtype, widen
 from wpl_jax.plasticity import PlasticityState
 from wpl_jax.plasticity.state import find_one, put
 from wpl_jax.plasticity.term import capped, rounded, zeros_in_place
@@ -323,7 +322,7 @@ def _check_output(outputs):
 def _zero_path(params):
     def zeros(param):
         real = jnp.real(param)
-        return zeros_in_place(real, jnp.promote_types(real.dtype, jnp.float32))
+        return zeros_in_place(real, wide_dtype(real))
 
     return jax.tree.map(zeros, params)
 

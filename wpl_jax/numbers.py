@@ -1,4 +1,4 @@
-"""Numbers that users give, which may be of Python, of NumPy or traced, in one form."""
+"""Numbers in one form: those that users give, of any kind, and what sums are taken in."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["floating"]
+__all__ = ["floating", "wide_dtype", "widen"]
 
 
 def floating(x: Any) -> Any:
@@ -23,3 +23,14 @@ def floating(x: Any) -> Any:
         x = x.astype(float)
     known = not isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating)
     return float(x) if known and x.ndim == 0 else x
+
+
+def wide_dtype(*arrays: Any) -> Any:
+    """That of squares and sums: float32, or that of an array, floating-point, that is wider."""
+    dtypes = [jnp.dtype(jnp.float32), *map(jnp.result_type, arrays)]
+    return max(dtypes, key=lambda dtype: (jnp.finfo(dtype).nmant, dtype.itemsize))
+
+
+def widen(x: jax.Array) -> jax.Array:
+    """In the dtype of squares and sums: float32, or the array's own where that is wider."""
+    return x.astype(wide_dtype(x))

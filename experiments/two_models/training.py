@@ -15,7 +15,8 @@ from flax import linen as nn
 import wpl_jax
 from experiments.two_models.settings import TwoModels
 from wpl_jax.data import Images, Splits
-from wpl_jax.spaces.precision import ComputeDtype, wide
+from wpl_jax.numbers import widen
+from wpl_jax.spaces.precision import ComputeDtype
 
 NEVER = 2.0  # an accuracy that is not reached: A trains to the end
 FROZEN = 1e30  # a strength at which the proximal step leaves a weight exactly where it was
@@ -82,7 +83,7 @@ class MLP(nn.Module):
         x = images.reshape(*images.shape[:-3], -1) / 255.0
         for i in range(self.depth):
             x = nn.relu(self._dense(self.width, f"layer_{i}")(x))
-        return wide(self._dense(self.classes, "classifier")(x))
+        return widen(self._dense(self.classes, "classifier")(x))
 
     def _dense(self, features, name):
         init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

@@ -188,8 +188,7 @@ def test_under_strict_promotion(dtype, fisher_dtype, make, expected):
             )
         updates, _ = tx.update(params * 0.5, opt_state, params)
         loss = wpl_jax.plasticity_loss(opt_state, params, 1.0)
-        if dtype == "float32":
-            assert wpl_jax.diagnose(opt_state, params, 1.0).frozen == 1.0
+        assert wpl_jax.diagnose(opt_state, params, 1.0, grads=params).frozen == 1.0
     assert updates.dtype == dtype
     np.testing.assert_allclose(updates.astype(float), expected, rtol=1e-6)
     assert loss == 1.5 / 2 * 2 * 9

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from wpl_jax.fisher import routes
-from wpl_jax.fisher.program import wide_dtype
 from wpl_jax.modules import of_parameters
 from wpl_jax.numbers import floating
 from wpl_jax.trees import path_name
@@ -127,11 +126,6 @@ def _without_padding(batch, weights):
     real = weights != 0
     index = jnp.where(real, jnp.arange(weights.size), jnp.argmax(real))
     return jax.tree.map(lambda x: jnp.take(x, index, axis=0), batch)
-
-
-def widen(x: jax.Array) -> jax.Array:
-    """In the dtype of squares and sums: float32, or the array's own where that is wider."""
-    return x.astype(wide_dtype(x))
 
 
 def num_examples(batch: chex.ArrayTree) -> int:

@@ -72,12 +72,12 @@ from wpl_jax.fisher.averaging import (
     estimator,
     mean,
     num_examples,
-    widen,
 )
 from wpl_jax.fisher.backward import for_one
 from wpl_jax.fisher.noise import warn_of_shared_noise
 from wpl_jax.fisher.plan import Plan
 from wpl_jax.fisher.program import flat
+from wpl_jax.numbers import widen
 
 THREEFRY = "threefry2x32"
 

@@ -18,8 +18,8 @@ from wpl_jax.fisher.averaging import (
 )
 from wpl_jax.fisher.estimators import empirical_fisher
 from wpl_jax.fisher.plan import Plan
-from wpl_jax.fisher.program import wide_dtype
 from wpl_jax.modules import of_parameters
+from wpl_jax.numbers import widen
 from wpl_jax.trees import path_name
 
 __all__ = ["Check", "Explanation", "check_fisher", "explain"]
@@ -176,7 +176,7 @@ def check_fisher(
 
     def wanted(params, batch):
         grads = jax.vmap(jax.grad(nll), (None, 0))(params, batch)
-        return jax.tree.map(lambda g: jnp.square(g.astype(wide_dtype(g))).mean(0), grads)
+        return jax.tree.map(lambda g: jnp.square(widen(g)).mean(0), grads)
 
     found = jax.jit(empirical_fisher(nll, **options))(params, few)
     reference = jax.jit(wanted)(params, few)

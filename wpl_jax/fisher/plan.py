@@ -35,7 +35,7 @@ import jax.numpy as jnp
 
 from wpl_jax.fisher.backward import Backward, for_one
 from wpl_jax.fisher.parts import Part, parts_of
-from wpl_jax.fisher.program import Program, evaluate, flat, has_references, needed, wide_dtype
+from wpl_jax.fisher.program import Program, evaluate, flat, has_references, needed
 from wpl_jax.fisher.program import read as read_atom
 from wpl_jax.fisher.reading import Reading, read
 from wpl_jax.fisher.routes import (
@@ -50,6 +50,7 @@ from wpl_jax.fisher.routes import (
 )
 from wpl_jax.fisher.selections import gradients_of_bases, squares_of_bases
 from wpl_jax.fisher.uses import Rows, products
+from wpl_jax.numbers import wide_dtype
 from wpl_jax.varying import zeros
 
 TOGETHER = (), 0  # in place of some leaves and a cluster: all parts that have no clusters

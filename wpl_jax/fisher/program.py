@@ -309,12 +309,6 @@ def _held_within(inner, depends):
     return max(0, held_bytes(inner, counted) - given)
 
 
-def wide_dtype(*arrays: Any) -> Any:
-    """That of squares and sums: float32, or that of an array, floating-point, that is wider."""
-    dtypes = [jnp.dtype(jnp.float32), *(x.dtype for x in arrays)]
-    return max(dtypes, key=lambda dtype: (jnp.finfo(dtype).nmant, dtype.itemsize))
-
-
 def size_in_bytes(aval: Any) -> int:
     """What an array of this shape and dtype holds."""
     if not hasattr(aval, "shape"):

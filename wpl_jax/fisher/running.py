@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from wpl_jax.modules import parameters
+from wpl_jax.numbers import wide_dtype
 from wpl_jax.trees import align
 
 __all__ = [
@@ -101,8 +102,7 @@ def running_fisher(estimator: Callable[..., chex.ArrayTree]) -> RunningFisher:
 
     def init(params: chex.ArrayTree) -> RunningFisherState:
         def zeros(param):
-            dtype = jnp.promote_types(jnp.result_type(param), jnp.float32)
-            return jnp.zeros_like(param, dtype=dtype)
+            return jnp.zeros_like(param, dtype=wide_dtype(param))
 
         fisher = jax.tree.map(zeros, parameters(params))
         # A sum is where its terms are: else the second update on many devices is compiled anew.

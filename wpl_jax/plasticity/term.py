@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from wpl_jax.fisher.program import wide_dtype
-from wpl_jax.numbers import floating
+from wpl_jax.numbers import floating, wide_dtype
 from wpl_jax.plasticity.state import PlasticityState, ProximalState
 from wpl_jax.trees import align, align_mask, resolve_mask, to_device
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from wpl_jax.spaces.precision import wide, wide_dtype
+from wpl_jax.numbers import wide_dtype, widen
 
 __all__ = ["linear_cross_entropy"]
 
@@ -79,7 +79,7 @@ def _forward(hidden, kernel, bias, labels, weights):
         grad = grad + _product(shares.T, exp)
         return grad, (_product(exp, kernel) / total[:, None], jnp.log(total) + top)
 
-    start = wide(jnp.zeros_like(with_bias.T))
+    start = widen(jnp.zeros_like(with_bias.T))
     grad, chunks = jax.lax.scan(add, start, _chunks(len(bias), hidden, weights))
     expected, normalisers = (_joined(x, len(labels)) for x in chunks)
     nll = normalisers - _label(hidden, kernel, bias, labels)
@@ -134,4 +134,4 @@ def _exp(logits):
 def _label(hidden, kernel, bias, labels):
     """The labels' logits: taken from the logits, they would hold these beside the exponentials."""
     own = kernel.at[labels].get(mode="fill", fill_value=jnp.nan)
-    return (wide(hidden) * own).sum(-1) + bias[labels]
+    return (widen(hidden) * own).sum(-1) + bias[labels]

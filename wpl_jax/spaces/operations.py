@@ -37,7 +37,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wpl_jax.spaces.precision import wide, wide_dtype
+from wpl_jax.numbers import wide_dtype, widen
 
 __all__ = [
     "CHANNELS",
@@ -330,10 +330,10 @@ def batch_norm(
     normal, new = _normalised(x)
     if given is not None:
         mean, variance = given
-        centred = wide(x) - _over_channels(mean)
+        centred = widen(x) - _over_channels(mean)
         normal = (centred * _over_channels(_inverse_deviation(variance))).astype(x.dtype)
     if params is not None:
-        scaled = wide(normal) * _over_channels(params["scale"])
+        scaled = widen(normal) * _over_channels(params["scale"])
         normal = (scaled + _over_channels(params["bias"])).astype(x.dtype)
     return normal, new
 
@@ -344,8 +344,8 @@ def _normalised(x):
 
 
 def _normalised_forward(x):
-    mean = _mean(wide(x))
-    centred = wide(x) - _over_channels(mean)
+    mean = _mean(widen(x))
+    centred = widen(x) - _over_channels(mean)
     variance = _mean(jnp.square(centred))
     scale = _inverse_deviation(variance)
     normal = (centred * _over_channels(scale)).astype(x.dtype)
@@ -356,7 +356,7 @@ def _normalised_backward(saved, cotangents):
     """As JAX has it, with fewer passes over the images."""
     (normal, scale), (cotangent, _) = saved, cotangents
     dtype = normal.dtype
-    normal, cotangent = wide(normal), wide(cotangent)
+    normal, cotangent = widen(normal), widen(cotangent)
     straight = cotangent - _over_channels(_mean(cotangent))
     grad = straight - normal * _over_channels(_mean(cotangent * normal))
     return ((grad * _over_channels(scale)).astype(dtype),)
@@ -385,6 +385,6 @@ def classify(features: jax.Array, params: Mapping[str, jax.Array]) -> jax.Array:
       params: ``kernel``, float [classes, channels], and ``bias``, float [classes].
     """
     logits = (
-        jnp.einsum("gcn,dc->gnd", wide(features), params["kernel"]) + params["bias"][None, None]
+        jnp.einsum("gcn,dc->gnd", widen(features), params["kernel"]) + params["bias"][None, None]
     )
     return logits.reshape(-1, logits.shape[-1])

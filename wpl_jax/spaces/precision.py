@@ -11,9 +11,8 @@ range of float32, so no loss is scaled.
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 
-__all__ = ["ComputeDtype", "rounded", "wide", "wide_dtype"]
+__all__ = ["ComputeDtype", "rounded"]
 
 ComputeDtype = Literal["float32", "bfloat16"]
 
@@ -23,19 +22,8 @@ def rounded(x: jax.Array, compute_dtype: ComputeDtype) -> jax.Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from wpl_jax.spaces.precision import rounded, wide
-      >>> x = rounded(jnp.ones(2), "bfloat16")
-      >>> x.dtype.name, wide(x).dtype.name, rounded(jnp.ones(2), "float32").dtype.name
-      ('bfloat16', 'float32', 'float32')
+      >>> from wpl_jax.spaces.precision import rounded
+      >>> rounded(jnp.ones(2), "bfloat16").dtype.name, rounded(jnp.ones(2), "float32").dtype.name
+      ('bfloat16', 'float32')
     """
     return x if compute_dtype == "float32" else x.astype(compute_dtype)
-
-
-def wide(x: jax.Array) -> jax.Array:
-    """The same in at least float32, to sum over."""
-    return x.astype(wide_dtype(x))
-
-
-def wide_dtype(*arrays: jax.Array) -> jnp.dtype:
-    """What sums of these, or of their products, are computed in: at least float32."""
-    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)

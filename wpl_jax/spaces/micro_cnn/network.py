@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wpl_jax.numbers import wide_dtype, widen
 from wpl_jax.settings import Few, Nonnegative, Share, Size, Unfit
 from wpl_jax.spaces.images import ImageSpace
 from wpl_jax.spaces.micro_cnn.architecture import (
@@ -39,7 +40,7 @@ from wpl_jax.spaces.operations import (
     run_one,
 )
 from wpl_jax.spaces.parameters import Normal, drawn
-from wpl_jax.spaces.precision import rounded, wide, wide_dtype
+from wpl_jax.spaces.precision import rounded
 
 SEPARABLE = {"sep_conv_3x3": 3, "sep_conv_5x5": 5}  # and the size of their kernels
 STAGES = 3
@@ -206,7 +207,7 @@ class Network(ImageSpace):
                 keep[stage],
             )
             new["stages"].append(stats)
-        pooled = wide(jax.nn.relu(states[1])).mean((HEIGHT, WIDTH))
+        pooled = widen(jax.nn.relu(states[1])).mean((HEIGHT, WIDTH))
         return Output(classify(pooled, params["classifier"]), auxiliary, new)
 
     def init_statistics(self) -> Params:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wpl_jax.numbers import wide_dtype, widen
 from wpl_jax.settings import Few, Size, Unfit
 from wpl_jax.spaces.images import ImageSpace
 from wpl_jax.spaces.nas_bench_201.architecture import EDGES, OPERATIONS, Architecture
@@ -29,7 +30,7 @@ from wpl_jax.spaces.operations import (
     run_one,
 )
 from wpl_jax.spaces.parameters import Normal, drawn
-from wpl_jax.spaces.precision import rounded, wide, wide_dtype
+from wpl_jax.spaces.precision import rounded
 
 CONVOLUTIONS = ("nor_conv_1x1", "nor_conv_3x3")
 NODES = 4
@@ -191,7 +192,7 @@ class Network(ImageSpace):
             watched.append(jax.tree.map(lambda leaf: leaf.sum(0), of_cells))
         x, new["norm"] = batch_norm(x, params["norm"], given.get("norm"))
         watched.append(watch(x))
-        pooled = wide(jax.nn.relu(x)).mean((HEIGHT, WIDTH))
+        pooled = widen(jax.nn.relu(x)).mean((HEIGHT, WIDTH))
         return Output(classify(pooled, params["classifier"]), new), _sum(watched)
 
     def init_statistics(self) -> Params:

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from wpl_jax.spaces.precision import wide, wide_dtype
+from wpl_jax.numbers import wide_dtype, widen
 from wpl_jax.spaces.rnn.architecture import ACTIVATIONS, Architecture
 
 _RELU, _IDENTITY, _SIGMOID = map(ACTIVATIONS.index, ("relu", "identity", "sigmoid"))
@@ -134,7 +134,7 @@ def _slope(y, kinds):
 
 def clip_norm(x: jax.Array, max_norm: float) -> jax.Array:
     """Scale down what has a norm over the last axis above ``max_norm``."""
-    square = jnp.sum(wide(x) ** 2, axis=-1, keepdims=True)
+    square = jnp.sum(widen(x) ** 2, axis=-1, keepdims=True)
     over = square > max_norm**2
     factor = jnp.where(over, max_norm * jax.lax.rsqrt(jnp.where(over, square, 1)), 1)
     return x * factor.astype(x.dtype)

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from wpl_jax.numbers import wide_dtype, widen
 from wpl_jax.settings import Few, Nonnegative, Positive, Share, Size, check
 from wpl_jax.spaces import parameters
 from wpl_jax.spaces.cross_entropy import linear_cross_entropy
-from wpl_jax.spaces.precision import ComputeDtype, rounded, wide, wide_dtype
+from wpl_jax.spaces.precision import ComputeDtype, rounded
 from wpl_jax.spaces.rnn import architecture as cells
 from wpl_jax.spaces.rnn.architecture import ACTIVATIONS, Architecture
 from wpl_jax.spaces.rnn.recurrence import run
@@ -158,9 +159,9 @@ TPU; parameters, statistics and the loss stay float32."""
         output, dropped, hidden = self._outputs(params, architecture, batch, hidden, key)
         loss = self._nll(params, dropped, labels) / labels.size
         if self.activation_regularisation:
-            loss += self.activation_regularisation * jnp.mean(wide(dropped) ** 2)
+            loss += self.activation_regularisation * jnp.mean(widen(dropped) ** 2)
         if self.temporal_regularisation:
-            change = wide(output[:, 1:]) - output[:, :-1]
+            change = widen(output[:, 1:]) - output[:, :-1]
             loss += self.temporal_regularisation * jnp.mean(change**2)
         return loss, hidden
 
@@ -178,7 +179,7 @@ TPU; parameters, statistics and the loss stay float32."""
         """
         hidden = jax.lax.stop_gradient(hidden)
         _, dropped, hidden = self._outputs(params, architecture, batch, hidden, key)
-        outputs = wide(dropped.reshape(-1, self.units))
+        outputs = widen(dropped.reshape(-1, self.units))
         logits = outputs @ params["embedding"].T + params["decoder_bias"][None]
         return jax.nn.log_softmax(logits), hidden
 
@@ -256,7 +257,7 @@ TPU; parameters, statistics and the loss stay float32."""
         states = run(self.max_hidden_norm, architecture, recurrent, edges, projected, start)
         hidden = states[-1].astype(hidden.dtype)
         if self.batch_norm:  # over the batch: over time, the future would be seen
-            x = wide(states)
+            x = widen(states)
             mean, variance = x.mean(1, keepdims=True), x.var(1, keepdims=True)
             x = (x - mean) * jax.lax.rsqrt(variance + 1e-5)
             scale, bias = params["norm"]["scale"], params["norm"]["bias"]

@@ -42,11 +42,10 @@ def num_parameters(space: Space, architecture: Any) -> int:
     """How many of a space's shared parameters an architecture uses.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> from wpl_jax.spaces.parameters import num_parameters
       >>> from wpl_jax.spaces.rnn import RNN
       >>> space = RNN(vocabulary=5, nodes=3, units=2, batch_norm=False)
-      >>> cell = space.decode(jnp.zeros(5))
+      >>> cell = space.decode([0] * 5)
       >>> num_parameters(space, cell)  # words and their biases, W and W^x, two of three edges
       47
     """

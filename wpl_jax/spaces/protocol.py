@@ -1,15 +1,25 @@
 """What is asked of a search space: by the search, and by the scripts that store and draw."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     import networkx
 
-__all__ = ["DistinctSpace", "ParametricSpace", "PredictiveSpace", "Space", "StoredSpace"]
+__all__ = [
+    "DistinctSpace",
+    "ParametricSpace",
+    "PredictiveSpace",
+    "Space",
+    "StoredSpace",
+    "checked_actions",
+]
 
 
 class Space(Protocol):
@@ -29,7 +39,7 @@ class Space(Protocol):
         """How many choices there are in each decision that makes an architecture."""
 
     def decode(self, actions: jax.Array) -> Any:
-        """The architecture of ``actions``, int32 [decisions]."""
+        """The architecture of ``actions``, int32 [decisions], by :func:`checked_actions`."""
 
     def init(self, key: jax.Array) -> chex.ArrayTree:
         """The shared parameters."""
@@ -148,3 +158,42 @@ class PredictiveSpace(Space, Protocol):
         With the key that ``loss`` is given, the same is dropped as there; without, nothing is. The
         row of an example that is padding is zeros, which are no log-probabilities.
         """
+
+
+def checked_actions(actions: npt.ArrayLike, decisions: Sequence[int]) -> jax.Array:
+    """The actions of one architecture, for a space's ``decode``.
+
+    Args:
+      actions: integers [decisions], the choice in each decision, from 0.
+      decisions: how many choices there are in each.
+
+    Returns:
+      The same as an int32 array.
+
+    Raises:
+      ValueError: for another shape, or a choice that there is not. Inside ``jit`` and ``vmap`` no
+        choice is known, and none is checked: JAX would read another operation's weights.
+      TypeError: if they are not integers.
+
+    Example:
+      >>> from wpl_jax.spaces.protocol import checked_actions
+      >>> checked_actions([3, 0, 1], decisions=(4, 1, 4))
+      Array([3, 0, 1], dtype=int32)
+      >>> checked_actions([3, 1, 1], decisions=(4, 1, 4))
+      Traceback (most recent call last):
+      ...
+      ValueError: action 1 must be from 0 to 0, got 1
+    """
+    array = actions if isinstance(actions, jax.Array) else np.asarray(actions)
+    if array.shape != (len(decisions),):
+        raise ValueError(
+            f"actions must have a choice for each of the {len(decisions)} decisions, got an array "
+            f"of shape {array.shape}; for several architectures, use jax.vmap"
+        )
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"actions must be integers, got {array.dtype}")
+    if not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True):
+        for number, (action, choices) in enumerate(zip(np.asarray(array), decisions, strict=True)):
+            if not 0 <= action < choices:
+                raise ValueError(f"action {number} must be from 0 to {choices - 1}, got {action}")
+    return jnp.asarray(array, jnp.int32)

@@ -12,6 +12,7 @@ from wpl_jax.spaces.images import cross_entropy
 from wpl_jax.spaces.micro_cnn import architecture as cells
 from wpl_jax.spaces.micro_cnn.architecture import OPERATIONS, Architecture, Cell
 from wpl_jax.spaces.micro_cnn.network import SEPARABLE, STAGES, Network, Params
+from wpl_jax.spaces.protocol import checked_actions
 
 if TYPE_CHECKING:
     import networkx
@@ -50,7 +51,7 @@ class MicroCNN(Network):
 
     def decode(self, actions: jax.Array) -> Architecture:
         """The cells that ``actions``, int32 [decisions], stand for."""
-        choices = jnp.asarray(actions, jnp.int32).reshape(2, self.nodes, 2, 2)
+        choices = checked_actions(actions, self.decisions).reshape(2, self.nodes, 2, 2)
         return Architecture(*(Cell(cell[..., 0], cell[..., 1]) for cell in choices))
 
     def mask(self, architecture: Architecture) -> Params:

@@ -12,6 +12,7 @@ from wpl_jax.spaces import parameters
 from wpl_jax.spaces.nas_bench_201 import architecture as cells
 from wpl_jax.spaces.nas_bench_201.architecture import EDGES, OPERATIONS, Architecture
 from wpl_jax.spaces.nas_bench_201.network import CONVOLUTIONS, Network, Params
+from wpl_jax.spaces.protocol import checked_actions
 
 if TYPE_CHECKING:
     import networkx
@@ -50,7 +51,7 @@ class NASBench201(Network):
 
     def decode(self, actions: jax.Array) -> Architecture:
         """The cell that ``actions``, int32 [6], stand for."""
-        return Architecture(jnp.asarray(actions, jnp.int32))
+        return Architecture(checked_actions(actions, self.decisions))
 
     def every(self) -> npt.NDArray[np.int32]:
         """All architectures, int32 [15625, 6]."""

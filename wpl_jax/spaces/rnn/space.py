@@ -11,6 +11,7 @@ from wpl_jax.settings import Few, Nonnegative, Positive, Share, Size, check
 from wpl_jax.spaces import parameters
 from wpl_jax.spaces.cross_entropy import linear_cross_entropy
 from wpl_jax.spaces.precision import ComputeDtype, rounded
+from wpl_jax.spaces.protocol import checked_actions
 from wpl_jax.spaces.rnn import architecture as cells
 from wpl_jax.spaces.rnn.architecture import ACTIVATIONS, Architecture
 from wpl_jax.spaces.rnn.recurrence import run
@@ -78,7 +79,7 @@ TPU; parameters, statistics and the loss stay float32."""
 
     def decode(self, actions: jax.Array) -> Architecture:
         """The cell that ``actions``, int32 [decisions], stand for."""
-        actions = jnp.asarray(actions, jnp.int32)
+        actions = checked_actions(actions, self.decisions)
         return Architecture(actions[0::2], actions[1::2])
 
     def init(self, key: jax.Array) -> Params:

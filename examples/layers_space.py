@@ -19,6 +19,7 @@ from experiments.spaces.sgd import SGDFinal, SGDSearch
 from wpl_jax.data import Images, Splits, batches, load_images
 from wpl_jax.search import Data, Reinforced, SearchConfig
 from wpl_jax.settings import Few, Size, check
+from wpl_jax.spaces import checked_actions
 from wpl_jax.spaces.parameters import num_parameters
 
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "sin": jnp.sin}
@@ -53,6 +54,7 @@ class Layers:
         return (self.kernels, len(ACTIVATIONS)) * self.layers
 
     def decode(self, actions: jax.Array) -> Architecture:
+        actions = checked_actions(actions, self.decisions)  # an error for a choice there is not
         return Architecture(actions[0::2], actions[1::2])
 
     # What architectures share, and which part of it is whose.

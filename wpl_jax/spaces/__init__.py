@@ -7,6 +7,7 @@ from wpl_jax.spaces.protocol import (
     PredictiveSpace,
     Space,
     StoredSpace,
+    checked_actions,
 )
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "Space",
     "StoredSpace",
     "check",
+    "checked_actions",
 ]

@@ -176,7 +176,7 @@ def checked_actions(actions: npt.ArrayLike, decisions: Sequence[int]) -> jax.Arr
       TypeError: if they are not integers.
 
     Example:
-      >>> from wpl_jax.spaces.protocol import checked_actions
+      >>> from wpl_jax.spaces import checked_actions
       >>> checked_actions([3, 0, 1], decisions=(4, 1, 4))
       Array([3, 0, 1], dtype=int32)
       >>> checked_actions([3, 1, 1], decisions=(4, 1, 4))

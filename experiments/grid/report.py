@@ -132,7 +132,6 @@ def failures(summary: dict) -> str:
 
 def in_short(grid: Saved) -> str:
     """For each of the main numbers, its range over a map, and how arms differ from the first."""
-    reference, *others = grid.methods
     measures = [grid.measure("after_warmup", n) for n in ("forgetting_mean", "err2_mean")]
     asked = [(m, m.heading) for m in measures]
     for order in grid.orders:
@@ -145,9 +144,10 @@ def in_short(grid: Saved) -> str:
         if grid.axes:
             said = [reached(grid, measure, method) for method in grid.methods]
             lines.append(f"- **{heading}**: {'; '.join(filter(None, said))}.")
-        if others and grid.seeds > 1:
-            said = [compared(grid, measure, method) for method in others]
-            lines.append(f"- **{heading}**, less that of {reference}: {'; '.join(said)}.")
+        for reference in grid.references if grid.seeds > 1 else []:
+            said = [compared(grid, measure, m, reference) for m in grid.others(reference)]
+            if said:
+                lines.append(f"- **{heading}**, less that of {reference}: {'; '.join(said)}.")
     return "\n".join([*lines, *beyond_random(grid)])
 
 
@@ -168,9 +168,10 @@ def reached(grid: Saved, measure: Measure, method: str) -> str:
     return (f"{method} " if len(grid.methods) > 1 else "") + f"from {ends[0]} to {ends[1]}"
 
 
-def compared(grid: Saved, measure: Measure, method: str) -> str:
-    """How a method differs from the reference, at the one place or in how many."""
-    found = [arm["differences"].get(measure.key) for arm in grid.arms if arm["method"] == method]
+def compared(grid: Saved, measure: Measure, method: str, reference: str) -> str:
+    """How a method differs from a reference, at the one place or in how many."""
+    arms = [arm for arm in grid.arms if arm["method"] == method]
+    found = [grid.less(arm, reference, measure.key) for arm in arms]
     if len(found) == 1:
         (number,) = found
         told = "" if number and differs_from_0(number) else ", which cannot be told from 0"
@@ -186,7 +187,6 @@ def compared(grid: Saved, measure: Measure, method: str) -> str:
 
 
 def how_to_read(grid: Saved) -> str:
-    reference = grid.methods[0]
     percentages = (
         f" Every {grid.error} is in percent, and differences are in percentage points."
         if "%" in grid.unit
@@ -199,11 +199,12 @@ def how_to_read(grid: Saved) -> str:
     said += "told from it; where that would be all, none."
     if len(grid.methods) > 1:
         said += (
-            f" Differences are from {reference}{' at the same place' if grid.axes else ''}, paired "
-            "by seed. Bold are those whose interval leaves 0 out. In brackets is the difference "
-            "that could have been seen: one of that size, with seeds that scatter as they do, is "
-            "told from 0 in four of five such comparisons. Of many differences where there is "
-            "nothing, one in twenty is told from 0 all the same."
+            f" Differences are from {listed(grid.references)}"
+            f"{' at the same place' if grid.axes else ''}, paired by seed. Bold are those whose "
+            "interval leaves 0 out. In brackets is the difference that could have been seen: one "
+            "of that size, with seeds that scatter as they do, is told from 0 in four of five such "
+            "comparisons. Of many differences where there is nothing, one in twenty is told from 0 "
+            "all the same."
         )
     return said + percentages
 
@@ -314,17 +315,20 @@ def table(grid: Saved, measures: Sequence[Measure], baselines: Sequence[Sequence
 
 
 def differences(grid: Saved, measures: Sequence[Measure]) -> str:
-    """A row an arm that is not the reference, a column a number."""
-    reference, *others = grid.methods
-    if not others:
-        return ""
-    arms = [arm for arm in grid.arms if arm["method"] in others]
+    """For each reference a table: a row an arm that comes after it, a column a number."""
+    return "\n\n".join(
+        less(grid, measures, reference) for reference in grid.references if grid.others(reference)
+    )
+
+
+def less(grid: Saved, measures: Sequence[Measure], reference: str) -> str:
+    arms = [arm for arm in grid.arms if arm["method"] in grid.others(reference)]
     columns = []
     for measure in measures:
-        numbers = [arm["differences"].get(measure.key) for arm in arms]
+        numbers = [grid.less(arm, reference, measure.key) for arm in arms]
         told = {i for i, n in enumerate(numbers) if n and differs_from_0(n)}
         written = bold(measure, numbers, told)
-        seen = [n and n["detectable"] for n in numbers]
+        seen = [n and detectable(n) for n in numbers]
         columns.append(
             [
                 text if d is None else f"{text} ({signed(measure.scale * d, measure.digits)})"

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments import rank
 from experiments.running import measures, records
-from experiments.running.intervals import Number
+from experiments.running.intervals import Number, difference
 from experiments.running.wording import count, show
 
 METRICS = (*measures.ERRORS, *measures.FORGETTING, *measures.OTHERS)
@@ -77,6 +77,23 @@ class Saved:
     def methods(self) -> list[str]:
         """What is compared at every place, the reference first."""
         return list(dict.fromkeys(arm["method"] for arm in self.arms))
+
+    @property
+    def references(self) -> list[str]:
+        """What differences are from: the first method, and the second if there are more."""
+        return self.methods[: 2 if len(self.methods) > 2 else 1]
+
+    def others(self, reference: str) -> list[str]:
+        """The methods whose differences from a reference no other one of them gives."""
+        return self.methods[1 + self.methods.index(reference) :]
+
+    def less(self, arm: Mapping[str, Any], reference: str, key: str) -> Number | None:
+        """An arm's number less that of a reference at the same place, paired by seed."""
+        other = next(
+            a for a in self.arms if a["method"] == reference and a["place"] == arm["place"]
+        )
+        pair = arm["numbers"].get(key), other["numbers"].get(key)
+        return None if None in pair else difference(*pair)
 
     @property
     def axes(self) -> dict[str, list[str]]:

@@ -24,7 +24,8 @@ all published. module:Class: a task of your own."""
     """More flags for every search, as in --search-flags='--epochs 30 --probes 100'."""
 
     arms: tuple[str, ...] = ()
-    """What is compared, each 'NAME: FLAGS'; differences are from the first. Among the flags of \
+    """What is compared, each 'NAME: FLAGS'; differences are from the first, and if there are more \
+than two, from the second as well. Among the flags of \
 'NAME: FLAGS | FLAGS | …' searches of their own choose."""
     vary: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """FLAG=V1,V2,… runs every arm with each of the values; may be given several times, for every \

@@ -185,3 +185,18 @@ def test_long_sequences_keep_their_rematerialisation():
     assert "holds" in routes_of["q"].reason
     plain = wpl_jax.explain(problem.nll, problem.params, problem.batch)
     assert plain["q"] == "per-example products of 256 positions"
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_large_batch_is_not_copied(size, weighted):
+    """In microbatches: only these are held, though those of size 3 do not divide the batch."""
+
+    def nll(p, x):
+        return jnp.sum(jnp.tanh(x.mean(0) @ p))
+
+    params, batch = normal(0, 16, 4), normal(1, 60, 2**12, 16)
+    weights = jnp.arange(60.0) if weighted else None
+    fisher = jax.jit(wpl_jax.empirical_fisher(nll, microbatch_size=size))
+    compiled = fisher.lower(params, batch, weights).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < batch.nbytes / 60 * (4 * size + 4)

@@ -17,6 +17,7 @@ import numpy as np
 import programs
 import pytest
 from jax import jit, lax
+from jax.extend import core
 from jax.sharding import NamedSharding, PartitionSpec
 
 import wpl_jax
@@ -711,6 +712,118 @@ def test_operands_whose_squares_are_no_numbers(size):
     check(nll, {"w": PARAMS["w"]}, {"x": x, "real": real})
 
 
+def test_rows_of_zeros_count_for_nothing_whatever_their_gradient_is():
+    def nll(p, e):
+        return 1e20 * total(e["x"] @ p["w"])
+
+    for size in (0.0, 1e-10):
+        x = normal(0, N, D) * np.float32(size)
+        x[0] = 0
+        check(nll, {"w": PARAMS["w"]}, {"x": x})
+
+
+def test_contractions_over_nothing():
+    """As of adapters of rank 0."""
+
+    def nll(p, e):
+        return jnp.sum(jnp.sin(e["x"] @ p["down"] @ p["up"]))
+
+    params = {"down": np.ones((D, 0), np.float32), "up": np.ones((0, 2), np.float32)}
+    check(nll, params, {"x": normal(0, N, D)})
+
+
+def clips_backwards(z, e):
+    @jax.custom_gradient
+    def clip(z):
+        return z, lambda g: (jnp.clip(g, -(e["x"][0, 0] ** 2), e["x"][0, 0] ** 2),)
+
+    return clip(z)
+
+
+def has_a_backward_pass(z, e):
+    index = e["ids"][0]
+
+    @jax.custom_vjp
+    def scaled(z):
+        return z * e["x"][0, 0]
+
+    def forward(z):
+        return scaled(z), z
+
+    def backward(z, g):
+        return (g * z * e["x"][index % 2, 1],)
+
+    scaled.defvjp(forward, backward)
+    return scaled(z)
+
+
+def has_a_derivative(z, e):
+    @jax.custom_jvp
+    def sine(z):
+        return jnp.sin(z)
+
+    @sine.defjvp
+    def derivative(primals, tangents):
+        return sine(*primals), tangents[0] * e["x"][0, 0]
+
+    return sine(z)
+
+
+@pytest.mark.parametrize("rule", [clips_backwards, has_a_backward_pass, has_a_derivative], **named)
+def test_custom_derivatives_that_close_over_the_example(rule):
+    def nll(p, e):
+        return jnp.sum(jnp.tanh(rule(e["x"] @ p["w"], e) * p["v"][None, :1]))
+
+    for step in (jit, lambda fn: fn):
+        check(nll, PARAMS, BATCH, jit=step, microbatch_size=2)
+        check(nll, PARAMS, BATCH, np.arange(N, dtype=np.float32), jit=step)
+    assert wpl_jax.explain(nll, PARAMS, BATCH)["w"].reason.startswith("a custom derivative closes")
+
+    constants = {"x": jnp.full((T, D), 0.5), "ids": [1]}  # are no reason
+
+    def of_a_constant(p, e):
+        return jnp.sum(rule(e["x"] @ p["w"], constants))
+
+    assert "a custom derivative" not in str(wpl_jax.explain(of_a_constant, PARAMS, BATCH))
+
+
+def test_leaves_no_tracers_behind():
+    def nll(p, e):
+        return total(e["x"] @ (p["w"] / jnp.linalg.norm(p["w"])))
+
+    with jax.checking_leaks():
+        check(nll, PARAMS, BATCH)
+
+
+@pytest.mark.parametrize("precision", [None, "high", "highest"])
+def test_products_have_the_precision_of_the_functions_own(precision):
+    def nll(p, e):
+        x = jnp.matmul(e["x"], p["w"], precision=precision)
+        image = e["x"][None, :, :, None]
+        kernel = p["w"][None, :1, None, :1] * 1.0
+        y = lax.conv_general_dilated(
+            image,
+            kernel,
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=precision,
+        )
+        z = jnp.matmul(x.mean(0), p["a"], precision=precision)
+        return total(x) + total(y) + total(z)
+
+    def products(jaxpr):
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+                yield eqn.params["precision"]
+            for inner in core.jaxprs_in_params(eqn.params):
+                yield from products(inner)
+
+    found = jax.make_jaxpr(wpl_jax.empirical_fisher(nll))(PARAMS, BATCH)
+    for asked in products(found.jaxpr):
+        assert str(asked) == "None" if precision is None else precision in str(asked).lower()
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("loss", OF_TYPES, **named)
 def test_parameters_of_low_precision(loss, dtype):
@@ -720,6 +833,27 @@ def test_parameters_of_low_precision(loss, dtype):
 
 def wide(tree):
     return jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, tree)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("positions", [1, 2, 64])
+def test_data_of_float64_are_computed_with_as_such(positions, twice):
+    """Where parameters are float32: far from the mean, and beyond what a float32 holds."""
+
+    def standardized(p, x):
+        return jnp.sum(jnp.arange(4.0)[None] * jnp.tanh(jax.nn.standardize(x @ p["w"], axis=0)))
+
+    def nll(p, e):
+        loss = 1e60 * standardized(p, e["x"] * 1e-60)
+        return loss + standardized(p, e["x"]) if twice else loss
+
+    with jax.enable_x64(True):
+        x = 1e4 + np.random.default_rng(0).normal(size=(N, 4 * positions, 4))
+        params = {"w": normal(1, 4, 4)}
+        found = jit(wpl_jax.empirical_fisher(nll))(params, {"x": x})
+        wanted = mean_of_squares(gradients(nll, wide(params), {"x": x}))
+    assert found["w"].dtype == np.float32
+    np.testing.assert_allclose(found["w"], wanted["w"], rtol=0, atol=1e-6 * wanted["w"].max())
 
 
 @pytest.mark.parametrize("loss", OF_TYPES[1:], **named)

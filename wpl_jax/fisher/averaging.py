@@ -95,7 +95,7 @@ def mean(
     n = num_examples(batch)
     if weights is not None:
         weights = _checked(weights, n)
-        batch = _without_padding(batch, weights)
+        total = _without_padding(total, batch, weights)
 
     def in_microbatches(size, batch, weights):
         return routes.summed(total, batch, weights, size)
@@ -121,11 +121,18 @@ def _checked(weights, n):
     return jnp.asarray(weights)
 
 
-def _without_padding(batch, weights):
+def _without_padding(total, batch, weights):
     """Put a real example in the place of every one of weight 0, whatever that one held."""
-    real = weights != 0
-    index = jnp.where(real, jnp.arange(weights.size), jnp.argmax(real))
-    return jax.tree.map(lambda x: jnp.take(x, index, axis=0), batch)
+    real = jnp.argmax(weights != 0)
+    example = jax.tree.map(lambda x: x[real], batch)
+
+    def of_real(batch, weights):
+        def filled(x, one):
+            return jnp.where(jnp.reshape(weights != 0, (-1, *[1] * one.ndim)), x, one)
+
+        return total(jax.tree.map(filled, batch, example), weights)
+
+    return of_real
 
 
 def num_examples(batch: chex.ArrayTree) -> int:

@@ -25,6 +25,7 @@ class Backward:
     idle: frozenset[int]  # uses and parameters, by place and number, whose gradient JAX knows is 0
     held: int  # bytes that exist at once for one example
     gradient: int  # bytes of the gradients of parameters, which are among them
+    closed_over: bool  # whether custom derivatives use traced values that the program does not
 
     @classmethod
     def of(
@@ -35,6 +36,7 @@ class Backward:
         prepare: Callable[[Any], Mapping[int, Any]],
         params: Any,
         batch: Sequence[Any],
+        written: Callable[[Any, Any], jax.Array] | None = None,
     ) -> "Backward":
         """Trace it.
 
@@ -46,6 +48,7 @@ class Backward:
             program needs, by number.
           params: what it is given, arrays or their shapes.
           batch: arrays with a leading axis of examples, or their shapes.
+          written: a function of parameters and an example to differentiate in place of the program.
         """
         captures = {use.place: use.other for use in uses}
         inside: dict[int, frozenset[int]] = {}
@@ -60,6 +63,9 @@ class Backward:
 
             def differentiated(parameters, probes):
                 known = {**values, **given, **parameters}
+                if written is not None:
+                    leaves = [known[number] for number in program.inputs[: -len(batch)]]
+                    return written(leaves, example), {}
                 outputs, captured = run(program, known, probes, captures, inside)
                 return outputs[0], captured
 
@@ -76,7 +82,18 @@ class Backward:
                 parameters, probes = jax.tree.unflatten(structure, residuals)(cotangent)
                 return probes, parameters
 
-            traced.append(jax.make_jaxpr(back, return_shape=True)(residuals, output))
+            jaxpr, found = jax.make_jaxpr(back, return_shape=True)(residuals, output)
+            if any(isinstance(x, jax.core.Tracer) for x in jaxpr.consts):
+                # A rule of the user's closes over what is computed of the example: residuals, too.
+                count, of_consts = len(jaxpr.consts), jaxpr.jaxpr
+                residuals = [*jaxpr.consts, *residuals]
+
+                def back_of_all(residuals, cotangent):
+                    closed = core.ClosedJaxpr(of_consts, residuals[:count])
+                    return core.jaxpr_as_fun(closed)(*residuals[count:], cotangent)
+
+                jaxpr = jax.make_jaxpr(back_of_all)(residuals, output)
+            traced.append((jaxpr, found))
             return output, captured, residuals
 
         jaxpr, kept = for_one(forward, params, batch, prepare)
@@ -94,7 +111,13 @@ class Backward:
         flows = depends(back, [*[False] * (len(back.in_avals) - 1), True])
         of_uses, of_marked = jax.tree.unflatten(structures[1], flows)
         idle = frozenset(n for n, flowing in {**of_uses, **of_marked}.items() if not flowing)
-        return cls(jaxpr, back, *structures, tuple(of_results[size:]), idle, held, gradient)
+        of_program = {id(x) for x in program.constants.values()}
+        closed_over = any(
+            isinstance(x, jax.core.Tracer) and id(x) not in of_program
+            for x in (*jaxpr.consts, *back.consts)
+        )
+        of_example = tuple(of_results[size:])
+        return cls(jaxpr, back, *structures, of_example, idle, held, gradient, closed_over)
 
     def run(
         self, values: Mapping[int, Any], batch: Sequence[Any]

@@ -131,6 +131,9 @@ class Plan:
         if dead:
             reading = read(program, shapes, max_bytes, dead)
         plan = cls._with(structure, program, reading, leaves, examples)
+        if plan.backward.closed_over:  # by a rule, which needs the example that it is made for
+            plan = cls._with(structure, program, untouched, leaves, examples, flat_fn)
+            return dataclasses.replace(plan, whole="a custom derivative closes over an example")
         if idle := plan._idle():
             reading = read(program, shapes, max_bytes, dead | idle)
             plan = cls._with(structure, program, reading, leaves, examples)
@@ -145,12 +148,12 @@ class Plan:
         return plan
 
     @classmethod
-    def _with(cls, structure, program, reading, leaves, examples):
+    def _with(cls, structure, program, reading, leaves, examples, written=None):
         def prepare(leaves):
             return _values(reading, _outside(program, reading, leaves))
 
         marked = sorted(reading.marked)
-        backward = Backward.of(program, reading.uses, marked, prepare, leaves, examples)
+        backward = Backward.of(program, reading.uses, marked, prepare, leaves, examples, written)
         shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
         return cls(structure, shapes, program, reading, parts_of(reading), backward)
 
@@ -267,7 +270,7 @@ class Plan:
 
         for use in (use for part in parts for use in part.uses):
             numbers = sorted(use.value.boxes)
-            dtype = wide_dtype(*(values[n] for n in numbers))
+            dtype = use.dtype([values[n] for n in numbers])
             cotangent = use.layout.cotangent(operands[use.place], deltas[use.place], dtype)
             back = gradients_of_bases(use.value, numbers, values, dtype)
             for number, gradient in zip(numbers, back(cotangent), strict=True):
@@ -305,8 +308,10 @@ class Plan:
                         for use in cluster.uses
                     }
                     a, _ = matrices(cluster.uses, operands, nothing, self._dtype(cluster, leaves))
-                    a = a / sizes_of_rows(a)
-                    of_cluster = product_of_rows(jnp.square(a), of_cluster)
+                    sizes = sizes_of_rows(a)
+                    a = a / jnp.where(sizes == 0, 1, sizes)
+                    precision = cluster.uses[0].layout.precision
+                    of_cluster = product_of_rows(jnp.square(a), of_cluster, precision)
                 elif cluster.flipped:
                     of_cluster = jnp.swapaxes(of_cluster, 1, 2)
                 use = cluster.uses[0]
@@ -320,7 +325,8 @@ class Plan:
 
     def _dtype(self, cluster, leaves):
         numbers = self.program.inputs[: len(leaves)]
-        return wide_dtype(*(leaves[numbers.index(number)] for number in cluster.numbers))
+        bases = [leaves[numbers.index(number)] for number in cluster.numbers]
+        return max((use.dtype(bases) for use in cluster.uses), key=lambda d: jnp.finfo(d).nmant)
 
 
 def _of(uses, operands, deltas):
@@ -338,7 +344,8 @@ def _product(cluster, dtype, example):
     """One example's gradient of a selection, [batches, in, out], or flipped."""
     operands, deltas = jax.tree.map(lambda x: x[None], example)
     a, d = (x[0] for x in matrices(cluster.uses, operands, deltas, dtype))
-    return products(d, a) if cluster.flipped else products(a, d)
+    pair = (d, a) if cluster.flipped else (a, d)
+    return products(*pair, cluster.uses[0].layout.precision)
 
 
 def _sums(cluster, dtype, operands, deltas, weights):
@@ -377,16 +384,21 @@ def _without_gradient(program, reading, leaves):
     """Numbers of values that are computed of parameters, through which no gradient flows."""
     if not reading.derived:
         return frozenset()
-    traced = []
+    flowing: list[bool] = []
 
     def look(leaves):
         of_parameters = functools.partial(_derived, program, reading)
         values, pullback, _ = jax.vjp(of_parameters, leaves, has_aux=True)
-        traced.append(jax.make_jaxpr(pullback)(values))
+        residuals, structure = jax.tree.flatten(pullback)
+
+        def pull(residuals, values):
+            return jax.tree.unflatten(structure, residuals)(values)
+
+        flowing[:] = needed(jax.make_jaxpr(pull)(residuals, values))[len(residuals) :]
         return jnp.zeros([])
 
     jax.eval_shape(look, leaves)
-    pairs = zip(reading.derived, needed(traced[-1]), strict=False)
+    pairs = zip(reading.derived, flowing, strict=True)
     return frozenset(number for number, flows in pairs if not flows)
 
 

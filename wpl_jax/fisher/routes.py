@@ -68,19 +68,20 @@ def summed(
         weights = jnp.concatenate([weights, jnp.zeros_like(weights[:twice])])
         examples = jax.tree.map(lambda x: jnp.concatenate([x, x[:twice]]), examples)
 
-    def chunks(x):
-        """Their examples lie apart, so that a batch split over devices stays split."""
-        return jnp.swapaxes(x.reshape(size, turns, *x.shape[1:]), 0, 1)
+    # Examples of a turn lie apart, so that a batch split over devices stays split; and they are
+    # read where they are: the whole batch, turned around, would be a copy.
+    apart = jax.tree.map(lambda x: x.reshape(size, turns, *x.shape[1:]), (examples, weights))
 
-    examples, weights = jax.tree.map(chunks, (examples, weights))
+    def chunk(turn):
+        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, turn, 1, False), apart)
+
     total = jax.jit(total)  # traced once, for its shapes and in the loop
-    shapes = jax.eval_shape(total, *jax.tree.map(lambda x: x[0], (examples, weights)))
-    start = jax.tree.map(zeros, shapes)
+    start = jax.tree.map(zeros, jax.eval_shape(lambda: total(*chunk(0))))
 
-    def add(sums, chunk):
-        return jax.tree.map(jnp.add, sums, total(*chunk)), None
+    def add(sums, turn):
+        return jax.tree.map(jnp.add, sums, total(*chunk(turn))), None
 
-    return jax.lax.scan(add, start, (examples, weights))[0]
+    return jax.lax.scan(add, start, jnp.arange(turns))[0]
 
 
 def matrices(
@@ -93,19 +94,21 @@ def matrices(
 
 
 def sizes_of_rows(a: jax.Array) -> jax.Array:
-    """A power of 2 a row, [n, b, p, 1], of the size of its largest entry; 1 for a row of zeros.
+    """A power of 2 a row, [n, b, p, 1], of the size of its largest entry; 0 for a row of zeros.
 
     Divided by it, squares of the row neither overflow nor vanish; multiplied by it, those of its
     gradients do so only where those of the weights do.
     """
-    largest = jnp.max(jnp.abs(a), axis=3, keepdims=True)
+    largest = jnp.max(jnp.abs(a), axis=3, keepdims=True, initial=0)
     _, exponents = jnp.frexp(largest)
-    return jnp.where(largest > 0, jnp.ldexp(jnp.ones_like(largest), exponents - 1), 1)
+    sizes = jnp.ldexp(jnp.ones_like(largest), exponents - 1)
+    return jnp.where(largest > 0, sizes, jnp.where(largest == 0, 0, 1))
 
 
-def product_of_rows(a: jax.Array, d: jax.Array) -> jax.Array:
+def product_of_rows(a: jax.Array, d: jax.Array, precision: Any) -> jax.Array:
     """``sum_np a[n, b, p]^T d[n, b, p]``, [batches, in, out]."""
-    return products(*(grouped(x, [1], [0, 2], [3]) for x in (a, d)))
+    a, d = (grouped(x, [1], [0, 2], [3]) for x in (a, d))
+    return products(a, d, precision)
 
 
 def outer_products(a: jax.Array, d: jax.Array, weights: jax.Array | None) -> jax.Array:

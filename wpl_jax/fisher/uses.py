@@ -17,6 +17,7 @@ import numpy as np
 
 from wpl_jax.fisher.program import Operation, size_in_bytes
 from wpl_jax.fisher.selections import Known
+from wpl_jax.numbers import wide_dtype
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,6 +42,11 @@ class Use:
         """What one example's operand and gradient hold."""
         return size_in_bytes(self.probe) + size_in_bytes(self.operand)
 
+    def dtype(self, bases: Sequence[Any]) -> Any:
+        """That of its gradient's sums: no narrower than what it is computed of, or its bases."""
+        data = [x for x in (self.operand, self.probe) if jnp.issubdtype(x.dtype, jnp.floating)]
+        return wide_dtype(*bases, *data)
+
 
 class Product(NamedTuple):
     """A contraction with the value, brought into the form ``A^T D``."""
@@ -54,11 +60,12 @@ class Product(NamedTuple):
     ``D`` [batches, positions, out]."""
     assemble: Callable[[jax.Array], jax.Array]
     """From [batches, in, out] to the shape of the value."""
+    precision: Any  # of the products that the gradient is made of: that of the function's own
 
     def cotangent(self, operand: jax.Array, delta: jax.Array, dtype: Any) -> jax.Array:
         """One example's gradient of the value."""
         a, d = self.matrices(operand, delta)
-        return self.assemble(products(a.astype(dtype), d.astype(dtype)))
+        return self.assemble(products(a.astype(dtype), d.astype(dtype), self.precision))
 
 
 class Rows(NamedTuple):
@@ -141,8 +148,9 @@ def _dot(eqn, i, loops):
         math.prod(w.shape[d] for d in contracted[i]),
         math.prod(w.shape[d] for d in w_free),
     )
-    key = ("dot", i, contracted, batch)
-    return 1 - i, Product(key, positions, shape, 0, matrices, assemble)
+    precision = _precision(eqn)
+    key = ("dot", i, contracted, batch, precision)
+    return 1 - i, Product(key, positions, shape, 0, matrices, assemble, precision)
 
 
 def _convolution(eqn, i, loops):
@@ -189,8 +197,21 @@ def _convolution(eqn, i, loops):
         return gradient.transpose([*range(m), *(axes[d] for d in range(w.ndim))])
 
     shape = math.prod(mapped) * groups, math.prod(kernel) * features_in, features_out
-    key, held = ("convolution", w_spec, groups), 4 * positions * math.prod(shape[:2])
-    return 0, Product(key, positions, shape, held, matrices, assemble)
+    precision = _precision(eqn)
+    key = ("convolution", w_spec, groups, precision)
+    held = 4 * positions * math.prod(shape[:2])
+    return 0, Product(key, positions, shape, held, matrices, assemble, precision)
+
+
+def _precision(eqn):
+    """That which an operation asks for, and the higher one if it does for each operand."""
+    asked = eqn.params["precision"]
+    if asked is None:
+        return None
+    pair = asked if isinstance(asked, tuple) else (asked,)
+    if not all(isinstance(one, jax.lax.Precision) for one in pair):
+        return jax.lax.Precision.HIGHEST  # an algorithm, of which there are many
+    return max(pair, key=lambda one: one.value)
 
 
 # So many slices of an image are put side by side; more of them are slow to compile.
@@ -348,8 +369,10 @@ def grouped(x: jax.Array, *groups: Sequence[int]) -> jax.Array:
     return x.transpose([axis for axes in groups for axis in axes]).reshape(sizes)
 
 
-def products(a: jax.Array, d: jax.Array) -> jax.Array:
+def products(a: jax.Array, d: jax.Array, precision: Any) -> jax.Array:
     """``a[b]^T d[b]`` for each ``b``, one after another: CPUs are slow at stacks of products."""
-    if len(a) == 1:
-        return (a[0].T @ d[0])[None]
-    return jax.lax.map(lambda ad: ad[0].T @ ad[1], (a, d))
+
+    def product(ad):
+        return jnp.matmul(ad[0].T, ad[1], precision=precision)
+
+    return product((a[0], d[0]))[None] if len(a) == 1 else jax.lax.map(product, (a, d))

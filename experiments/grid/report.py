@@ -131,7 +131,7 @@ def failures(summary: dict) -> str:
 
 
 def in_short(grid: Saved) -> str:
-    """For each of the main numbers, its range over a map, and how arms differ from the first."""
+    """For each of the main numbers, its range over a map, and how arms differ."""
     measures = [grid.measure("after_warmup", n) for n in ("forgetting_mean", "err2_mean")]
     asked = [(m, m.heading) for m in measures]
     for order in grid.orders:
@@ -322,6 +322,7 @@ def differences(grid: Saved, measures: Sequence[Measure]) -> str:
 
 
 def less(grid: Saved, measures: Sequence[Measure], reference: str) -> str:
+    """The table of one reference; in brackets, the differences that could have been seen."""
     arms = [arm for arm in grid.arms if arm["method"] in grid.others(reference)]
     columns = []
     for measure in measures:

@@ -800,7 +800,7 @@ def test_products_have_the_precision_of_the_functions_own(precision):
     def nll(p, e):
         x = jnp.matmul(e["x"], p["w"], precision=precision)
         image = e["x"][None, :, :, None]
-        kernel = p["w"][None, :1, None, :1] * 1.0
+        kernel = p["w"][None, :1, None, :1]
         y = lax.conv_general_dilated(
             image,
             kernel,

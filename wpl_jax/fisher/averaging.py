@@ -122,7 +122,7 @@ def _checked(weights, n):
 
 
 def _without_padding(total, batch, weights):
-    """Put a real example in the place of every one of weight 0, whatever that one held."""
+    """``total``, with a real example in the place of every one of weight 0, whatever it held."""
     real = jnp.argmax(weights != 0)
     example = jax.tree.map(lambda x: x[real], batch)
 

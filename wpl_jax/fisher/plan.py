@@ -49,7 +49,7 @@ from wpl_jax.fisher.routes import (
     weighted,
 )
 from wpl_jax.fisher.selections import gradients_of_bases, squares_of_bases
-from wpl_jax.fisher.uses import Rows, products
+from wpl_jax.fisher.uses import Rows, dtype_of, products
 from wpl_jax.numbers import wide_dtype
 from wpl_jax.varying import zeros
 
@@ -270,7 +270,7 @@ class Plan:
 
         for use in (use for part in parts for use in part.uses):
             numbers = sorted(use.value.boxes)
-            dtype = use.dtype([values[n] for n in numbers])
+            dtype = dtype_of([use], [values[n] for n in numbers])
             cotangent = use.layout.cotangent(operands[use.place], deltas[use.place], dtype)
             back = gradients_of_bases(use.value, numbers, values, dtype)
             for number, gradient in zip(numbers, back(cotangent), strict=True):
@@ -325,8 +325,7 @@ class Plan:
 
     def _dtype(self, cluster, leaves):
         numbers = self.program.inputs[: len(leaves)]
-        bases = [leaves[numbers.index(number)] for number in cluster.numbers]
-        return max((use.dtype(bases) for use in cluster.uses), key=lambda d: jnp.finfo(d).nmant)
+        return dtype_of(cluster.uses, [leaves[numbers.index(n)] for n in cluster.numbers])
 
 
 def _of(uses, operands, deltas):

@@ -42,11 +42,6 @@ class Use:
         """What one example's operand and gradient hold."""
         return size_in_bytes(self.probe) + size_in_bytes(self.operand)
 
-    def dtype(self, bases: Sequence[Any]) -> Any:
-        """That of its gradient's sums: no narrower than what it is computed of, or its bases."""
-        data = [x for x in (self.operand, self.probe) if jnp.issubdtype(x.dtype, jnp.floating)]
-        return wide_dtype(*bases, *data)
-
 
 class Product(NamedTuple):
     """A contraction with the value, brought into the form ``A^T D``."""
@@ -361,6 +356,12 @@ def find_use(
         out,
         layout,
     )
+
+
+def dtype_of(uses: Sequence[Use], bases: Sequence[jax.Array]) -> Any:
+    """That of sums for a gradient: no narrower than what it is computed of, or its bases."""
+    data = [x for use in uses for x in (use.operand, use.probe)]
+    return wide_dtype(*bases, *(x for x in data if jnp.issubdtype(x.dtype, jnp.floating)))
 
 
 def grouped(x: jax.Array, *groups: Sequence[int]) -> jax.Array:

@@ -281,8 +281,9 @@ def run(job: Job, checkpoints: Checkpoints) -> int:
                     reward=record["reward"],
                 )
                 start = time.monotonic()
-                checkpoints.save(trained, state)
-        if int(state.trained) % size:  # stopped within an epoch
+                if checkpoints.is_due():
+                    checkpoints.save(trained, state)
+        if checkpoints.step != int(state.trained):
             checkpoints.save(int(state.trained), state)
     if int(state.streak) >= config.max_skipped:
         raise Diverged(diverged(config, state))

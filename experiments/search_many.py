@@ -237,8 +237,9 @@ def run(many: Many, checkpoints: Checkpoints) -> int:
             columns = ("err1_mean", "err2_mean", "forgetting_mean", "forgetting_best5")
             display.end_epoch(**{n: float(np.nanmean([row[n] for row in rows])) for n in columns})
             start = time.monotonic()
-            checkpoints.save(trained, state)
-        if int(state.trained) % size:  # stopped within an epoch
+            if checkpoints.is_due():
+                checkpoints.save(trained, state)
+        if checkpoints.step != int(state.trained):
             checkpoints.save(int(state.trained), state)
     if stop:
         print("search_many: interrupted and saved; --resume goes on from here", file=sys.stderr)

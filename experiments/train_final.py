@@ -151,8 +151,10 @@ def run(training: Training, checkpoints: Checkpoints, corpus: Any, data: Data, o
                 )
                 display.end_epoch(loss=loss, validation=float(error))
                 start = time.monotonic()
-            if trained % size == 0 or stop:
-                checkpoints.save(trained, state)
+                if checkpoints.is_due():
+                    checkpoints.save(trained, state)
+        if checkpoints.step != int(state.trained):
+            checkpoints.save(int(state.trained), state)
     if stop:
         print("train_final: interrupted and saved; --resume goes on from here", file=sys.stderr)
         return stop.exit_code

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 
+from wpl_jax import checkpoint
 from wpl_jax.checkpoint import Checkpoints, fingerprint_in
 
 
@@ -125,6 +126,37 @@ def test_saving_an_earlier_step_replaces_what_came_after(tmp_path):
         assert checkpoints.restore({"w": jnp.float32(0)})["w"] == -9
         checkpoints.save(1, {"w": jnp.float32(1)})
         assert checkpoints.latest() == 1
+
+
+def test_no_more_than_a_tenth_of_the_time_goes_into_saving(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("wpl_jax.checkpoint.time.monotonic", lambda: clock[0])
+
+    def save(checkpoints, step, seconds):
+        def slowly(path):
+            clock[0] += seconds
+            return sha256(path)
+
+        sha256 = checkpoint._sha256
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoint, "_sha256", slowly)
+            checkpoints.save(step, {"w": np.ones(3)})
+
+    with Checkpoints(tmp_path, {}) as checkpoints:
+        assert checkpoints.step is None
+        assert checkpoints.is_due()
+        save(checkpoints, 1, seconds=1e-3)
+        assert checkpoints.is_due(), "a fast one always is"
+        start = clock[0]
+        save(checkpoints, 2, seconds=5)
+        took = clock[0] - start
+        clock[0] = start + 9.9 * took
+        assert not checkpoints.is_due()
+        clock[0] = start + 10 * took
+        assert checkpoints.is_due()
+        assert checkpoints.step == 2
+        checkpoints.restore({"w": np.ones(3)}, step=1)
+        assert checkpoints.step == 1
 
 
 def test_an_empty_folder_has_nothing_to_resume(tmp_path):
@@ -320,6 +352,7 @@ def test_what_cannot_be_written_is_an_error_of_the_system(tmp_path, monkeypatch)
 SAVE_FOREVER = """
 import itertools, sys
 import jax.numpy as jnp
+from wpl_jax import checkpoint
 from wpl_jax.checkpoint import Checkpoints, fingerprint_in
 with Checkpoints(sys.argv[1], {"seed": 0}) as checkpoints:
     state = {"w": jnp.zeros(10_000, jnp.int32), "step": jnp.int32(0)}

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -49,6 +50,9 @@ class Checkpoints:
       (1, Array([1., 1., 1.], dtype=float32))
     """
 
+    step: int | None
+    """Of the state that was last saved or restored here; None if none has been."""
+
     notes: dict[str, Any]
     """What is saved beside each state, in types that JSON has: a log of how it came about, say.
     Once a state is restored, it is what was saved beside that one."""
@@ -73,7 +77,8 @@ class Checkpoints:
             raise ValueError(f"keep must be at least 2, the last one and one to spare, got {keep}")
         self._folder = Path(folder)
         self._fingerprint = json.loads(json.dumps(fingerprint))
-        self.notes = {}
+        self.step, self.notes = None, {}
+        self._began = self._took = 0.0  # the last save
         saved = _fingerprints(self._folder)
         if saved and self._fingerprint not in saved:
             raise ValueError(
@@ -109,6 +114,25 @@ class Checkpoints:
         """Stop Orbax's threads."""
         self._manager.close()
 
+    def is_due(self) -> bool:
+        """Whether to save again, if no more than a tenth of a run's time is to go into it.
+
+        Gigabytes take longer to save than a GPU takes for an epoch. Where a save takes less than a
+        second, the next is always due. A loop that asks must save its last state in any case.
+
+        Example:
+          >>> import tempfile, jax
+          >>> from wpl_jax.checkpoint import Checkpoints
+          >>> state, epochs = jax.numpy.ones(3), 2
+          >>> with tempfile.TemporaryDirectory() as folder, Checkpoints(folder, {}) as checkpoints:
+          ...     for epoch in range(1, epochs + 1):
+          ...         if checkpoints.is_due() or epoch == epochs:
+          ...             checkpoints.save(epoch, state)
+          ...     checkpoints.step
+          2
+        """
+        return self._took < 1 or time.monotonic() - self._began >= 10 * self._took
+
     def save(self, step: int, state: object) -> None:
         """Save a state. When this returns, it is on disk.
 
@@ -122,8 +146,10 @@ class Checkpoints:
         Raises:
           OSError: if it cannot be written, or the folder has been removed.
         """
+        self._began = time.monotonic()
         leaves = jax.device_get({name: _untyped(leaf) for name, leaf in _by_name(state).items()})
         if not self._writes:
+            self.step = step
             return
         if not self._folder.is_dir():
             raise FileNotFoundError(f"{self._folder} was removed or renamed")
@@ -146,6 +172,7 @@ class Checkpoints:
         unfinished = folder / "seal.tmp"
         unfinished.write_text(json.dumps(seal | {"seal": _of_seal(seal)}))
         unfinished.replace(folder / "seal.json")
+        self.step, self._took = step, time.monotonic() - self._began
 
     def latest(self) -> int | None:
         """The step of the last complete checkpoint, or None if there is no checkpoint.
@@ -205,6 +232,7 @@ class Checkpoints:
                     f"the checkpoint of step {step} in {self._folder} has {found} at {name}, where "
                     f"the state has {wanted}; start anew in another folder"
                 )
+        self.step = step
         return jax.tree.unflatten(
             jax.tree.structure(state_like),
             [_placed_like(like, arrays[name]) for name, like in leaves_like.items()],

@@ -24,6 +24,7 @@ from experiments.grid.plan import (
     Plan,
     Results,
     Searched,
+    all_searches,
     left_by_search,
     plan_of,
     ranking_run,
@@ -74,7 +75,8 @@ def experiment(plan: Plan, pool: Pool) -> Results:
     """All that is run, a stage after another."""
     config = plan.config
     if config.together:  # what follows finds what it needs
-        pool.execute("together", [together(plan, arm) for arm in plan.arms])
+        arms = [a for a in plan.arms if not all(map(pool.summary, all_searches(plan, a)))]
+        pool.execute("together", [together(plan, arm) for arm in arms])
     tried = {
         arm.name: [
             [search_run(plan, "trial", arm, i, seed) for seed in config.trial_seeds]

@@ -282,17 +282,22 @@ def left_by_search(folder: Path) -> tuple[dict, dict | None, Sequence[Mapping[st
     return read_metrics(folder), over_epochs, probed, cell
 
 
-def together(plan: Plan, arm: Arm) -> Run:
-    """All searches of an arm that may be needed, as one program."""
+def all_searches(plan: Plan, arm: Arm) -> list[Run]:
+    """Those of an arm that may be needed, whichever of its flags are chosen."""
     stages = {"search": range(plan.config.seeds)}
     if len(arm.candidates) > 1:
         stages |= {"trial": plan.config.trial_seeds}
-    each = [
+    return [
         search_run(plan, stage, arm, candidate, seed)
         for stage, seeds in stages.items()
         for candidate in range(len(arm.candidates))
         for seed in seeds
     ]
+
+
+def together(plan: Plan, arm: Arm) -> Run:
+    """All searches of an arm as one program."""
+    each = all_searches(plan, arm)
     searches = [shlex.join([*run.flags, "--out", str(plan.runs / run.name)]) for run in each]
     expected = {"configuration": {"search": searches}, "epochs": each[0].expected["epochs"]}
     flags = tuple(f"--search={flags}" for flags in searches)

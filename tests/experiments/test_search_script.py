@@ -266,8 +266,12 @@ def test_a_run_killed_in_mid_epoch_goes_on_as_if_it_had_not_been(finished, flags
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_signal_stops_and_saves_in_mid_epoch(finished, flags, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("due", "saved"), [(True, [2, 3]), (False, [1, 3])])
+def test_a_signal_stops_and_saves_in_mid_epoch(
+    due, saved, finished, flags, tmp_path, monkeypatch, capsys
+):
     command = [*flags, "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(search.Checkpoints, "is_due", lambda _: due)
     with monkeypatch.context() as patch:
         patch.setattr(search, "Display", signalled(signal.SIGINT, after=1))
         assert search.main(command) == 130
@@ -276,7 +280,7 @@ def test_a_signal_stops_and_saves_in_mid_epoch(finished, flags, tmp_path, monkey
 
         patch.setattr(search, "Display", signalled(signal.SIGTERM, after=2))
         assert search.main([*command, "--resume"]) == 143
-        assert checkpoints(tmp_path / "out") == [2, 3]
+        assert checkpoints(tmp_path / "out") == saved
     assert not (tmp_path / "out" / "best.json").exists()
     assert search.main([*command, "--resume"]) == 0
     assert results(tmp_path / "out") == results(finished)

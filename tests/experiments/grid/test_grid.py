@@ -818,9 +818,9 @@ def test_together_an_arm_is_one_program_and_what_follows_finds_its_searches(
             self.launched.append(f"together {folder.name}")
             searches = [flag.removeprefix("--search=") for flag in command if "--search=" in flag]
             for flags in map(shlex.split, searches):
-                (folder.parents[1] / Path(flags[-1]).relative_to(folder.parents[1])).mkdir(
-                    parents=True
-                )
+                place = Path(flags[-1])
+                assert place.is_relative_to(folder.parents[1])
+                place.mkdir(parents=True, exist_ok=True)
                 searched([*flags, "--resume"])
             summary = {"epochs": EPOCHS, "configuration": {"search": searches}}
             (folder / "summary.json").write_text(json.dumps(summary))
@@ -830,6 +830,11 @@ def test_together_an_arm_is_one_program_and_what_follows_finds_its_searches(
     assert run(tmp_path, monkeypatch, runs, *COMPARED, "--together") == 0
     assert runs.launched == ["together plain", "together WPL", "together L2_anchor"]
     assert summary_in(tmp_path)["arms"] == summary_in(compared[0])["arms"]
+    shutil.rmtree(tmp_path / "runs/together")
+    shutil.rmtree(tmp_path / "runs/search/WPL_2_1")
+    runs.launched.clear()
+    assert run(tmp_path, monkeypatch, runs, *COMPARED, "--together") == 0
+    assert runs.launched == ["together WPL"], "an arm whose searches are there needs no program"
     assert {p.name for p in (tmp_path / "runs/search").iterdir()} == {
         *(f"{arm}_{seed}" for arm in ("plain", "L2_anchor") for seed in range(3)),
         *(f"WPL_{i}_{seed}" for i in (1, 2, 3) for seed in range(3)),

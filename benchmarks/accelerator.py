@@ -13,7 +13,6 @@ rounded as JAX does by default, on NVIDIA's tensor cores to TF32, unless a row s
 
 import dataclasses
 import functools
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ import wpl_jax
 from benchmarks import end_to_end
 from benchmarks.fisher import OURS, in_jax
 from benchmarks.networks import NETWORKS
-from benchmarks.report import report
+from benchmarks.report import chosen, report
 from benchmarks.search_step import Training
 from benchmarks.timing import Jitted, Steps, compare
 from experiments import spaces
@@ -38,11 +37,11 @@ def main():
     made = {"peaks": peaks, "fisher": fishers}
     made |= {space: functools.partial(steps, space) for space in ARCHITECTURES}
     made |= {"together": together}
-    chosen = sys.argv[1:] or list(made)
+    names = chosen(__doc__, list(made))
     tables = []
-    for name in chosen:
+    for name in names:
         tables += made[name]()
-        if chosen == list(made):  # after each, so that what was measured outlives an interruption
+        if names == list(made):  # after each, so that what was measured outlives an interruption
             report("accelerator", tables)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.report import report
+from benchmarks.report import chosen, report
 from benchmarks.timing import Jitted, Peer, compare
 from wpl_jax.spaces.cross_entropy import linear_cross_entropy
 
@@ -74,4 +74,5 @@ def usual(hidden, kernel, bias, labels):
 
 
 if __name__ == "__main__":
+    chosen(__doc__)
     main()

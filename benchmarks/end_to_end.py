@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.report import report
+from benchmarks.report import chosen, report
 from benchmarks.search_step import RATES
 from benchmarks.timing import Steps, compare
 from experiments import spaces
@@ -93,4 +93,5 @@ def pictures(space, batch):
 
 
 if __name__ == "__main__":
+    chosen(__doc__)
     main()

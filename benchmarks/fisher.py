@@ -17,7 +17,7 @@ import optax
 import wpl_jax
 from benchmarks.networks import NETWORKS
 from benchmarks.page import RESULTS
-from benchmarks.report import report
+from benchmarks.report import chosen, report
 from benchmarks.timing import Jitted, Peer, compare
 
 GRADIENT, OURS = "batch gradient", "wpl_jax.empirical_fisher"
@@ -103,4 +103,5 @@ def draw(scaling):
 
 
 if __name__ == "__main__":
+    chosen(__doc__)
     main()

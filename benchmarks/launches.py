@@ -15,7 +15,6 @@ of no use here.
 import dataclasses
 import functools
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -25,7 +24,7 @@ from rich.table import Table
 
 from benchmarks.accelerator import ARCHITECTURES, trained, training
 from benchmarks.end_to_end import data_of
-from benchmarks.report import report
+from benchmarks.report import chosen, report
 from experiments import spaces
 
 NOTHING = {  # instructions that only name what is there
@@ -45,9 +44,9 @@ class Counts(NamedTuple):
 
 
 def main():
-    chosen = sys.argv[1:] or list(ARCHITECTURES)
-    tables = [table(name) for name in chosen]
-    if chosen == list(ARCHITECTURES):
+    names = chosen(__doc__, list(ARCHITECTURES))
+    tables = [table(name) for name in names]
+    if names == list(ARCHITECTURES):
         report("launches", tables)
 
 

@@ -17,6 +17,7 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.report import chosen
 from wpl_jax.search import WPL, Data, Reinforced, Search, SearchConfig
 from wpl_jax.spaces.micro_cnn import MicroCNN, network
 from wpl_jax.spaces.operations import depthwise, max_pool, run_one
@@ -175,4 +176,5 @@ def compiling():
 
 
 if __name__ == "__main__":
+    chosen(__doc__)
     main()

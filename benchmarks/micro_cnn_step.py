@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import static
-from benchmarks.report import report
+from benchmarks.report import chosen, report
 from benchmarks.search_step import (
     ALONE,
     PLASTIC,
@@ -70,4 +70,5 @@ def step():
 
 
 if __name__ == "__main__":
+    chosen(__doc__)
     main()

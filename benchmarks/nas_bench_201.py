@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.report import report
+from benchmarks.report import chosen, report
 from benchmarks.timing import Steps, compare
 from wpl_jax.spaces.images import cross_entropy
 from wpl_jax.spaces.nas_bench_201 import EDGES, OPERATIONS, NASBench201
@@ -193,4 +193,5 @@ def norm(x, params=None):
 
 
 if __name__ == "__main__":
+    chosen(__doc__)
     main()

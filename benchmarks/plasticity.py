@@ -17,7 +17,7 @@ import optax
 
 import wpl_jax
 from benchmarks import search_step
-from benchmarks.report import report
+from benchmarks.report import chosen, report
 from benchmarks.timing import Steps, compare
 from experiments.two_models import training as shared_mlps
 from experiments.two_models.settings import TwoModels
@@ -110,4 +110,5 @@ def search():
 
 
 if __name__ == "__main__":
+    chosen(__doc__)
     main()

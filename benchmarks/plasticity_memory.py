@@ -14,7 +14,7 @@ import optax
 import wpl_jax
 from benchmarks import large_networks
 from benchmarks.models import GPT2
-from benchmarks.report import report
+from benchmarks.report import chosen, report
 from benchmarks.timing import Steps, cells, compare
 
 STRENGTH = 10.0
@@ -81,4 +81,5 @@ def table(dtype, sizes=GPT2, repeats=11):
 
 
 if __name__ == "__main__":
+    chosen(__doc__)
     main()

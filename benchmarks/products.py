@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.report import report
+from benchmarks.report import chosen, report
 from benchmarks.timing import Jitted, compare
 from wpl_jax.fisher.routes import outer_products
 
@@ -107,4 +107,5 @@ def timed(title, forms, *arguments):
 
 
 if __name__ == "__main__":
+    chosen(__doc__)
     main()

@@ -1,9 +1,11 @@
 """What was measured: files in ``benchmarks/results``, which name their machine, and their page."""
 
+import argparse
 import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,22 @@ import jax
 from benchmarks import page
 from benchmarks.page import RESULTS
 from benchmarks.timing import PEERS_PYTHON, ROOT
+
+
+def chosen(doc: str, parts: Sequence[str] = ()) -> list[str]:
+    """The parts of a benchmark that the command line names: all, if it names none.
+
+    ``doc``, the module's, is what --help shows.
+    """
+    usage = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=doc, formatter_class=usage)
+    if parts:
+        parser.add_argument("part", nargs="*", help=f"of {', '.join(parts)}; all if none is given")
+    named = getattr(parser.parse_args(), "part", [])
+    for name in named:
+        if name not in parts:
+            parser.error(f"there is no {name}: choose of {', '.join(parts)}")
+    return named or list(parts)
 
 
 def report(name: str, tables: list[dict[str, Any]], **more) -> None:

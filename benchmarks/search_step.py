@@ -22,7 +22,7 @@ import optax
 
 from benchmarks import static
 from benchmarks.page import RESULTS
-from benchmarks.report import report
+from benchmarks.report import chosen, report
 from benchmarks.timing import Peer, Steps, compare
 from wpl_jax.search import WPL, Data, Reinforced, Search, SearchConfig, Uniform, evaluation
 from wpl_jax.spaces.rnn import RNN
@@ -204,4 +204,5 @@ def draw(table):
 
 
 if __name__ == "__main__":
+    chosen(__doc__)
     main()

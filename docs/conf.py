@@ -38,6 +38,10 @@ PAGES = {
     "experiments/results/search_rnn/report.md": "reports/search_rnn.md",
     "experiments/results/search_rnn/map/report.md": "reports/search_rnn_map.md",
     "experiments/results/search_rnn/uniform/report.md": "reports/search_rnn_uniform.md",
+    "experiments/results/search_rnn/published/report.md": "reports/search_rnn_published.md",
+    "experiments/results/search_rnn/published_full_width/report.md": (
+        "reports/search_rnn_published_full_width.md"
+    ),
     "experiments/results/search_cnn/uniform/report.md": "reports/search_cnn_uniform.md",
     "experiments/results/search_cnn/map/report.md": "reports/search_cnn_map.md",
     "experiments/results/search_cnn/report.md": "reports/search_cnn.md",

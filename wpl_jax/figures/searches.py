@@ -256,8 +256,10 @@ def _scale(
     if zero is not None and sizes.max() > 20 * np.median(sizes):
         linear = 10.0 ** np.round(np.log10(np.median(sizes)))
         decades = int(np.ceil(np.log10(sizes.max() / linear)))
-        ticks = linear * np.array([0.5, *10.0 ** np.arange(0, decades + 1, 1 + decades // 6)])
+        ticks = linear * 10.0 ** np.arange(0, decades + 1, 1 + decades // 6)
         low, high = (2 * min(shown.min(), 0.0) - linear / 2, 2 * max(shown.max(), 0.0) + linear / 2)
+        if np.count_nonzero((low < np.r_[-ticks, ticks]) & (np.r_[-ticks, ticks] < high)) < 5:
+            ticks = np.r_[linear / 2, ticks]
         for ax in axes:
             ax.set_yscale("symlog", linthresh=linear)
             _set_ticks(ax, FixedLocator([*-ticks[::-1], 0, *ticks]))

@@ -336,6 +336,26 @@ def test_checkpoints_of_early_versions_have_no_notes(two_checkpoints, tmp_path):
         assert checkpoints.latest() == 1
 
 
+@pytest.mark.parametrize(
+    ("step", "state", "notes", "message"),
+    [
+        (2, {"w": np.ones(2)}, {"loss": np.float32(1.5)}, "notes cannot be .* JSON at 'loss'"),
+        (2, {"w": np.ones(2), "name": "abc"}, {}, r"numbers, got <U3 at \['name'\]"),
+        (2, {"w": 10**30}, {}, r"numbers, got object at \['w'\]"),
+        (-1, {"w": np.ones(2)}, {}, "step must be a whole number, 0 or more, got -1"),
+        (1.5, {"w": np.ones(2)}, {}, "step must be a whole number, 0 or more, got 1.5"),
+    ],
+)
+def test_what_cannot_be_saved_is_named_and_nothing_is_lost(step, state, notes, message, tmp_path):
+    with Checkpoints(tmp_path, {}) as checkpoints:
+        checkpoints.save(2, {"w": np.ones(2)})
+        checkpoints.notes |= notes
+        with pytest.raises(ValueError, match=message):
+            checkpoints.save(step, state)
+        assert checkpoints.latest() == checkpoints.step == 2
+        assert not checkpoints.incomplete()
+
+
 def test_what_cannot_be_written_is_an_error_of_the_system(tmp_path, monkeypatch):
     with Checkpoints(tmp_path, {}) as checkpoints:
         checkpoints.save(1, {"w": jnp.ones(2)})

@@ -300,6 +300,12 @@ PLACES = {
         ),
         None,
     ),
+    "right: watched": (optax.chain(SGD, LATE, optax.snapshot("step", lambda u: u)), None),
+    "right: measured": (optax.chain(SGD, LATE, optax.monitor({"step": optax.tree.norm})), None),
+    "additive last but for what watches": (
+        optax.chain(SGD, ADD, optax.snapshot("step", lambda u: u)),
+        "additive term is last",
+    ),
     "additive last": (optax.chain(optax.sgd(0.1), ADD), r"additive term is last.*chain\(add_pl"),
     "proximal first": (
         optax.chain(wpl_jax.proximal_plasticity(1.0, 0.1), optax.sgd(0.1)),

@@ -691,6 +691,26 @@ def test_a_plasticity_term_of_other_parameters_may_lie_elsewhere():
     wpl_jax.path_importance(tx.init(TWO), TWO)
 
 
+def test_a_path_leaves_integers_alone():
+    params = {"w": jnp.ones(2), "table": jnp.arange(3)}
+    tx = wpl_jax.synaptic_intelligence(optax.sgd(0.5))
+    updates, opt_state = tx.update({"w": jnp.ones(2), "table": None}, tx.init(params), params)
+    importance, _ = wpl_jax.path_importance(
+        opt_state, {"w": params["w"] + updates["w"], "table": params["table"]}, damping=0.25
+    )
+    np.testing.assert_allclose(importance["w"], 1.0)  # 0.5 / (0.5**2 + 0.25)
+    np.testing.assert_array_equal(importance["table"], 0)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [wpl_jax.synaptic_intelligence, functools.partial(wpl_jax.weight_plasticity, strength=1.0)],
+)
+def test_an_optimiser_that_was_not_made_is_named(wrap):
+    with pytest.raises(TypeError, match=r"inner must be an optax transformation, .* got <function"):
+        wrap(optax.sgd)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -718,7 +738,7 @@ def test_a_plasticity_term_of_other_parameters_may_lie_elsewhere():
                 ),
                 "damping must be a finite number above 0, got",
             )
-            for damping in (0.0, -1.0, float("nan"), float("inf"), np.ones(2))
+            for damping in (0.0, -1.0, float("nan"), float("inf"), np.ones(2), jnp.ones(2), "1", 1j)
         ),
     ],
 )

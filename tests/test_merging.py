@@ -336,6 +336,25 @@ def test_errors_name_what_is_wrong_and_where(args, message):
         wpl_jax.merge(*args)
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (({"a": MODELS[0], "b": MODELS[1]},), "params must be a sequence.* got a dict"),
+        ((MODELS, 1.0), "fishers must be a sequence.* got a float"),
+        ((MODELS, None, {"a": 1.0, "b": 2.0, "c": 1.0}), "weights must be a sequence.* got a dict"),
+    ],
+)
+def test_what_is_no_sequence_of_models_is_named(args, message):
+    with pytest.raises(TypeError, match=message):
+        wpl_jax.merge(*args)
+
+
+def test_a_fisher_may_name_a_layer_without_parameters():
+    models = [{"w": jnp.zeros(2), "pool": {}}, {"w": jnp.ones(2), "pool": {}}]
+    merged = wpl_jax.merge(models, [{"w": 1.0, "pool": 1.0}, {"w": 3.0, "pool": 1.0}])
+    np.testing.assert_allclose(merged["w"], 0.75)
+
+
 def test_integers_have_no_mean():
     with pytest.raises(TypeError, match=r"params\[0\] must be floating.*int32 at \['steps'\]"):
         wpl_jax.merge([{"steps": jnp.array(3)}])

@@ -4,6 +4,7 @@ An `nnx.Module` stands where parameters are asked for, and an `nnx.Optimizer` wh
 Dropout and batch norm in train mode have no place in a function of one example: errors name them.
 """
 
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -244,10 +245,20 @@ def test_an_optimizer_of_some_parameters():
     shifted(model)
     # Ten parameters, each moved by 1.
     np.testing.assert_allclose(wpl_jax.plasticity_loss(optimizer, model, 2.0), 30, rtol=1e-6)
+    # What the whole model has, the optimiser takes its own part of.
     fisher = wpl_jax.empirical_fisher(loss)(model, BATCH)
-    with pytest.raises(ValueError, match=r"fisher has a leaf at \['hidden'\]"):
-        wpl_jax.consolidate(optimizer, model, fisher)
-    wpl_jax.consolidate(optimizer, model, nnx.State({"out": fisher["out"]}))
+    whole = nnx.to_pure_dict(fisher)
+    for mask in (None, jax.tree.map(lambda f: jnp.ones(f.shape, bool), whole), {"out": True}):
+        for given in (fisher, whole, nnx.State({"out": fisher["out"]})):
+            wpl_jax.consolidate(optimizer, model, given, mask=mask)
+            held = nnx.to_pure_dict(wpl_jax.get_plasticity(optimizer).fisher)
+            chex.assert_trees_all_equal(held, {"out": whole["out"]})
+    grads = nnx.grad(lambda model: loss(model, BATCH))(model)
+    ratio = wpl_jax.diagnose(optimizer, model, 0.1, grads).gradient_ratio
+    own = nnx.State({"out": grads["out"]})
+    assert ratio == wpl_jax.diagnose(optimizer, model, 0.1, own).gradient_ratio
+    with pytest.raises(ValueError, match=r"fisher has a leaf at \['other'\]"):
+        wpl_jax.consolidate(optimizer, model, whole | {"other": jnp.ones(2)})
 
 
 def test_the_term_of_a_module_is_differentiable():

@@ -119,6 +119,21 @@ def test_align_mask_without_a_mask_or_a_parameter():
     assert [leaf.shape for leaf in align_mask(True, hidden)] == [(1,)]
 
 
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"a": True, "pool": False, "none": {"inner": {}}},
+        {"a": True, "pool": {"scale": True}},
+        {"a": True, "none": True},
+        True,
+    ],
+)
+def test_align_mask_of_layers_without_parameters(mask):
+    params = {"a": jnp.zeros(2), "pool": {}, "none": {"inner": ()}}
+    assert [bool(leaf.all()) for leaf in align_mask(mask, params)] == [True]
+    assert align_mask(mask, {}) == [] if mask is True else True
+
+
 def test_align_mask_of_a_field_called_value():
     params = Attention(jnp.zeros(2), jnp.zeros(2), {"w": jnp.zeros(2)})
     leaves = align_mask(Attention(query=True, key=True, value=False), params)

@@ -118,7 +118,8 @@ class Checkpoints:
         """Whether to save again, if no more than a tenth of a run's time is to go into it.
 
         Gigabytes take longer to save than a GPU takes for an epoch. Where a save takes less than a
-        second, the next is always due. A loop that asks must save its last state in any case.
+        second, the next is always due. A loop that asks must save its last state in any case. Of
+        several processes, each has an answer of its own.
 
         Example:
           >>> import tempfile, jax
@@ -145,8 +146,12 @@ class Checkpoints:
 
         Raises:
           OSError: if it cannot be written, or the folder has been removed.
+          ValueError: for a step that is no whole number from 0 on, or if the state or the notes
+            hold what cannot be saved; what was there before is still there.
         """
         self._began = time.monotonic()
+        _check_step(step)
+        _check_notes(self.notes)
         leaves = jax.device_get({name: _untyped(leaf) for name, leaf in _by_name(state).items()})
         if not self._writes:
             self.step = step
@@ -154,6 +159,7 @@ class Checkpoints:
         if not self._folder.is_dir():
             raise FileNotFoundError(f"{self._folder} was removed or renamed")
         arrays = {name: np.asarray(leaf) for name, leaf in leaves.items() if np.size(leaf)}
+        _check_numbers(arrays)
         try:
             _find_room(self._folder, sum(array.nbytes for array in arrays.values()))
             for obsolete in self._manager.all_steps():
@@ -332,6 +338,28 @@ def _flat(settings: dict[str, Any]) -> dict[str, str]:
         else:
             flat[name] = json.dumps(value)
     return flat
+
+
+def _check_step(step):
+    if isinstance(step, bool) or not isinstance(step, int | np.integer) or step < 0:
+        raise ValueError(f"step must be a whole number, 0 or more, got {step!r}")
+
+
+def _check_notes(notes):
+    for name, note in notes.items():
+        try:
+            json.dumps({name: note})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"notes cannot be written as JSON at {name!r}: {error}") from None
+
+
+def _check_numbers(arrays):
+    for name, array in arrays.items():
+        if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == np.bool_):
+            raise ValueError(
+                f"a state holds arrays of numbers, got {array.dtype} at {name}: keep anything else "
+                "in the notes, or outside"
+            )
 
 
 def _sha256(path):

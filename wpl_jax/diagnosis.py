@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from wpl_jax.modules import parameters
+from wpl_jax.modules import parameters, trained_part
 from wpl_jax.numbers import widen
 from wpl_jax.plasticity.state import ProximalState, find, scalar
 from wpl_jax.plasticity.term import (
@@ -45,8 +45,9 @@ class Diagnosis(NamedTuple):
       misplaced: bool, whether the term is in the wrong place of its ``optax.chain``, so that it
         does not pull towards the anchor: a proximal term before another transformation, or an
         additive term in the last place. What freezes weights, such as ``optax.freeze``, may follow
-        either. One without memory, such as ``optax.identity``, counts as a transformation, since it
-        cannot be told from ``optax.scale``.
+        either. One without memory, such as ``optax.identity`` or ``keep_params_nonnegative``,
+        counts as a transformation, since it cannot be told from ``optax.scale``. Not seen in an
+        ``optax.named_chain``, whose state does not keep the order.
       not_finite: int32 counts of the entries that are NaN or infinite, by the array they are in.
       strength: the strength at the last update, or at the first one if there was none yet.
       learning_rate: the learning rate at this count.
@@ -226,10 +227,11 @@ proximal_plasticity, which is stable at any strength, or a strength <= 8
     """
     check_nonnegative(learning_rate=learning_rate)
     path, state = find(opt_state)
-    params = align("params", parameters(params, opt_state), state.anchor)
     if grads is not None:
+        grads = trained_part(grads, params, opt_state)
         aligned = align("grads", grads, state.anchor, optional=True)
         grads = [g for g in aligned if g is not None]
+    params = align("params", parameters(params, opt_state), state.anchor)
 
     def of_one_model(params, grads, anchors, fishers, consolidations, rejected, count, strength):
         rate = jnp.asarray(value_at(learning_rate, count), float)
@@ -311,13 +313,15 @@ def _is_misplaced(opt_state, path, state):
 
 
 def _acting(states):
-    """Of states in a tuple, those of transformations, but for what only selects: freeze, masked."""
-    return [
-        s
-        for s in states
-        if isinstance(s, optax.EmptyState)
-        or (isinstance(s, tuple) and jax.tree.leaves(s, is_leaf=lambda n: type(n) is tuple))
-    ]
+    """Of states in a tuple, those of transformations that do more than look on, or select."""
+
+    def acts(state):
+        if isinstance(state, optax.MonitorState | optax.SnapshotState):
+            return False
+        has_memory = jax.tree.leaves(state, is_leaf=lambda n: type(n) is tuple)
+        return isinstance(state, optax.EmptyState) or (isinstance(state, tuple) and has_memory)
+
+    return list(filter(acts, states))
 
 
 def _child(tree, key):

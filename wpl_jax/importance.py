@@ -23,7 +23,6 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from wpl_jax.fisher import routes
@@ -204,7 +203,7 @@ def synaptic_intelligence(
       Zenke et al., `Continual Learning Through Synaptic Intelligence
       <https://arxiv.org/abs/1703.04200>`_, 2017
     """
-    inner = with_extra_args(inner)
+    inner = with_extra_args("inner", inner)
 
     def init_fn(params):
         # A copy: a donated step may not be given the same buffer as params and as state.
@@ -370,7 +369,9 @@ def _check_outermost(opt_state, path):
 def _check_damping(damping):
     if isinstance(damping, jax.core.Tracer):
         return
-    if np.ndim(damping) or not 0 < float(damping) < float("inf"):
+    number = floating(damping)
+    is_one = isinstance(number, float) or (isinstance(number, jax.Array) and not number.ndim)
+    if not (is_one and 0 < float(number) < float("inf")):
         raise ValueError(
             f"damping must be a finite number above 0, got {damping}: without it the importance of "
             "a weight that has not moved is 0/0"

@@ -13,7 +13,7 @@ If all Fishers are equal this is the plain mean. It is also the anchor that
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import chex
 import jax
@@ -59,7 +59,8 @@ def merge(
       ValueError: if there are no models, or not as many Fishers or weights as models; if trees
         differ; or if Fishers or weights are negative or not finite. The message names the first
         path.
-      TypeError: if a parameter is neither floating-point nor complex.
+      TypeError: if a parameter is neither floating-point nor complex, or if the models, Fishers or
+        weights are no sequence.
 
     Example:
       >>> import jax.numpy as jnp, wpl_jax
@@ -72,6 +73,10 @@ def merge(
       Matena and Raffel, `Merging Models with Fisher-Weighted Averaging
       <https://arxiv.org/abs/2111.09832>`_, 2022
     """
+    for name, given in {"params": params, "fishers": fishers, "weights": weights}.items():
+        if isinstance(given, Mapping | str) or not (given is None or isinstance(given, Iterable)):
+            kind = type(given).__name__
+            raise TypeError(f"{name} must be a sequence, with one for each model, got a {kind}")
     params = [parameters(tree) for tree in params]
     if not params:
         raise ValueError("params must be a sequence of at least one model's parameters, got none")

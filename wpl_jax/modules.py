@@ -13,7 +13,9 @@ from typing import Any
 
 import jax
 
-__all__ = ["arrays", "is_optimizer", "of_parameters", "parameters"]
+from wpl_jax.trees import is_hidden, leaves_by_path, prefixes
+
+__all__ = ["arrays", "is_optimizer", "of_parameters", "parameters", "trained_part"]
 
 _BATCH_NORM = (
     "use batch norm in train mode{at}: one example would be normalised by itself. Fix its "
@@ -45,6 +47,21 @@ def parameters(tree: Any, opt_state: Any = None) -> Any:
         return tree
     nnx = sys.modules["flax.nnx"]
     return nnx.state(tree, opt_state.wrt if is_optimizer(opt_state) else nnx.Param)
+
+
+def trained_part(tree: Any, model: Any, optimizer: Any) -> Any:
+    """Of a tree like a model's parameters, or a prefix, what an ``nnx.Optimizer`` trains.
+
+    The rest is None. Any other tree stays as it is, and any tree where there is no such model.
+    """
+    if not (is_optimizer(optimizer) and _holds_module(model)):
+        return tree
+    trained = prefixes(leaves_by_path(parameters(model, optimizer)))
+    others = prefixes(leaves_by_path(parameters(model))) - trained
+    nodes, structure = jax.tree.flatten_with_path(tree, is_leaf=is_hidden)
+    leaves = zip(leaves_by_path(tree), nodes, strict=True)
+    kept = [None if path in others else leaf for path, (_, leaf) in leaves]
+    return jax.tree.unflatten(structure, kept)
 
 
 def arrays(tree: Any) -> Any:
@@ -197,7 +214,7 @@ def _without_batch_norm(name: str) -> Iterator[None]:
             given = args[1] if len(args) > 1 else kwargs.get("use_running_average")
             fixed = context.module.use_running_average if given is None else given
             if fixed is False and not context.module.is_initializing():
-                at = f" ({'.'.join(context.module.path)})"
+                at = f" ({'.'.join(context.module.path)})" if context.module.path else ""
                 raise ValueError(_refusal(name, _BATCH_NORM.format(at=at)))
         return call(*args, **kwargs)
 

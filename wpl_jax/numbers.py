@@ -26,8 +26,9 @@ def floating(x: Any) -> Any:
 
 
 def wide_dtype(*arrays: Any) -> Any:
-    """That of squares and sums: float32, or that of an array, floating-point, that is wider."""
+    """That of squares and sums: float32, or that of a floating-point array that is wider."""
     dtypes = [jnp.dtype(jnp.float32), *map(jnp.result_type, arrays)]
+    dtypes = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
     return max(dtypes, key=lambda dtype: (jnp.finfo(dtype).nmant, dtype.itemsize))
 
 

@@ -1,6 +1,7 @@
 """Matching one pytree to another by path, with errors that name the first path that differs."""
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import chex
@@ -17,6 +18,7 @@ __all__ = [
     "leaves_by_path",
     "path_name",
     "place_like",
+    "prefixes",
     "resolve_mask",
     "store_like",
     "to_device",
@@ -178,6 +180,11 @@ def leaves_by_path(tree: chex.ArrayTree) -> dict:
     return {path[:-1] if is_variable(path) else path: leaf for path, leaf in leaves}
 
 
+def prefixes(paths: Iterable[jax.tree_util.KeyPath]) -> set[jax.tree_util.KeyPath]:
+    """All places at or above those of paths."""
+    return {path[:k] for path in paths for k in range(len(path) + 1)}
+
+
 def _wanted_and_given(tree, reference):
     """Leaves of ``reference`` by path, and those of ``tree`` that are not hidden there."""
     wanted = leaves_by_path(reference)
@@ -195,9 +202,25 @@ def _at_or_above(path, paths):
 
 
 def _leading_nowhere(given, reference):
-    """Of a prefix, what is neither at nor above a leaf of ``reference``, hidden ones included."""
-    known = {path[:k] for path in leaves_by_path(reference) for k in range(len(path) + 1)}
-    return {path: leaf for path, leaf in given.items() if path not in known}
+    """Of a prefix, what has no leaf of ``reference`` at or below it, and no empty container.
+
+    Hidden leaves count; a container without parameters may be given as that, or as one of some.
+    """
+    empty = {
+        path
+        for path, node in jax.tree.leaves_with_path(reference, is_leaf=_is_empty)
+        if _is_empty(node)
+    }
+    known = prefixes([*leaves_by_path(reference), *empty])
+    return {
+        path: leaf
+        for path, leaf in given.items()
+        if path not in known and _at_or_above(path, empty) is None
+    }
+
+
+def _is_empty(node):
+    return not is_hidden(node) and not jax.tree.leaves(node, is_leaf=is_hidden)
 
 
 def _refuse_further(name, leaves):

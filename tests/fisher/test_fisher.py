@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 from hypothesis import strategies as st
+from jax.experimental import sparse
 from laplax.curv.ggn import create_ggn_mv
 from laplax.util.mv import diagonal
 
@@ -505,8 +506,42 @@ def test_refuses_batches_without_one_leading_axis(estimator, batch, message):
         estimator(logits)(params, batch)
 
 
+@pytest.mark.parametrize("estimator", [wpl_jax.empirical_fisher, sampled, exact])
+@pytest.mark.parametrize("dtype", [jnp.complex64, jnp.int32, bool])
+def test_refuses_what_has_no_gradient(estimator, dtype):
+    params, logits, batch = softmax_regression()
+    of_loss = estimator is wpl_jax.empirical_fisher
+
+    def fn(params, example):
+        out = logits(params, example)
+        return (out.sum() if of_loss else out).astype(dtype)
+
+    name = "nll" if of_loss else "logits"
+    with pytest.raises(TypeError, match=rf"{name}\(params, example\) must be real and floating"):
+        estimator(fn)(params, batch)
+
+
+@pytest.mark.parametrize("estimator", [sampled, exact])
+def test_refuses_logits_of_no_class(estimator):
+    params, logits, batch = softmax_regression()
+    with pytest.raises(ValueError, match=r"must be of one class or more, got \(0,\)"):
+        estimator(lambda params, example: logits(params, example)[:0])(params, batch)
+
+
+def test_refuses_what_is_no_function():
+    with pytest.raises(TypeError, match="nll must be a function .*, got 3"):
+        wpl_jax.empirical_fisher(3)
+
+
+def test_refuses_sparse_examples():
+    examples = sparse.BCOO.fromdense(jnp.ones((5, 3, 4)), n_batch=1)
+    fisher = wpl_jax.empirical_fisher(lambda w, example: jnp.sum(example["m"] @ w))
+    with pytest.raises(TypeError, match=r"batch holds a BCOO at \['m'\]"):
+        fisher(jnp.ones((4, 2)), {"m": examples})
+
+
 @estimators
-@pytest.mark.parametrize("size", [0, -3])
+@pytest.mark.parametrize("size", [0, -3, 2.5])
 def test_refuses_microbatch_sizes_below_one(estimator, size):
     with pytest.raises(ValueError, match=f"microbatch_size must be at least 1, .* got {size}"):
         estimator(lambda params, example: params, size)

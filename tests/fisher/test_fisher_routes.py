@@ -297,6 +297,29 @@ FORMS = {
 }
 
 
+SCALED = {
+    "one position": lambda w, x, c: (w * c) @ (x[0] / c),
+    "some positions": lambda w, x, c: jnp.sin((w * c) @ (x[:2].T / c)).sum(),
+    "many positions": lambda w, x, c: jnp.sin((x / c) @ (c * w).T).sum(),
+    "rows": lambda w, x, c: jnp.sin((w / c)[jnp.array([1, 1, 0])] * c * x[:3, :WIDTH]).sum(),
+    "a loop": lambda w, x, c: jax.lax.scan(
+        lambda h, row: (h + jnp.sin(c * row @ (x[0] / c)), ()), 0.0, w
+    )[0],
+    "after a slice": lambda w, x, c: jnp.sin((w[1:] * c) @ (x[0] / c)).sum(),
+    "by each entry": lambda w, x, c: jnp.sin((w * c * jnp.arange(3.0)[:, None]) @ (x[0] / c)).sum(),
+}
+
+
+@pytest.mark.parametrize("of_c", [lambda c: c, jnp.float32], ids=["a literal", "an array"])
+@pytest.mark.parametrize("c", [1e21, 1e-21])
+@pytest.mark.parametrize("fn", SCALED.values(), ids=SCALED)
+def test_a_weight_times_a_constant_of_any_size(fn, c, of_c):
+    """Its gradient is of the usual size, that of the product has a square that float32 has not."""
+    check(
+        lambda w, x: jnp.asarray(fn(w, x, of_c(c))), normal(0, 3, WIDTH), normal(1, N, STEPS, WIDTH)
+    )
+
+
 @pytest.mark.parametrize("fn", FORMS, ids=lambda fn: fn.__name__)
 def test_equals_vmap_of_grad(fn):
     check(fn, PARAMS, SEQUENCES)

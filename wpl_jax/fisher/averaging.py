@@ -6,6 +6,7 @@ with what it adds up. :func:`estimator` makes of it the function that users call
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,12 @@ def estimator(
       fn: a function of parameters, or of an NNX model, and of one example.
       estimate: makes of a function of parameters, these, a batch, weights and others the result.
       batch_as_example: whether one example alone may be a whole batch.
+
+    Raises:
+      TypeError: if ``fn`` is no function.
     """
+    if not callable(fn):
+        raise TypeError(f"{name} must be a function of parameters and one example, got {fn!r}")
 
     def fisher(params, batch, weights=None, *others):
         whole = batch_as_example and num_examples(batch) == 1
@@ -149,6 +155,7 @@ def num_examples(batch: chex.ArrayTree) -> int:
 
 def checked_inputs(params: chex.ArrayTree, batch: chex.ArrayTree) -> tuple[Any, Any]:
     """Parameters, which must be floating-point, and a batch, as arrays."""
+    _refuse_sparse(batch)
     batch = jax.tree.map(_as_array, batch)
     for path, leaf in jax.tree.leaves_with_path(params):
         if callable(leaf):
@@ -168,6 +175,23 @@ def checked_inputs(params: chex.ArrayTree, batch: chex.ArrayTree) -> tuple[Any, 
     return params, batch
 
 
+def _refuse_sparse(batch):
+    sparse = sys.modules.get("jax.experimental.sparse")
+    if sparse is None:
+        return
+
+    def is_sparse(node):
+        return isinstance(node, sparse.JAXSparse)
+
+    for path, node in jax.tree.leaves_with_path(batch, is_leaf=is_sparse):
+        if is_sparse(node):
+            raise TypeError(
+                f"batch holds a {type(node).__name__} at {path_name(path)}, which has no leading "
+                "axis of examples to be cut along: put its data and indices into the batch, and "
+                "build the matrix of one example in the function"
+            )
+
+
 def check_output(name: str, ndim: int | None, out: Any) -> None:
     """Raise an error if this is not the shape of what a function should make of one example."""
     if not hasattr(out, "ndim"):
@@ -175,12 +199,20 @@ def check_output(name: str, ndim: int | None, out: Any) -> None:
             f"{name}(params, example) must return one array, got a {type(out).__name__}; leave "
             f"auxiliary results out: lambda params, example: {name}(params, example)[0]"
         )
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        what = "its real part" if jnp.iscomplexobj(out) else "a loss or logits, not classes"
+        raise TypeError(
+            f"{name}(params, example) must be real and floating-point to have gradients, got "
+            f"{out.dtype}: return {what}"
+        )
     if ndim is not None and out.ndim != ndim:
         kind = "a scalar" if ndim == 0 else "one-dimensional, (classes,),"
         raise ValueError(
             f"{name}(params, example) must be {kind} for one example, got shape {out.shape}; "
             "it is called without the batch axis"
         )
+    if ndim and not out.size:
+        raise ValueError(f"{name}(params, example) must be of one class or more, got {out.shape}")
 
 
 def _as_array(x):
@@ -195,7 +227,10 @@ def bound_of(max_bytes: int | None) -> routes.Bound:
 
 def check_sizes(microbatch_size: int | None, max_bytes: int | None = None) -> None:
     """Refuse sizes of microbatches that cannot be."""
-    if microbatch_size is not None and microbatch_size < 1:
-        raise ValueError(f"microbatch_size must be at least 1, or None, got {microbatch_size}")
+    whole = isinstance(microbatch_size, int | np.integer | None)
+    if not whole or (microbatch_size is not None and microbatch_size < 1):
+        raise ValueError(
+            f"microbatch_size must be at least 1, and whole, or None, got {microbatch_size}"
+        )
     if max_bytes is not None and max_bytes < 1:
         raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")

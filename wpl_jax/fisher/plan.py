@@ -48,7 +48,7 @@ from wpl_jax.fisher.routes import (
     sizes_of_rows,
     weighted,
 )
-from wpl_jax.fisher.selections import gradients_of_bases, squares_of_bases
+from wpl_jax.fisher.selections import gradients_of_bases, size_of_scales, squares_of_bases
 from wpl_jax.fisher.uses import Rows, dtype_of, products
 from wpl_jax.numbers import wide_dtype
 from wpl_jax.varying import zeros
@@ -208,9 +208,20 @@ class Plan:
 
     def _evaluate(self, leaves, values, pull, bound, batch):
         outputs, operands, pullback = self.backward.run(values, jax.tree.leaves(batch))
+        sizes = {
+            use.place: size_of_scales(
+                use.value, cluster.numbers, values, self._dtype(cluster, leaves)
+            )
+            for part in self.parts
+            for cluster in part.clusters
+            for use in cluster.uses
+            if use.value.scaled
+        }
 
         def sums(cotangents, weights):
             deltas, grads = pullback(cotangents)
+            for use, size in sizes.items():
+                deltas[use] = deltas[use].astype(size.dtype) * size
             at_once: dict[Any, Any] = {}
             in_loop: dict[Any, Any] = {}
             for part in self.parts:

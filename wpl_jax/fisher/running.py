@@ -106,7 +106,8 @@ def running_fisher(estimator: Callable[..., chex.ArrayTree]) -> RunningFisher:
 
         fisher = jax.tree.map(zeros, parameters(params))
         # A sum is where its terms are: else the second update on many devices is compiled anew.
-        zero = jnp.sum(jax.tree.leaves(fisher)[0], dtype=float)
+        leaves = jax.tree.leaves(fisher)
+        zero = jnp.sum(leaves[0], dtype=float) if leaves else jnp.zeros([], float)
         return RunningFisherState(fisher, weight=zero, batches=zero.astype(jnp.int32))
 
     def update(

@@ -44,6 +44,7 @@ class Known:
     names: dict[Any, Any] | None = None  # of selections of one program: their keys, numbered
     sliced: bool = False  # by nothing else, so that its axes are those of its base
     rounded: bool = False  # to a narrower dtype
+    scaled: bool = False  # by factors that may be other than 1, 0 and -1
     mapped: tuple[int, ...] = ()
 
 
@@ -81,6 +82,7 @@ def turns(value: Known, loop: Any, depth: int) -> Known:
         value.boxes,
         value.names,
         rounded=value.rounded,
+        scaled=value.scaled,
         mapped=(*value.mapped, depth),
     )
 
@@ -165,6 +167,7 @@ def selections(operation: Operation, inputs: Sequence[Known]) -> list[Known] | N
     if not disjoint([source.boxes for source in sources]):
         return None
     rounded = any(source.rounded for source in sources)
+    scaled = operation.name in ("mul", "div") or any(source.scaled for source in sources)
     if operation.name == "convert_element_type":
         before, after = (jnp.finfo(aval.dtype).nmant for aval in avals)
         if rounded and after > before:
@@ -173,7 +176,9 @@ def selections(operation: Operation, inputs: Sequence[Known]) -> list[Known] | N
     results = derived(operation, inputs)
     boxes = _cut(operation, sources[0].boxes) if sources[0].sliced else [None] * len(results)
     return [
-        dataclasses.replace(result, boxes=box or result.boxes, sliced=bool(box), rounded=rounded)
+        dataclasses.replace(
+            result, boxes=box or result.boxes, sliced=bool(box), rounded=rounded, scaled=scaled
+        )
         for result, box in zip(results, boxes, strict=True)
     ]
 
@@ -292,6 +297,20 @@ def disjoint(all_boxes: Sequence[Mapping[int, Box]]) -> bool:
     return True
 
 
+def size_of_scales(
+    value: Known, numbers: Sequence[int], values: Mapping[int, Any], dtype: Any
+) -> jax.Array:
+    """A power of 2 of the size of the largest factor that a selection's bases are scaled by.
+
+    The gradient of the selection times that is of the size of those of the bases: its squares
+    overflow, or vanish, where theirs do.
+    """
+    scales = jnp.abs(_scales(*_selecting(value, numbers, values, dtype)))
+    largest = jnp.max(scales, initial=0, where=jnp.isfinite(scales))
+    _, exponent = jnp.frexp(largest)
+    return jnp.where(largest > 0, jnp.ldexp(jnp.ones_like(largest), exponent - 1), 1)
+
+
 def squares_of_bases(
     value: Known, numbers: Sequence[int], values: Mapping[int, Any], squares: jax.Array
 ) -> list[jax.Array]:
@@ -301,11 +320,20 @@ def squares_of_bases(
       value: the selection.
       numbers: its bases.
       values: of bases and of what is computed outside, by number.
-      squares: like the value.
+      squares: like the value, of its gradient; where it is scaled, times :func:`size_of_scales`.
     """
     select, bases = _selecting(value, numbers, values, squares.dtype)
-    _, scales = jax.jvp(select, (bases,), ([jnp.ones_like(x) for x in bases],))
-    return jax.vjp(select, bases)[1](scales * squares)[0]
+    scales = _scales(select, bases)
+    if not value.scaled:
+        return jax.vjp(select, bases)[1](scales * squares)[0]
+    size = size_of_scales(value, numbers, values, squares.dtype)
+    # The pullback multiplies by scales once more; neither product is far from the squares.
+    cotangent = scales / size * squares / jnp.minimum(size, 1)
+    return [x / jnp.maximum(size, 1) for x in jax.vjp(select, bases)[1](cotangent)[0]]
+
+
+def _scales(select, bases):
+    return jax.jvp(select, (bases,), ([jnp.ones_like(x) for x in bases],))[1]
 
 
 def gradients_of_bases(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from wpl_jax.modules import parameters
+from wpl_jax.modules import parameters, trained_part
 from wpl_jax.numbers import floating
 from wpl_jax.plasticity.state import PlasticityState, replace, scalar
 from wpl_jax.plasticity.term import (
@@ -104,6 +104,9 @@ def consolidate(
       [0.1 0.2] 1
     """
     check_consolidation(anchor, decay=decay, max_norm=max_norm)
+    fisher = trained_part(fisher, params, opt_state)
+    if not callable(mask):
+        mask = trained_part(mask, params, opt_state)
     params = parameters(params, opt_state)
     return replace(
         opt_state, lambda s: consolidated(s, params, fisher, decay, mask, max_norm, anchor)

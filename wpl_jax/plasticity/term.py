@@ -159,6 +159,8 @@ def value_at(scalar_or_schedule: ScalarOrSchedule, count: Any) -> jax.typing.Arr
     if not callable(scalar_or_schedule):
         return floating(scalar_or_schedule)
     value = floating(scalar_or_schedule(count))
+    if not isinstance(value, float) and not hasattr(value, "dtype"):
+        raise ValueError(f"a schedule must give a number, got {value!r}")
     if jnp.ndim(value):
         raise ValueError(f"a schedule must give a scalar, got one of shape {jnp.shape(value)}")
     return value

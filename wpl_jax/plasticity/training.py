@@ -9,6 +9,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from wpl_jax.fisher import empirical_fisher
@@ -114,7 +115,7 @@ def weight_plasticity(
     """
     check_consolidation(anchor, fisher_decay, max_norm, decay_name="fisher_decay")
     estimate_fisher: Any = None if nll is None else empirical_fisher(nll, microbatch_size)
-    inner = with_extra_args(inner)
+    inner = with_extra_args("inner", inner)
     proximal = learning_rate is not None
     dtypes = {"fisher_dtype": fisher_dtype, "anchor_dtype": anchor_dtype}
     if proximal:
@@ -139,6 +140,8 @@ def weight_plasticity(
                 f"consolidate must be one boolean, got an array of shape {jnp.shape(consolidate)}"
             )
         known = not isinstance(consolidate, jax.core.Tracer)
+        if known and not isinstance(consolidate, bool | int | np.generic | np.ndarray | jax.Array):
+            raise ValueError(f"consolidate must be a boolean, got {consolidate!r}")
         asked = bool(consolidate) if known else True
         if asked:
             _refuse_to_be_skipped()
@@ -183,12 +186,17 @@ def weight_plasticity(
 
 
 def with_extra_args(
-    tx: optax.GradientTransformation | optax.MultiSteps,
+    name: str, tx: optax.GradientTransformation | optax.MultiSteps
 ) -> optax.GradientTransformationExtraArgs:
     """One that may be given extra arguments, and ignores them if ``tx`` takes none.
 
     ``optax.with_extra_args_support`` goes by the type, which ``optax.MultiSteps`` does not have.
+
+    Raises:
+      TypeError: naming the argument, if it is no transformation.
     """
+    if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
+        raise TypeError(f"{name} must be an optax transformation, as optax.sgd(0.1), got {tx}")
     parameters = inspect.signature(tx.update).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return optax.GradientTransformationExtraArgs(tx.init, tx.update)

@@ -83,7 +83,7 @@ class MomentumGroups(Plain):
         return weight_plasticity(self._grouped(optimizer), strength=0.0)
 
     def _grouped(self, optimizer):
-        optimizer = with_extra_args(optimizer)
+        optimizer = with_extra_args("optimizer", optimizer)
 
         def memory(params):
             return optax.tree.map_params(

@@ -72,8 +72,9 @@ def consolidate(
         ``TrainState``, the ``opt_state`` of an ``nnx.Optimizer``, or an ``nnx.Optimizer`` itself.
         The last is changed in place, as its own ``update`` does, and returned.
       params: the weights to set the anchor to, or the ``nnx.Module`` that has them. They are
-        copied. If the transformation sits inside ``optax.masked`` or ``optax.partition``, pass the
-        whole trees; it takes its own part of them.
+        copied. If the transformation sits inside ``optax.masked`` or ``optax.partition``, or in an
+        ``nnx.Optimizer`` of some parameters alone (its ``wrt``), pass the whole trees; it takes its
+        own part of them.
       fisher: the diagonal Fisher of the model at ``params``, or another importance, a tree like
         ``params``. What is absent or None counts as 0. A scalar stands for all entries below its
         place: ``1.0`` makes the term the squared distance to the anchor, known as L2-SP.

@@ -43,6 +43,7 @@ PAGES = {
         "reports/search_rnn_published_full_width.md"
     ),
     "experiments/results/search_cnn/uniform/report.md": "reports/search_cnn_uniform.md",
+    "experiments/results/search_cnn/published/report.md": "reports/search_cnn_published.md",
     "experiments/results/search_cnn/map/report.md": "reports/search_cnn_map.md",
     "experiments/results/search_cnn/report.md": "reports/search_cnn.md",
     "experiments/results/importances/report.md": "importances.md",

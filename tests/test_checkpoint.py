@@ -372,7 +372,6 @@ def test_what_cannot_be_written_is_an_error_of_the_system(tmp_path, monkeypatch)
 SAVE_FOREVER = """
 import itertools, sys
 import jax.numpy as jnp
-from wpl_jax import checkpoint
 from wpl_jax.checkpoint import Checkpoints, fingerprint_in
 with Checkpoints(sys.argv[1], {"seed": 0}) as checkpoints:
     state = {"w": jnp.zeros(10_000, jnp.int32), "step": jnp.int32(0)}

@@ -131,7 +131,10 @@ def test_align_mask_without_a_mask_or_a_parameter():
 def test_align_mask_of_layers_without_parameters(mask):
     params = {"a": jnp.zeros(2), "pool": {}, "none": {"inner": ()}}
     assert [bool(leaf.all()) for leaf in align_mask(mask, params)] == [True]
-    assert align_mask(mask, {}) == [] if mask is True else True
+
+
+def test_align_mask_of_no_parameters():
+    assert align_mask(True, {}) == []
 
 
 def test_align_mask_of_a_field_called_value():

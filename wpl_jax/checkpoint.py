@@ -149,9 +149,9 @@ class Checkpoints:
           ValueError: for a step that is no whole number from 0 on, or if the state or the notes
             hold what cannot be saved; what was there before is still there.
         """
-        self._began = time.monotonic()
         _check_step(step)
         _check_notes(self.notes)
+        self._began = time.monotonic()
         leaves = jax.device_get({name: _untyped(leaf) for name, leaf in _by_name(state).items()})
         if not self._writes:
             self.step = step

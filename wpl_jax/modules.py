@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from wpl_jax.trees import is_hidden, leaves_by_path, prefixes
+from wpl_jax.trees import is_hidden, leaves_by_path, nodes_of, prefixes
 
 __all__ = ["arrays", "is_optimizer", "of_parameters", "parameters", "trained_part"]
 
@@ -123,13 +123,7 @@ def of_parameters(
 
 def _holds_module(tree):
     nnx = sys.modules.get("flax.nnx")
-    if nnx is None:
-        return False
-
-    def is_module(node):
-        return isinstance(node, nnx.Module)
-
-    return any(map(is_module, jax.tree.leaves(tree, is_leaf=is_module)))
+    return nnx is not None and bool(nodes_of(tree, nnx.Module))
 
 
 def _check_kinds(params):
@@ -137,16 +131,12 @@ def _check_kinds(params):
     if nnx is None:
         return
 
-    def is_variable(node):
-        return isinstance(node, nnx.Variable)
-
-    for path, node in jax.tree.leaves_with_path(params, is_leaf=is_variable):
-        if isinstance(node, nnx.BatchStat | nnx.RngState):
-            raise ValueError(
-                f"params hold a {type(node).__name__} at {jax.tree_util.keystr(path)}, which is "
-                "not trained: pass the model itself, or nnx.state(model, nnx.Param), and put the "
-                "rest back inside"
-            )
+    for path, node in nodes_of(params, (nnx.BatchStat, nnx.RngState)):
+        raise ValueError(
+            f"params hold a {type(node).__name__} at {jax.tree_util.keystr(path)}, which is "
+            "not trained: pass the model itself, or nnx.state(model, nnx.Param), and put the "
+            "rest back inside"
+        )
 
 
 def _check_unchanged(name, fn, state, after):

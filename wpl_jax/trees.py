@@ -16,6 +16,7 @@ __all__ = [
     "align_scalars",
     "is_hidden",
     "leaves_by_path",
+    "nodes_of",
     "path_name",
     "place_like",
     "prefixes",
@@ -178,6 +179,16 @@ def leaves_by_path(tree: chex.ArrayTree) -> dict:
         return path[-1:] == (jax.tree_util.GetAttrKey("value"),) and sizes[path[:-1]] == 1
 
     return {path[:-1] if is_variable(path) else path: leaf for path, leaf in leaves}
+
+
+def nodes_of(tree: Any, kind: type | tuple[type, ...]) -> list[tuple[jax.tree_util.KeyPath, Any]]:
+    """The nodes of a kind in a tree, outermost ones, each with its path."""
+
+    def is_one(node):
+        return isinstance(node, kind)
+
+    nodes = jax.tree.leaves_with_path(tree, is_leaf=is_one)
+    return [(path, node) for path, node in nodes if is_one(node)]
 
 
 def prefixes(paths: Iterable[jax.tree_util.KeyPath]) -> set[jax.tree_util.KeyPath]:

@@ -258,7 +258,8 @@ def _scale(
         decades = int(np.ceil(np.log10(sizes.max() / linear)))
         ticks = linear * 10.0 ** np.arange(0, decades + 1, 1 + decades // 6)
         low, high = (2 * min(shown.min(), 0.0) - linear / 2, 2 * max(shown.max(), 0.0) + linear / 2)
-        if np.count_nonzero((low < np.r_[-ticks, ticks]) & (np.r_[-ticks, ticks] < high)) < 5:
+        beside_zero = np.r_[-ticks, ticks]
+        if np.sum((low < beside_zero) & (beside_zero < high)) < 5:
             ticks = np.r_[linear / 2, ticks]
         for ax in axes:
             ax.set_yscale("symlog", linthresh=linear)

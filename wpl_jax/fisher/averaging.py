@@ -18,7 +18,7 @@ import numpy as np
 from wpl_jax.fisher import routes
 from wpl_jax.modules import of_parameters
 from wpl_jax.numbers import floating
-from wpl_jax.trees import path_name
+from wpl_jax.trees import nodes_of, path_name
 from wpl_jax.varying import varying_as
 
 PerExample = Callable[[chex.ArrayTree, chex.ArrayTree], jax.Array]
@@ -180,16 +180,12 @@ def _refuse_sparse(batch):
     if sparse is None:
         return
 
-    def is_sparse(node):
-        return isinstance(node, sparse.JAXSparse)
-
-    for path, node in jax.tree.leaves_with_path(batch, is_leaf=is_sparse):
-        if is_sparse(node):
-            raise TypeError(
-                f"batch holds a {type(node).__name__} at {path_name(path)}, which has no leading "
-                "axis of examples to be cut along: put its data and indices into the batch, and "
-                "build the matrix of one example in the function"
-            )
+    for path, node in nodes_of(batch, sparse.JAXSparse):
+        raise TypeError(
+            f"batch holds a {type(node).__name__} at {path_name(path)}, which has no leading "
+            "axis of examples to be cut along: put its data and indices into the batch, and "
+            "build the matrix of one example in the function"
+        )
 
 
 def check_output(name: str, ndim: int | None, out: Any) -> None:

@@ -208,7 +208,7 @@ class Plan:
 
     def _evaluate(self, leaves, values, pull, bound, batch):
         outputs, operands, pullback = self.backward.run(values, jax.tree.leaves(batch))
-        sizes = {
+        factors = {
             use.place: size_of_scales(
                 use.value, cluster.numbers, values, self._dtype(cluster, leaves)
             )
@@ -220,8 +220,8 @@ class Plan:
 
         def sums(cotangents, weights):
             deltas, grads = pullback(cotangents)
-            for use, size in sizes.items():
-                deltas[use] = deltas[use].astype(size.dtype) * size
+            for use, factor in factors.items():
+                deltas[use] = deltas[use].astype(factor.dtype) * factor
             at_once: dict[Any, Any] = {}
             in_loop: dict[Any, Any] = {}
             for part in self.parts:
@@ -267,7 +267,7 @@ class Plan:
             else:
                 start = jax.tree.map(zeros, jax.eval_shape(of, rounds[0]))
                 total, _ = jax.lax.scan(add, start, rounds)
-            return self._finish(leaves, values, operands, total)
+            return self._finish(leaves, values, operands, factors, total)
 
         return PerExample(outputs, squares)
 
@@ -301,7 +301,7 @@ class Plan:
 
         return {(part.leaves, 0): [of_leaf(i) for i in part.leaves] for part in parts}
 
-    def _finish(self, leaves, values, operands, sums):
+    def _finish(self, leaves, values, operands, factors, sums):
         """Squares for each parameter, from sums over examples."""
         squares = [jnp.zeros(leaf.shape, wide_dtype(leaf)) for leaf in leaves]
         for part in self.parts:
@@ -327,7 +327,11 @@ class Plan:
                     of_cluster = jnp.swapaxes(of_cluster, 1, 2)
                 use = cluster.uses[0]
                 of_bases = squares_of_bases(
-                    use.value, cluster.numbers, values, use.layout.assemble(of_cluster)
+                    use.value,
+                    cluster.numbers,
+                    values,
+                    use.layout.assemble(of_cluster),
+                    factors.get(use.place),
                 )
                 for number, of_base in zip(cluster.numbers, of_bases, strict=True):
                     i = self.program.inputs.index(number)

@@ -312,7 +312,11 @@ def size_of_scales(
 
 
 def squares_of_bases(
-    value: Known, numbers: Sequence[int], values: Mapping[int, Any], squares: jax.Array
+    value: Known,
+    numbers: Sequence[int],
+    values: Mapping[int, Any],
+    squares: jax.Array,
+    size: jax.Array | None,
 ) -> list[jax.Array]:
     """Squares of the gradients of bases, from those of a selection of them.
 
@@ -320,13 +324,13 @@ def squares_of_bases(
       value: the selection.
       numbers: its bases.
       values: of bases and of what is computed outside, by number.
-      squares: like the value, of its gradient; where it is scaled, times :func:`size_of_scales`.
+      squares: like the value, of its gradient times ``size``.
+      size: :func:`size_of_scales` of a selection that is scaled.
     """
     select, bases = _selecting(value, numbers, values, squares.dtype)
     scales = _scales(select, bases)
-    if not value.scaled:
+    if size is None:
         return jax.vjp(select, bases)[1](scales * squares)[0]
-    size = size_of_scales(value, numbers, values, squares.dtype)
     # The pullback multiplies by scales once more; neither product is far from the squares.
     cotangent = scales / size * squares / jnp.minimum(size, 1)
     return [x / jnp.maximum(size, 1) for x in jax.vjp(select, bases)[1](cotangent)[0]]

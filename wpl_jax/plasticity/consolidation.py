@@ -106,8 +106,7 @@ def consolidate(
     """
     check_consolidation(anchor, decay=decay, max_norm=max_norm)
     fisher = trained_part(fisher, params, opt_state)
-    if not callable(mask):
-        mask = trained_part(mask, params, opt_state)
+    mask = trained_part(mask, params, opt_state)
     params = parameters(params, opt_state)
     return replace(
         opt_state, lambda s: consolidated(s, params, fisher, decay, mask, max_norm, anchor)

@@ -261,6 +261,20 @@ def test_a_resumed_run_ends_as_one_that_was_never_interrupted(
         assert resumed[name] == whole[name]
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_an_interrupted_run_may_end_sooner(interrupted, finished, tmp_path, monkeypatch, capsys):
+    out = shutil.copytree(interrupted, tmp_path / "run")
+    command = [*TINY, "--out", str(out), "--resume", "--epochs"]
+    assert train_final.main([*command, "1"]) == 0  # it was stopped in the middle of the second
+    assert metrics(out) == metrics(finished)[:1]
+    assert read(out / "summary.json")["best_epoch"] == 1
+
+    monkeypatch.setattr(Checkpoints, "latest", lambda self: 2 * WINDOWS)
+    (out / "summary.json").unlink()
+    assert train_final.main([*command, "1"]) == 2
+    assert "--epochs must be at least 2" in capsys.readouterr().err
+
+
 def test_checkpoints_of_another_run_are_refused(interrupted, text, monkeypatch, capsys):
     command = [*TINY, "--out", str(interrupted)]
     for flags, message in {

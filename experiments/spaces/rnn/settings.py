@@ -85,6 +85,9 @@ class RNNFinal(OfText, FinalRun):
     rnn: RNN = RNN(vocabulary=10_000, batch_norm=False)
     """The recurrent space; its vocabulary is the most words that are told apart."""
 
+    # An interrupted run may end sooner or later: nothing before the end depends on when it is.
+    inessential: ClassVar[tuple[str, ...]] = (*FinalRun.inessential, "epochs")
+
 
 _NOTHING_DROPPED = {
     "input_dropout": 0.0,

@@ -111,7 +111,7 @@ dist: $(STAMP)  ## build the last commit as a source archive and a wheel, in dis
 .PHONY: bench
 bench: $(STAMP) $(PEERS_STAMP)  ## time everything beside other libraries; minutes, on an idle machine
 	for name in fisher fisher_models products plasticity plasticity_memory search_step micro_cnn_step \
-	    nas_bench_201 decoder end_to_end; do \
+	    nas_bench_201 decoder end_to_end devices launches; do \
 	  $(BIN)/python -m benchmarks.$$name; done
 
 # Each piece is a file, so that the same command goes on with those that are missing.

@@ -64,16 +64,17 @@ class Steps:
       state: the first; it is copied.
       arguments: the same in every call.
       steps: in a call. What :meth:`run` returns is of one.
+      options: of ``jax.jit``.
     """
 
-    def __init__(self, function: Callable, state, *arguments, steps: int):
+    def __init__(self, function: Callable, state, *arguments, steps: int, **options):
         self.state, self.arguments, self.steps = (
             jax.tree.map(jax.numpy.copy, state),
             arguments,
             steps,
         )
         start = time.perf_counter()
-        lowered = jax.jit(function, donate_argnums=0).lower(self.state, *arguments)
+        lowered = jax.jit(function, donate_argnums=0, **options).lower(self.state, *arguments)
         self.compiled = lowered.compile()
         self.compile_seconds = time.perf_counter() - start
 

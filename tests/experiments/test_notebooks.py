@@ -23,6 +23,13 @@ def test_is_kept_without_outputs(path):
 
 
 @every_notebook
+def test_keeps_compiled_programs_if_it_searches(path):
+    code = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    if any("from wpl_jax.search import" in source for source in code):
+        assert "\ncompiled.keep()" in code[0]
+
+
+@every_notebook
 def test_links_to_the_documentation_and_back(path):
     cells = nbformat.read(path, as_version=4).cells
     assert any("](../../docs/" in cell.source for cell in cells if cell.cell_type == "markdown")

@@ -549,10 +549,41 @@ def test_refuses_microbatch_sizes_below_one(estimator, size):
 
 @pytest.mark.parametrize("estimator", [empirical, sampled, exact])
 def test_refuses_no_memory(estimator):
-    with pytest.raises(ValueError, match="max_bytes must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_bytes, in bytes, must be at least 1, .* got 0"):
         estimator(lambda params, example: params, max_bytes=0)
-    with pytest.raises(ValueError, match="max_bytes must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_bytes, in bytes, must be at least 1, .* got 0"):
         wpl_jax.explain(lambda params, example: params, jnp.ones(2), jnp.ones(3), max_bytes=0)
+
+
+@pytest.mark.parametrize("max_bytes", [2.5, float("nan"), float("inf"), "1GB"])
+def test_refuses_what_is_no_number_of_bytes(max_bytes):
+    with pytest.raises(ValueError, match=f"max_bytes, in bytes, .* got {max_bytes!r}"):
+        empirical(lambda params, example: params, max_bytes=max_bytes)
+
+
+def test_a_number_of_bytes_may_be_written_as_1e4():
+    params, logits, batch = softmax_regression()
+    few, more = (empirical(logits, max_bytes=size)(params, batch) for size in (1e4, 10_000))
+    chex.assert_trees_all_equal(few, more)
+
+
+def test_refuses_leaves_that_are_no_numbers():
+    with pytest.raises(TypeError, match=r"batch must be of arrays of numbers, .* at \['name'\]"):
+        empirical(lambda params, e: params)(jnp.ones([]), {"name": np.array(["a"])})
+
+
+@pytest.mark.parametrize("key", [0, np.int32(0), jax.random.split(jax.random.key(0))], ids=str)
+def test_refuses_what_is_not_one_key(key):
+    params, logits, batch = softmax_regression()
+    with pytest.raises(TypeError, match="key must be one key, such as"):
+        wpl_jax.sampled_fisher(logits)(params, batch, key)
+
+
+@pytest.mark.parametrize("weights", [[None] * 7, np.ones(7, complex)], ids=["object", "complex"])
+def test_refuses_weights_that_are_no_real_numbers(weights):
+    params, logits, batch = softmax_regression()
+    with pytest.raises(TypeError, match="weights must be real numbers, got an array of"):
+        empirical(logits)(params, batch, weights)
 
 
 @estimators

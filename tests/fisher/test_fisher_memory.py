@@ -116,6 +116,16 @@ def dense(examples=256, width=128):
     )
 
 
+def branches(examples=64, width=128):
+    """Two weights, of which each example takes one."""
+
+    def nll(p, x):
+        weight = lax.cond(x[0] > 0, lambda: x @ p["w"], lambda: x @ p["v"])
+        return jnp.sum(jnp.tanh(weight))
+
+    return dataclasses.replace(dense(examples, width), nll=nll)
+
+
 PROBLEMS = {
     "scanned transformer": lambda: transformer(4, 128),
     "with remat, long": lambda: transformer(2, 1024, remat=True),
@@ -125,6 +135,7 @@ PROBLEMS = {
     "7 x 7 stem": stem,
     "layers in a fori_loop": stacked,
     "dense layers": dense,
+    "branches": branches,
 }
 
 
@@ -185,6 +196,12 @@ def test_long_sequences_keep_their_rematerialisation():
     assert "holds" in routes_of["q"].reason
     plain = wpl_jax.explain(problem.nll, problem.params, problem.batch)
     assert plain["q"] == "per-example products of 256 positions"
+
+
+def test_gradients_from_a_branch_are_taken_one_after_another():
+    """As all that fill the caches of a CPU, though they are results twice: of the branch too."""
+    problem = branches()
+    assert held(wpl_jax.empirical_fisher(problem.nll), problem) < 4 * problem.params["w"].nbytes
 
 
 @pytest.mark.parametrize("size", [1, 3])

@@ -17,6 +17,7 @@ import numpy as np
 import programs
 import pytest
 from jax import jit, lax
+from jax.experimental import pallas
 from jax.extend import core
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -527,6 +528,18 @@ def loops_in_place(p, e):
     return total(reference[...])
 
 
+def changes_its_own(p, e):
+    """A kernel's arrays are no one else's, nor are those of a branch."""
+
+    def branch(x):
+        reference = jax.new_ref(x)
+        reference[...] = jnp.sin(reference[...])
+        return reference[...]
+
+    x = jax.lax.cond(e["x"][0, 0] > 0, branch, jnp.cos, e["x"])
+    return total(x @ p["w"])
+
+
 def changes_a_copy(p, e):
     reference = jax.new_ref(jnp.asarray(p["v"]))
     reference[...] = reference[...] * e["x"][0]
@@ -653,6 +666,7 @@ NAMED = [
     squares_a_mask_often,
     adds_in_place,
     loops_in_place,
+    changes_its_own,
     changes_a_copy,
     indexes_layers,
     recurrent,
@@ -698,6 +712,24 @@ def test_what_is_left_over_decides_no_route():
 
     alone = wpl_jax.explain(lambda p, e: total(e["x"] @ p["w"]), PARAMS, BATCH)
     assert str(wpl_jax.explain(lambda p, e: loss(p, e)[0], PARAMS, BATCH)) == str(alone)
+
+
+def test_what_an_operation_changes_within_itself_decides_no_route():
+    def kernel(x, out):
+        out[...] = x[...] * 2
+
+    def doubled(x):
+        shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return pallas.pallas_call(kernel, out_shape=shape, interpret=True)(x)
+
+    def loss(double, p, e):
+        return total(double(e["x"]) @ p["w"])
+
+    params = {"w": PARAMS["w"]}
+    of_kernel, plain = (functools.partial(loss, f) for f in (doubled, lambda x: x * 2))
+    explained = (wpl_jax.explain(nll, params, BATCH) for nll in (of_kernel, plain))
+    assert len(set(map(str, explained))) == 1
+    check(of_kernel, params, BATCH)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e30])

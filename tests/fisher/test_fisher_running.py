@@ -153,6 +153,15 @@ def test_a_batch_of_weight_0_adds_nothing_whatever_is_in_it(first):
     assert after.batches == before.batches + 1
 
 
+def test_weight_0_is_no_nan_for_those_who_look_for_them():
+    running = running_fisher(EMPIRICAL)
+    empty = running.init(PARAMS)
+    with jax.debug_nans(True):
+        after = running.update(empty, PARAMS, examples(5), weights=[0] * 5)
+        merged = merge_running_fishers(empty, after)
+    chex.assert_trees_all_equal(merged.fisher, empty.fisher)
+
+
 def test_merging_with_states_of_no_examples_changes_nothing():
     state, nothing = over(UNEVEN), running_fisher(EMPIRICAL).init(PARAMS)
     chex.assert_trees_all_equal(state, merge_running_fishers(state))
@@ -483,3 +492,9 @@ def test_refuses_batches_without_one_leading_axis():
 def test_refuses_weights_of_another_shape():
     with pytest.raises(ValueError, match=r"weights must have shape \(24,\)"):
         fisher_of_batches(EMPIRICAL, PARAMS, [examples()], weights_of=lambda batch: jnp.ones(3))
+
+
+def test_refuses_what_is_no_state():
+    states = [running_fisher(EMPIRICAL).init(PARAMS)] * 2
+    with pytest.raises(TypeError, match=r"\(\*states\), got a list"):
+        merge_running_fishers(states)

@@ -6,6 +6,7 @@ with what it adds up. :func:`estimator` makes of it the function that users call
 """
 
 import functools
+import numbers
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -54,7 +55,7 @@ def estimator(
         of_parts, rest, params = of_parameters(name, fn, params, whole)
         params, batch = checked_inputs(params, batch)
         if weights is not None:
-            weights = _checked(weights, num_examples(batch))
+            weights = checked_weights(weights, num_examples(batch))
         # In a shard_map the Fisher is that of each device's own examples.
         params = jax.tree.map(lambda x: varying_as(x, batch), params)
 
@@ -100,7 +101,7 @@ def mean(
     """
     n = num_examples(batch)
     if weights is not None:
-        weights = _checked(weights, n)
+        weights = checked_weights(weights, n)
         total = _without_padding(total, batch, weights)
 
     def in_microbatches(size, batch, weights):
@@ -111,12 +112,16 @@ def mean(
     return jax.tree.map(lambda r: r / count.astype(r.dtype), result)
 
 
-def _checked(weights, n):
+def checked_weights(weights: Any, n: int) -> jax.Array:
+    """Weights of ``n`` examples as an array, refused where they cannot be."""
     if np.shape(weights) != (n,):
         raise ValueError(
             f"weights must have shape ({n},), one weight an example, got {np.shape(weights)}"
         )
-    weights = floating(weights if isinstance(weights, jax.Array) else np.asarray(weights))
+    weights = weights if isinstance(weights, jax.Array) else np.asarray(weights)
+    if not any(jnp.issubdtype(weights.dtype, k) for k in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise TypeError(f"weights must be real numbers, got an array of {weights.dtype}")
+    weights = floating(weights)
     if not isinstance(weights, jax.core.Tracer):
         wrong = [float(w) for w in np.asarray(weights) if not w >= 0]
         if wrong:
@@ -156,7 +161,7 @@ def num_examples(batch: chex.ArrayTree) -> int:
 def checked_inputs(params: chex.ArrayTree, batch: chex.ArrayTree) -> tuple[Any, Any]:
     """Parameters, which must be floating-point, and a batch, as arrays."""
     _refuse_sparse(batch)
-    batch = jax.tree.map(_as_array, batch)
+    batch = jax.tree.map_with_path(_of_batch, batch)
     for path, leaf in jax.tree.leaves_with_path(params):
         if callable(leaf):
             raise TypeError(
@@ -173,6 +178,15 @@ def checked_inputs(params: chex.ArrayTree, batch: chex.ArrayTree) -> tuple[Any, 
             )
     num_examples(batch)
     return params, batch
+
+
+def _of_batch(path, leaf):
+    try:
+        return _as_array(leaf)
+    except TypeError as error:
+        raise TypeError(
+            f"batch must be of arrays of numbers, got {leaf!r:.80} at {path_name(path)}"
+        ) from error
 
 
 def _refuse_sparse(batch):
@@ -218,7 +232,7 @@ def _as_array(x):
 
 def bound_of(max_bytes: int | None) -> routes.Bound:
     """The bound that a user gave, or the default."""
-    return MAX_BYTES if max_bytes is None else routes.Bound(max_bytes, max_bytes)
+    return MAX_BYTES if max_bytes is None else routes.Bound(int(max_bytes), int(max_bytes))
 
 
 def check_sizes(microbatch_size: int | None, max_bytes: int | None = None) -> None:
@@ -228,5 +242,8 @@ def check_sizes(microbatch_size: int | None, max_bytes: int | None = None) -> No
         raise ValueError(
             f"microbatch_size must be at least 1, and whole, or None, got {microbatch_size}"
         )
-    if max_bytes is not None and max_bytes < 1:
-        raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
+    whole = isinstance(max_bytes, numbers.Real) and max_bytes % 1 == 0  # 1e9 is
+    if max_bytes is not None and not (whole and max_bytes >= 1):
+        raise ValueError(
+            f"max_bytes, in bytes, must be at least 1, and whole, or None, got {max_bytes!r}"
+        )

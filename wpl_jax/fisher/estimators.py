@@ -160,6 +160,7 @@ def sampled_fisher(
     check_sizes(microbatch_size, max_bytes)
 
     def estimate(logits, params, batch, weights, key):
+        _check_key(key)
         if str(jax.random.key_impl(key)) != THREEFRY:  # under vmap others depend on the batch
             bits = jax.random.bits(key, (2,), "uint32")
             key = jax.random.wrap_key_data(bits, impl=THREEFRY)
@@ -314,6 +315,13 @@ def _sizes(plan, microbatch_size, bound):
     # the cores are waiting for memory: see routes.in_turn.
     in_turn = 2 * plan.backward.gradient > plan.backward.held or plan.reading.copies
     return routes.fitting(routes.CPU_BYTES, plan.backward.held) if in_turn else on_cpu, elsewhere
+
+
+def _check_key(key):
+    """Refuse what is not one key, typed or of the older kind."""
+    typed = jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key)
+    if not hasattr(key, "dtype") or key.ndim != (not typed):
+        raise TypeError(f"key must be one key, such as jax.random.key(0), got {key!r:.80}")
 
 
 def _square(grads):

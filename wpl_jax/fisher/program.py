@@ -31,6 +31,7 @@ _CALLS = {
     "core_call": "call_jaxpr",
 }
 _REMAT = ("checkpoint", "remat2")
+_NESTED = ("scan", *_REMAT)  # whose jaxpr becomes a body
 
 
 class Operation(NamedTuple):
@@ -85,7 +86,7 @@ def flat(jaxpr: Any, numbers: Iterator[int] | None = None) -> Program:
                 add(called, of_call)
                 results = number(of_call, called.outvars)
             else:
-                nests = eqn.primitive.name in ("scan", *_REMAT)
+                nests = eqn.primitive.name in _NESTED
                 body = flat(eqn.params["jaxpr"], numbers) if nests else None
                 # One more number names an operation without results.
                 results = tuple(next(numbers) for _ in eqn.outvars)
@@ -241,11 +242,14 @@ def depends(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:
 
 
 def has_references(jaxpr: Any) -> bool:
-    """Whether there are arrays in it that are changed in place (``jax.new_ref``)."""
+    """Whether operations share arrays that are changed in place (``jax.new_ref``).
+
+    Those that are made and changed within one operation, as in a Pallas kernel, are its own affair.
+    """
     jaxpr, _ = _opened(jaxpr)
     return any(
         any(type(v.aval).__name__ == "AbstractRef" for v in (*eqn.invars, *eqn.outvars))
-        or any(map(has_references, _bodies(eqn)))
+        or (eqn.primitive.name in (*_CALLS, *_NESTED) and any(map(has_references, _bodies(eqn))))
         for eqn in jaxpr.eqns
     )
 
@@ -284,10 +288,12 @@ def held_bytes(jaxpr: Any, counted: Sequence[bool]) -> int:
         depends = [not isinstance(v, core.Literal) and v in size for v in eqn.invars]
         if any(depends):
             within = max((_held_within(inner, depends) for inner in _bodies(eqn)), default=0)
-            for v in eqn.outvars:
-                size[v] = size_in_bytes(v.aval)
-                now += size[v]
-            most = max(most, now + within)
+            size |= {v: size_in_bytes(v.aval) for v in eqn.outvars}
+            results = sum(size[v] for v in eqn.outvars)
+            # The results of a body are those of the equation, but for a loop, which copies them.
+            loops = eqn.primitive.name in ("scan", "while")
+            most = max(most, now + (results + within if loops else max(results, within)))
+            now += results
             now -= sum(size[v] for v in eqn.outvars if v not in last)
         now -= sum(size.get(v, 0) for v in ends.get(i, ()))
     return most

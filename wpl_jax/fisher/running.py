@@ -27,6 +27,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from wpl_jax.fisher.averaging import checked_weights
 from wpl_jax.modules import parameters
 from wpl_jax.numbers import wide_dtype
 from wpl_jax.trees import align
@@ -120,15 +121,17 @@ def running_fisher(estimator: Callable[..., chex.ArrayTree]) -> RunningFisher:
         **extra_args: Any,
     ) -> RunningFisherState:
         align("params", parameters(params), state.fisher)
-        if weights is not None:
-            extra_args["weights"] = weights
+        n = len(jax.tree.leaves(batch)[0])
+        if weights is None:
+            weight = jnp.array(n, float)
+        else:
+            weights = checked_weights(weights, n)
+            weight = jnp.sum(weights, dtype=float)
+            # A mean over no weight is NaN, which is not used, but which jax_debug_nans would find.
+            extra_args["weights"] = jnp.where(weight > 0, weights, 1)
         if key is not None:
             extra_args["key"] = jax.random.fold_in(key, state.batches)
         fisher = estimator(params, batch, **extra_args)
-        if weights is None:
-            weight = jnp.array(len(jax.tree.leaves(batch)[0]), float)
-        else:
-            weight = jnp.sum(weights, dtype=float)
         return _merge(state, RunningFisherState(fisher, weight, jnp.int32(1)))
 
     return RunningFisher(init, update)
@@ -151,6 +154,7 @@ def merge_running_fishers(
       One state; its Fisher has the dtypes of the first.
 
     Raises:
+      TypeError: if one is no such state, as a list of them.
       ValueError: if the trees differ; names the first path that does.
 
     Example:
@@ -160,6 +164,12 @@ def merge_running_fishers(
       >>> print(wpl_jax.merge_running_fishers(three, one).fisher["w"])  # (3 * 6 + 1 * 16) / 4
       8.5
     """
+    for state in (first, *others):
+        if not isinstance(state, RunningFisherState):
+            raise TypeError(
+                "merge_running_fishers takes states of running_fisher, each as an argument of its "
+                f"own, merge_running_fishers(*states), got a {type(state).__name__}"
+            )
     return functools.reduce(_merge, others, first)
 
 
@@ -226,7 +236,7 @@ def _update(estimator, weights_of, state, params, batch, key):
 
 def _merge(state, new):
     weight = state.weight + new.weight.astype(state.weight.dtype)
-    share = new.weight / weight  # 0/0 where neither has examples
+    share = new.weight / jnp.where(weight > 0, weight, 1)
 
     def mean(old, fisher):
         fisher = jnp.asarray(fisher, old.dtype)

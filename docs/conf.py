@@ -37,6 +37,7 @@ PAGES = {
     "experiments/results/two_models/mnist/report.md": "reports/two_models.md",
     "experiments/results/search_rnn/report.md": "reports/search_rnn.md",
     "experiments/results/search_rnn/map/report.md": "reports/search_rnn_map.md",
+    "experiments/results/search_rnn/trade_off/report.md": "reports/search_rnn_trade_off.md",
     "experiments/results/search_rnn/uniform/report.md": "reports/search_rnn_uniform.md",
     "experiments/results/search_rnn/published/report.md": "reports/search_rnn_published.md",
     "experiments/results/search_rnn/published_full_width/report.md": (

@@ -53,18 +53,26 @@ def drawn(saved: Saved) -> dict[str, Figure]:
 
 
 def err2_against_forgetting(saved: Saved) -> Figure:
-    """What it costs not to forget; arms that differ in a number at their end are joined."""
-    forgetting, err2 = (saved.measure("after_warmup", n) for n in ("forgetting_mean", "err2_mean"))
+    """What it costs not to forget; arms of a family are joined."""
+    err2, *kinds = (
+        saved.measure("after_warmup", name)
+        for name in ("err2_mean", "forgetting_mean", "forgetting_best5")
+    )
 
     def seeds(arm, measure):
         return measure.scale * np.array(arm["numbers"][measure.key]["seeds"], np.float64)
 
-    groups: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
-    for arm in saved.arms:
-        name, number = saved.group(arm["name"])
-        groups.setdefault(name, {})[number] = seeds(arm, forgetting), seeds(arm, err2)
-    palette = style.colors_of(list(groups))
-    return figures.error_against_forgetting(groups, forgetting.heading, err2.heading, palette)
+    panels = {
+        forgetting.heading: {
+            family: {
+                number: (seeds(arm, forgetting), seeds(arm, err2)) for number, arm in arms.items()
+            }
+            for family, arms in saved.families.items()
+        }
+        for forgetting in kinds
+    }
+    palette = style.colors_of(list(saved.families))
+    return figures.error_against_forgetting(panels, err2.heading, palette)
 
 
 def best_cells(saved: Saved) -> Figure:
@@ -142,9 +150,13 @@ def seeds_of(
 
 
 def colors(saved: Saved) -> dict[str, str]:
-    """By arm: those of one method have its colour."""
+    """By arm: those of one method, or of one family, have its colour."""
     if len(saved.methods) == 1:
         return style.colors_of([arm["name"] for arm in saved.arms])
+    if not saved.axes:
+        of_families = style.colors_of(list(saved.families))
+        families = saved.families.items()
+        return {arm["name"]: of_families[f] for f, arms in families for arm in arms.values()}
     of_methods = style.colors_of(saved.methods)
     return {arm["name"]: of_methods[arm["method"]] for arm in saved.arms}
 
@@ -160,18 +172,28 @@ def over_epochs(saved: Saved) -> Figure:
     def curve(arm, name, scale):
         return scale * saved.curves[f"{arm['name']}/{name}"]
 
-    if saved.axes:
-        epochs = max((saved.curves[f"{arm['name']}/epoch"] for arm in finished(saved)), key=len)
+    panels = {
+        place: {arm["method"]: arm for arm in arms if arm in finished(saved)}
+        for place, arms in saved.places.items()
+    }
+    too_many = len(finished(saved)) > FEW_LINES and not saved.axes  # for one panel
+    if too_many:
         panels = {
-            place.replace(", ", "\n"): {
-                arm["method"]: padded(curve(arm, "forgetting_mean", saved.scale), len(epochs))
-                for arm in arms
-                if arm in finished(saved)
+            family: {n or family: arm for n, arm in arms.items() if arm in finished(saved)}
+            for family, arms in saved.families.items()
+        }
+    if saved.axes or too_many:
+        epochs = max((saved.curves[f"{arm['name']}/epoch"] for arm in finished(saved)), key=len)
+        curves = {
+            title.replace(", ", "\n"): {
+                label: padded(curve(arm, "forgetting_mean", saved.scale), len(epochs))
+                for label, arm in arms.items()
             }
-            for place, arms in saved.places.items()
+            for title, arms in panels.items()
         }
         heading = saved.measure("after_warmup", "forgetting_mean").heading.replace(", ", ",\n")
-        return figures.forgetting_curves(panels, epochs, of_methods, warmup, heading)
+        palette = style.colors_of(list(dict.fromkeys(itertools.chain(*curves.values()))))
+        return figures.forgetting_curves(curves, epochs, palette, warmup, heading)
     scales = {name: saved.scale for name in FORGETTING} | {"reward": 1.0, "epoch": 1.0}
     runs = {
         arm["name"]: {name: curve(arm, name, scale) for name, scale in scales.items()}

@@ -183,10 +183,19 @@ class Saved:
         tau = Measure("cells/tau", "τ with training alone", 2)
         return [*errors, tau, Measure("cells/parameters", "parameters", 0, size=True)]
 
-    def group(self, method: str) -> tuple[str, str]:
-        """A method's name without the number at its end, and that number."""
-        number = re.search(r" [\d.,e+-]+$", method)
-        return (method[: number.start()], number[0].strip()) if number else (method, "")
+    @property
+    def families(self) -> dict[str, dict[str, Any]]:
+        """Arms whose names differ in a number at their end, by it; another is its own family."""
+        found: dict[str, dict[str, Any]] = {}
+        for arm in self.arms:
+            number = re.search(r" [\d.,e+-]+$", arm["name"])
+            family = arm["name"][: number.start()] if number else arm["name"]
+            found.setdefault(family, {})[number[0].strip() if number else ""] = arm
+        families = {}
+        for family, arms in found.items():
+            (first, *others) = arms.values()
+            families[family if others else first["name"]] = arms if others else {"": first}
+        return families
 
 
 def words(place: Mapping[str, str]) -> str:

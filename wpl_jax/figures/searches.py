@@ -116,24 +116,29 @@ def forgetting_curves(
 
 
 def error_against_forgetting(
-    groups: Mapping[str, Mapping[str, tuple[Array, Array]]],
-    xlabel: str,
+    panels: Mapping[str, Mapping[str, Mapping[str, tuple[Array, Array]]]],
     ylabel: str,
     colors: Mapping[str, str],
 ) -> Figure:
-    """One number over another: what it costs to have less of the first.
+    """One number over others, a panel each: what it costs to have less of these.
 
     A point is the mean over seeds, a cross its 95 % intervals. Those of a group are joined, and its
     name is at the right, at the height of its last.
 
     Args:
-      groups: by name, by what is written at the point (a strength, say), two arrays of shape
-        ``(seeds,)``.
-      xlabel: what the first number is.
-      ylabel: what the second is.
+      panels: by what is on the horizontal axis, by the name of a group, by what is written at the
+        point (a strength, say), two arrays of shape ``(seeds,)``: what it says, and the other.
+      ylabel: what the other number is.
       colors: by the name of a group.
     """
-    fig, (ax,) = style.panels(1, height=4.2, xlabel=xlabel, ylabel=ylabel)
+    fig, axes = style.panels(len(panels), columns=1, height=3.6, ylabel=ylabel)
+    for ax, (xlabel, groups) in zip(axes, panels.items(), strict=True):
+        ax.set_xlabel(xlabel)
+        _trade_off(ax, groups, colors)
+    return fig
+
+
+def _trade_off(ax, groups, colors):
     ends: list[tuple[float, str]] = []
     for name, points in groups.items():
         color, middles = colors[name], []
@@ -155,7 +160,6 @@ def error_against_forgetting(
     ax.margins(x=0.15, y=0.12)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6))
     style.label_ends(ax, ends, colors)
-    return fig
 
 
 def run_curves(metrics: Mapping[str, Array], error_name: str) -> Figure:

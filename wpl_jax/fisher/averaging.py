@@ -235,7 +235,7 @@ def bound_of(max_bytes: int | None) -> routes.Bound:
     return MAX_BYTES if max_bytes is None else routes.Bound(int(max_bytes), int(max_bytes))
 
 
-def check_sizes(microbatch_size: int | None, max_bytes: int | None = None) -> None:
+def check_sizes(microbatch_size: int | None, max_bytes: Any = None) -> None:
     """Refuse sizes of microbatches that cannot be."""
     whole = isinstance(microbatch_size, int | np.integer | None)
     if not whole or (microbatch_size is not None and microbatch_size < 1):

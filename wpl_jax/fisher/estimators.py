@@ -319,8 +319,9 @@ def _sizes(plan, microbatch_size, bound):
 
 def _check_key(key):
     """Refuse what is not one key, typed or of the older kind."""
-    typed = jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key)
-    if not hasattr(key, "dtype") or key.ndim != (not typed):
+    dtype = getattr(key, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if dtype is None or key.ndim != (not typed):
         raise TypeError(f"key must be one key, such as jax.random.key(0), got {key!r:.80}")
 
 

@@ -786,16 +786,32 @@ def test_what_a_method_takes_off_is_said_for_the_mean_and_for_the_best_epoch(wit
 
 
 def test_the_trade_off_joins_arms_that_differ_in_a_number(tmp_path, monkeypatch):
-    arms = ["plain: --method none", *(f"WPL {s:g}: --method wpl --strength {s}" for s in (10, 100))]
+    arms = ["plain, rate 6: --method none"]
+    arms += [f"WPL {s:g}: --method wpl --strength {s}" for s in (10, 100)]
     assert run(tmp_path, monkeypatch, Runs(), "--seeds", "3", "--arms", *arms) == 0
     figure = drawn(saved.read(tmp_path / "report"))["err2_against_forgetting"]
-    (ax,) = figure.axes
-    assert {"plain", "WPL", "10", "100"} <= {text.get_text() for text in ax.texts}
-    (joined,) = [
-        line for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata()) == 2
-    ]
-    np.testing.assert_allclose(joined.get_xdata(), [3, 3])  # both forget as much
-    assert joined.get_ydata()[0] < joined.get_ydata()[1]
+    assert [ax.get_xlabel() for ax in figure.axes] == ["forgetting, mean", "forgetting, best 5"]
+    for ax in figure.axes:
+        texts = {text.get_text() for text in ax.texts}
+        assert {"plain, rate 6", "WPL", "10", "100"} <= texts and "6" not in texts
+        (joined,) = [
+            line for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata()) == 2
+        ]
+        np.testing.assert_allclose(joined.get_xdata(), [joined.get_xdata()[0]] * 2)
+        assert joined.get_ydata()[0] < joined.get_ydata()[1]
+    np.testing.assert_allclose(
+        figure.axes[0].lines[0].get_ydata(), figure.axes[1].lines[0].get_ydata()
+    )
+
+
+def test_more_arms_than_fit_into_a_panel_have_one_a_family(tmp_path, monkeypatch):
+    strengths = (1, 10, 100, 1000)
+    arms = ["plain: --method none"]
+    arms += [f"{m} {s}: --method {m} --strength {s}" for m in ("wpl", "l2") for s in strengths]
+    assert run(tmp_path, monkeypatch, Runs(), "--seeds", "3", "--arms", *arms) == 0
+    panels = drawn(saved.read(tmp_path / "report"))["forgetting"].axes
+    assert [ax.get_title() for ax in panels if ax.axison] == ["plain", "wpl", "l2"]
+    assert {str(s) for s in strengths} <= {text.get_text() for text in panels[1].texts}
 
 
 def test_no_arm_has_the_name_of_a_cell(tmp_path, monkeypatch, capsys):

@@ -38,6 +38,7 @@ def all_kinds():
         "mask": jnp.array([True, False]),
         "bytes": jnp.arange(5, dtype=jnp.uint8),
         "empty": jnp.zeros((0, 3)),
+        "weak": {"rate": jnp.asarray(0.1), "step": jnp.asarray(3), "row": jnp.full(3, 0.1)},
         "tuple": (np.arange(3.0), np.float64(0.1), 7, True, 0.1),
     }
 
@@ -46,7 +47,8 @@ def bits(leaf):
     if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf.dtype, bits(jax.random.key_data(leaf))
     array = np.asarray(leaf)
-    return type(leaf), array.dtype, array.shape, array.tobytes()
+    is_weak = getattr(leaf, "weak_type", None)
+    return type(leaf), is_weak, array.dtype, array.shape, array.tobytes()
 
 
 def assert_same(state, expected):
@@ -74,6 +76,30 @@ def test_shapes_are_enough_to_restore(tmp_path):
         assert_same(checkpoints.restore(jax.eval_shape(lambda: state)), state)
 
 
+def test_python_numbers_stand_for_what_jax_makes_of_them(tmp_path):
+    """As the step of a fresh TrainState does for that of one which a compiled step returned."""
+    fresh = {"step": 0, "rate": 0.0, "done": False}
+    state = jax.jit(lambda tree: jax.tree.map(lambda x: x, tree))({**fresh, "step": 7, "rate": 0.5})
+    with Checkpoints(tmp_path, {}) as checkpoints:
+        checkpoints.save(1, state)
+        assert_same(checkpoints.restore(fresh), {"step": 7, "rate": 0.5, "done": False})
+        assert_same(checkpoints.restore(state), state)
+        for like in ({**fresh, "step": 0.0}, {**fresh, "rate": np.float64(0)}):
+            with pytest.raises(ValueError, match=r"where the state has float64\[\]"):
+                checkpoints.restore(like)
+
+
+@pytest.mark.parametrize("state", [{}, None, {"a": jnp.zeros((0, 3)), "b": ()}])
+def test_a_state_without_entries(state, tmp_path):
+    with Checkpoints(tmp_path, {}) as checkpoints:
+        checkpoints.save(1, state)
+        assert_same(checkpoints.restore(state), state)
+        with pytest.raises(
+            ValueError, match=r"has nothing at \['w'\], where the state has float32"
+        ):
+            checkpoints.restore({"w": jnp.ones(2)})
+
+
 @pytest.mark.devices(8)
 def test_arrays_return_to_their_devices(tmp_path):
     mesh = jax.make_mesh((8,), ("x",), (jax.sharding.AxisType.Auto,))
@@ -83,6 +109,7 @@ def test_arrays_return_to_their_devices(tmp_path):
         "keys": jax.device_put(jax.random.split(jax.random.key(0), 8), spread),
         "third": jax.device_put(jnp.ones(2), jax.devices()[3]),
         "anywhere": jnp.ones(2),
+        "weak": jax.device_put(jnp.full(8, 0.1), spread),
     }
     with Checkpoints(tmp_path, {}) as checkpoints:
         checkpoints.save(1, state)
@@ -215,6 +242,12 @@ def test_another_structure_is_refused_by_name(tmp_path, other, message):
             checkpoints.restore(other)
 
 
+def test_a_setting_that_json_does_not_have_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"fingerprint cannot be .* JSON at 'opt\.lr': .*float32"):
+        Checkpoints(tmp_path / "new", {"seed": 0, "opt": {"lr": np.float32(0.1)}})
+    assert not (tmp_path / "new").exists()
+
+
 def remove(path):
     path.unlink()
 
@@ -342,6 +375,8 @@ def test_checkpoints_of_early_versions_have_no_notes(two_checkpoints, tmp_path):
         (2, {"w": np.ones(2)}, {"loss": np.float32(1.5)}, "notes cannot be .* JSON at 'loss'"),
         (2, {"w": np.ones(2), "name": "abc"}, {}, r"numbers, got <U3 at \['name'\]"),
         (2, {"w": 10**30}, {}, r"numbers, got object at \['w'\]"),
+        (2, {"w": jnp.ones(2, jnp.uint4)}, {}, r"holds no uint4, which is at \['w'\]"),
+        (2, {"w": np.ones(2)}, {"a": {"b": {1}}}, r"notes cannot be .* JSON at 'a\.b'"),
         (-1, {"w": np.ones(2)}, {}, "step must be a whole number, 0 or more, got -1"),
         (1.5, {"w": np.ones(2)}, {}, "step must be a whole number, 0 or more, got 1.5"),
     ],

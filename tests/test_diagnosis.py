@@ -2,6 +2,7 @@
 
 import functools
 import re
+from typing import NamedTuple
 
 import chex
 import jax
@@ -336,6 +337,24 @@ def test_a_term_in_the_wrong_place_is_named(tx, message):
             continue
         warnings = " ".join(diagnose(opt_state, learning_rate=1e-3).warnings())
         assert re.search(message, warnings) if message else "chain" not in warnings
+
+
+class Weights(NamedTuple):
+    kernel: jax.Array
+    bias: jax.Array
+
+
+@pytest.mark.parametrize(
+    "params", [tuple(PARAMS.values()), Weights(**PARAMS), (Weights(**PARAMS),)]
+)
+def test_parameters_beside_a_term_are_no_transformation(params):
+    masked = optax.masked(ADD, lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree))
+    for tx in (ADD, masked, wpl_jax.proximal_plasticity(STRENGTH, LEARNING_RATE)):
+        state = wpl_jax.consolidate(tx.init(params), params, 1.0)
+        counts = (jnp.array(3), jnp.array(4))
+        for opt_state in ((params, state), (state, params), (counts, state), (state, counts)):
+            warnings = diagnose(opt_state, params, learning_rate=1e-3).warnings()
+            assert "chain" not in " ".join(warnings)
 
 
 @pytest.mark.parametrize("where", ["the parameters", "the anchor", "the gradients"])

@@ -20,14 +20,19 @@ import numpy as np
 
 try:
     import orbax.checkpoint as ocp
+    import tensorstore  # what Orbax writes with
 except ImportError as error:
     raise ImportError(
         "checkpoints need orbax-checkpoint: pip install '.[experiments]' in the checkout"
     ) from error
 
+from wpl_jax.trees import place_like
+
 __all__ = ["Checkpoints", "fingerprint_in"]
 
 State = TypeVar("State")
+
+_NOTHING = {"nothing": np.zeros(1, bool)}  # of a state without entries
 
 
 class Checkpoints:
@@ -69,14 +74,15 @@ class Checkpoints:
           keep: how many checkpoints to keep, at least 2.
 
         Raises:
-          ValueError: if the folder's checkpoints were saved with another fingerprint. The message
-            names what differs.
+          ValueError: if the folder's checkpoints were saved with another fingerprint, or JSON does
+            not have a setting. The message names what differs, or the setting.
           OSError: if the folder cannot be read, or created.
         """
         if keep < 2:
             raise ValueError(f"keep must be at least 2, the last one and one to spare, got {keep}")
         self._folder = Path(folder)
-        self._fingerprint = json.loads(json.dumps(fingerprint))
+        _check_json("the fingerprint", fingerprint)
+        self._fingerprint = json.loads(json.dumps(dict(fingerprint)))
         self.step, self.notes = None, {}
         self._began = self._took = 0.0  # the last save
         saved = _fingerprints(self._folder)
@@ -150,7 +156,7 @@ class Checkpoints:
             hold what cannot be saved; what was there before is still there.
         """
         _check_step(step)
-        _check_notes(self.notes)
+        _check_json("notes", self.notes)
         self._began = time.monotonic()
         leaves = jax.device_get({name: _untyped(leaf) for name, leaf in _by_name(state).items()})
         if not self._writes:
@@ -159,7 +165,8 @@ class Checkpoints:
         if not self._folder.is_dir():
             raise FileNotFoundError(f"{self._folder} was removed or renamed")
         arrays = {name: np.asarray(leaf) for name, leaf in leaves.items() if np.size(leaf)}
-        _check_numbers(arrays)
+        _check_dtypes(arrays)
+        arrays = arrays or _NOTHING  # Orbax saves no empty tree
         try:
             _find_room(self._folder, sum(array.nbytes for array in arrays.values()))
             for obsolete in self._manager.all_steps():
@@ -208,7 +215,8 @@ class Checkpoints:
         Args:
           state_like: a tree with the state's structure, shapes and dtypes: a state of the same
             kind, or what ``jax.eval_shape`` returns for it. Arrays are put on the devices where
-            its arrays are.
+            its arrays are, and are weakly typed where they are. A Python number may stand for what
+            JAX makes of it, and remains one.
           step: which checkpoint. By default the last complete one.
 
         Raises:
@@ -228,15 +236,16 @@ class Checkpoints:
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
         )
         arrays, leaves_like = saved.state, _by_name(state_like)
+        arrays = {name: array for name, array in arrays.items() if name not in _NOTHING}
         for name, like in leaves_like.items():
             if name not in arrays and np.size(like) == 0:
                 arrays[name] = np.zeros(like.shape, like.dtype)
         for name in leaves_like | arrays:
-            found, wanted = _form(arrays.get(name)), _form(leaves_like.get(name))
-            if found != wanted:
+            found, forms = _form(arrays.get(name)), _forms(leaves_like.get(name))
+            if found not in forms:
                 raise ValueError(
                     f"the checkpoint of step {step} in {self._folder} has {found} at {name}, where "
-                    f"the state has {wanted}; start anew in another folder"
+                    f"the state has {forms[0]}; start anew in another folder"
                 )
         self.step = step
         return jax.tree.unflatten(
@@ -345,21 +354,32 @@ def _check_step(step):
         raise ValueError(f"step must be a whole number, 0 or more, got {step!r}")
 
 
-def _check_notes(notes):
-    for name, note in notes.items():
+def _check_json(what, values, above=""):
+    for name, value in values.items():
         try:
-            json.dumps({name: note})
+            json.dumps({name: value})
         except (TypeError, ValueError) as error:
-            raise ValueError(f"notes cannot be written as JSON at {name!r}: {error}") from None
+            if isinstance(value, dict):
+                _check_json(what, value, f"{above}{name}.")
+            raise ValueError(
+                f"{what} cannot be written as JSON at {f'{above}{name}'!r}: {error}"
+            ) from None
 
 
-def _check_numbers(arrays):
+def _check_dtypes(arrays):
     for name, array in arrays.items():
         if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == np.bool_):
             raise ValueError(
                 f"a state holds arrays of numbers, got {array.dtype} at {name}: keep anything else "
                 "in the notes, or outside"
             )
+        try:
+            tensorstore.dtype(array.dtype)
+        except ValueError:
+            raise ValueError(
+                f"a file of Orbax holds no {array.dtype}, which is at {name}: save it as "
+                "another dtype, such as int8 or float32"
+            ) from None
 
 
 def _sha256(path):
@@ -393,6 +413,19 @@ def _form(leaf: Any) -> str:
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
+def _forms(like: Any) -> list[str]:
+    """Those in which what a leaf stands for may be saved: JAX gives a Python number its dtype."""
+    is_python = isinstance(like, int | float | complex) and not hasattr(like, "dtype")
+    return [_form(like), *([f"{jnp.result_type(type(like))}[]"] if is_python else [])]
+
+
+def _weakly_typed(array):
+    """The same numbers, weakly typed: no conversion gives that, but an update keeps it."""
+    array = jnp.asarray(array)
+    zero = jnp.asarray(array.dtype.type().item())
+    return place_like(jnp.broadcast_to(zero, array.shape), array).at[...].set(array)
+
+
 def _placed_like(like: Any, array: np.ndarray):
     """The array as what ``like`` is: typed key or not, on its devices, or not one of JAX's."""
     if not hasattr(like, "dtype"):
@@ -403,9 +436,13 @@ def _placed_like(like: Any, array: np.ndarray):
     if _is_key(like):
         impl = jax.random.key_impl(jnp.empty((), like.dtype))
         value = jax.random.wrap_key_data(jnp.asarray(array), impl=impl)
+    is_weak = getattr(like, "weak_type", False)
     committed = isinstance(like, jax.ShapeDtypeStruct) or like.committed
     if committed and like.sharding and not like.sharding.is_fully_addressable:
         # Not device_put, which compares the values of all processes, and NaN is not itself.
         value = jax.make_array_from_callback(array.shape, like.sharding, lambda i: array[i])
+        if is_weak:
+            value = jax.jit(_weakly_typed, out_shardings=like.sharding)(value)
         return jax.random.wrap_key_data(value, impl=impl) if _is_key(like) else value
+    value = _weakly_typed(value) if is_weak else value
     return jax.device_put(value, like.sharding if committed else None)

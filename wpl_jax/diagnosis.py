@@ -227,6 +227,7 @@ proximal_plasticity, which is stable at any strength, or a strength <= 8
     """
     check_nonnegative(learning_rate=learning_rate)
     path, state = find(opt_state)
+    whole = jax.tree.structure(params)
     if grads is not None:
         grads = trained_part(grads, params, opt_state)
         aligned = align("grads", grads, state.anchor, optional=True)
@@ -265,7 +266,7 @@ proximal_plasticity, which is stable at any strength, or a strength <= 8
             rejected=rejected,
             count=count,
             proximal=jnp.array(isinstance(state, ProximalState)),
-            misplaced=jnp.array(_is_misplaced(opt_state, path, state)),
+            misplaced=jnp.array(_is_misplaced(opt_state, path, state, whole)),
             not_finite=not_finite,
             strength=strength,
             learning_rate=rate,
@@ -290,16 +291,19 @@ proximal_plasticity, which is stable at any strength, or a strength <= 8
     )
 
 
-def _is_misplaced(opt_state, path, state):
+def _is_misplaced(opt_state, path, state, params):
     """Whether a term is in the wrong place of the chains that it sits in.
 
     The state of a chain is a tuple of states, which are tuples themselves. A tuple around the
-    term's own chain may be another chain, or hold the states of several optimisers.
+    term's own chain may be another chain, or hold the states of several optimisers, or what has the
+    structure of the parameters.
     """
     chains: list[tuple[list, list]] = [([], [])]
     for key in path:
         if type(opt_state) is tuple:
-            chains.append((_acting(opt_state[: key.idx]), _acting(opt_state[key.idx + 1 :])))
+            sides = opt_state[: key.idx], opt_state[key.idx + 1 :]
+            before, after = (_acting(side, params) for side in sides)
+            chains.append((before, after))
         opt_state = _child(opt_state, key)
         if opt_state is None:
             break
@@ -312,16 +316,20 @@ def _is_misplaced(opt_state, path, state):
     return late and not after
 
 
-def _acting(states):
-    """Of states in a tuple, those of transformations that do more than look on, or select."""
+def _acting(nodes, params):
+    """Of what is in a tuple, states of transformations that do more than look on, or select."""
 
     def acts(state):
         if isinstance(state, optax.MonitorState | optax.SnapshotState):
             return False
+        if jax.tree.structure(state) == params:
+            return False
+        if type(state) is tuple and state:  # a chain's, if it is of states
+            return any(map(acts, state))
         has_memory = jax.tree.leaves(state, is_leaf=lambda n: type(n) is tuple)
         return isinstance(state, optax.EmptyState) or (isinstance(state, tuple) and has_memory)
 
-    return list(filter(acts, states))
+    return list(filter(acts, nodes))
 
 
 def _child(tree, key):

@@ -422,6 +422,27 @@ def test_updates_may_be_none_where_nothing_is_to_be_updated(row):
 
 
 @every_row
+def test_a_typed_key_among_the_parameters_is_left_alone(row):
+    """Nothing pulls it: it has neither an anchor nor a Fisher, and its update comes back."""
+
+    def beside(tree, key=None):
+        return {**tree, "key": key}
+
+    tx = row.tx(optax.identity())
+    params = beside(PARAMS, jax.random.key(0))
+    opt_state = wpl_jax.consolidate(
+        tx.init(params), beside(ANCHOR, jax.random.key(1)), FISHER, decay=0.5, max_norm=1e9
+    )
+    updates, opt_state = tx.update(beside(GRADS), opt_state, params)
+    expected, _ = tx.update(GRADS, protected(tx), PARAMS)
+    assert updates.pop("key", 0) is None
+    assert_close(updates, expected)
+    assert types(plasticity(tx.init(params))) == types(plasticity(opt_state))
+    assert wpl_jax.plasticity_loss(opt_state, params, 1.0) > 0
+    assert str(wpl_jax.diagnose(opt_state, params, LEARNING_RATE, beside(GRADS)))
+
+
+@every_row
 def test_a_parameter_of_none_is_named_by_its_path(row):
     tx = row.tx()
     opt_state = protected(tx)

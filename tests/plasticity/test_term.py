@@ -103,7 +103,13 @@ def test_a_term_of_zero_is_not_added(form, strength, fisher, params):
 def test_strength_is_a_number_an_array_or_a_schedule(form):
     tx = form(sgd(), 2)
     expected, _ = run(tx, PARAMS, protected(tx), GRADS)
-    for strength in (2.0, np.float64(2), jnp.array(2.0), optax.constant_schedule(2.0)):
+    for strength in (
+        2.0,
+        np.float64(2),
+        jnp.array(2.0),
+        optax.constant_schedule(2.0),
+        lambda count: 2.0 + 0.0 * count.astype(jnp.float32),  # of an array, also in init
+    ):
         tx = form(sgd(), strength)
         assert_same_bits(run(tx, PARAMS, protected(tx), GRADS)[0], expected)
 
@@ -128,6 +134,32 @@ def test_a_scheduled_learning_rate_of_the_proximal_form():
         expected, _ = constant.update(GRADS, opt_state, PARAMS)
         updates, opt_state = scheduled.update(GRADS, opt_state, PARAMS)
         assert_close(updates, expected)
+
+
+@pytest.mark.parametrize(
+    "strength",
+    [1e39, np.float64(1e39), lambda count: np.inf, lambda count: jnp.full([], jnp.inf)],
+    ids=["number", "numpy", "infinite", "infinite_array"],
+)
+@pytest.mark.parametrize(
+    "learning_rate",
+    [0.0, lambda count: 0.0, optax.linear_schedule(0.0, 0.1, 10)],
+    ids=["constant", "schedule", "warmup"],
+)
+@pytest.mark.parametrize(
+    "form",
+    [
+        wpl_jax.proximal_plasticity,
+        lambda s, rate: wpl_jax.weight_plasticity(optax.identity(), strength=s, learning_rate=rate),
+    ],
+    ids=["proximal", "weight"],
+)
+def test_a_learning_rate_of_0_is_no_pull_however_strong(form, strength, learning_rate):
+    params, grads = jnp.ones(3), jnp.array([-0.0, 1.0, 2.0])
+    tx = form(strength, learning_rate)
+    opt_state = protected(tx, params, 0 * params, jnp.array([0.0, 1.0, MAX]))
+    for update in (tx.update, jax.jit(tx.update)):
+        assert_same_bits(update(grads, opt_state, params)[0], grads)
 
 
 # --- The term, in closed form ---------------------------------------------------------------------

@@ -13,6 +13,7 @@ from forms import (
     adamw,
     add,
     assert_close,
+    assert_differ,
     assert_same_bits,
     both_weights,
     mean_gradient,
@@ -130,6 +131,79 @@ def test_memory_that_weights_share_moves_with_any_of_them():
     old, new = (optax.tree.get(state, "v_row") for state in (before, after))
     assert_same_bits(old["out"], new["out"])
     assert np.all(old["in"] != new["in"])
+
+
+def cubes(params):
+    return sum(jnp.sum(jnp.abs(x - 3) ** 3) for x in jax.tree.leaves(params))
+
+
+def third_step(inner, params, mask):
+    """The optimiser's state before and after a step in a mask, which comes after two without."""
+    tx = wpl_jax.weight_plasticity(inner, strength=1.0)
+
+    @jax.jit
+    def step(params, opt_state, mask):
+        value, grads = jax.value_and_grad(cubes)(params)
+        searched = {"value": value, "grad": grads, "value_fn": cubes}
+        updates, opt_state = tx.update(grads, opt_state, params, mask=mask, **searched)
+        return optax.apply_updates(params, updates), opt_state
+
+    opt_state = tx.init(params)
+    for _ in range(2):
+        params, opt_state = step(params, opt_state, True)
+    return opt_state[1], step(params, opt_state, mask)[1][1]
+
+
+LOOKING = {
+    "lbfgs": optax.lbfgs(memory_size=4),
+    "line_search": optax.chain(
+        optax.adam(0.1), optax.scale_by_backtracking_linesearch(5, store_grad=True)
+    ),
+    "monitor": optax.chain(optax.monitor({"norm": optax.tree.norm}), optax.adam(0.1)),
+}
+
+
+@pytest.mark.parametrize("inner", LOOKING.values(), ids=LOOKING)
+@pytest.mark.parametrize("container", [dict, lambda **tree: tuple(tree.values())])
+def test_memory_of_what_looks_at_the_parameters_or_grows(inner, container):
+    """A line search asks for the first parameter's dtype; a monitor begins with no measurement."""
+    params = container(a=normal(0, 4, 4), b=normal(1, 3), c=normal(2))
+    mask = container(a=np.array([[True], [False], [True], [True]]), b=False, c=False)
+    old, new = third_step(inner, params, mask)
+    last = jax.tree.leaves_with_path(params)[-1][0]
+    moved = []
+    for (path, was), now in zip(jax.tree.leaves_with_path(old), jax.tree.leaves(new), strict=True):
+        if was.shape[-2:] == (4, 4):  # of L-BFGS several in one
+            assert_same_bits(was[..., 1, :], now[..., 1, :])
+            moved.append(np.any(was != now))
+        elif was.shape[-1:] == (3,) or path[-1:] == last:
+            assert_same_bits(was, now)
+    assert len(moved) >= 2 and all(moved)
+    assert {int(count) for _, count in optax.tree.get_all_with_path(new, "count")} == {3}
+    if "weights_memory" in str(new):
+        assert_differ(*(optax.tree.get(state, "weights_memory") for state in (old, new)))
+
+
+@pytest.mark.parametrize("of", [lambda tree: tree, lambda tree: tree["a"]], ids=["tree", "array"])
+def test_memory_in_another_basis_moves_as_a_whole(of):
+    """GaLore's, also where it has the parameter's shape; that of a vector is entrywise."""
+    inner = optax.contrib.galore(0.1, rank=128, update_proj_gap=2)
+    params = of({"a": normal(0, 4, 4), "b": normal(1, 4)})
+    rows = np.array([[True], [False], [True], [True]])
+    entries = np.array([True, False, False, True])
+    old, unmasked = third_step(inner, params, True)
+    _, new = third_step(inner, params, of({"a": rows, "b": entries}))
+    for name in ("projector", "mu", "nu"):
+        was, whole, now = (optax.tree.get(state, name) for state in (old, unmasked, new))
+        if isinstance(params, dict):
+            if name != "projector":
+                assert_same_bits(now["b"], jnp.where(entries, whole["b"], was["b"]))
+            was, whole, now = was["a"], whole["a"], now["a"]
+        assert_same_bits(now, whole)
+        assert_differ(now, was)
+    _, outside = third_step(inner, params, of({"a": False, "b": False}))
+    for name in ("projector", "mu", "nu"):
+        assert_same_bits(optax.tree.get(outside, name), optax.tree.get(old, name))
 
 
 def test_no_fisher_is_computed_unless_asked_for():

@@ -44,11 +44,11 @@ def add_plasticity(
 
     Returns:
       A transformation whose ``update(updates, state, params, mask=None)`` requires ``params``. The
-      updates keep their dtypes. ``mask`` limits the term to some weights. It is a tree of booleans
-      like ``params``, or a prefix of that tree, whose leaves broadcast to their parameters; or a
-      function that gives such a tree for ``params``. It may be traced. For complex parameters the
-      term has the squared absolute value of the distance, and updates are the conjugate of what
-      ``jax.grad`` gives, as optax expects.
+      updates keep their dtypes; a typed key among ``params`` is left alone. ``mask`` limits the
+      term to some weights. It is a tree of booleans like ``params``, or a prefix of that tree,
+      whose leaves broadcast to their parameters; or a function that gives such a tree for
+      ``params``. It may be traced. For complex parameters the term has the squared absolute value
+      of the distance, and updates are the conjugate of what ``jax.grad`` gives, as optax expects.
 
     Raises:
       ValueError: if the strength is negative, not finite or not a scalar, or a dtype not a

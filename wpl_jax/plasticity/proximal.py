@@ -1,7 +1,9 @@
 """The proximal form: the plasticity term is applied after the step of an optimiser."""
 
+import sys
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -78,10 +80,19 @@ def proximal_plasticity(
     check_nonnegative(strength=strength, learning_rate=learning_rate)
 
     def apply(updates, term, count):
-        rate = capped(value_at(learning_rate, count) * term.strength)
+        rate = _product(value_at(learning_rate, count), term.strength)
         return _pulled(updates, rate, term.fishers, term.distances)
 
     return transformation(ProximalState, strength, apply, fisher_dtype, anchor_dtype)
+
+
+def _product(a: jax.typing.ArrayLike, b: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+    """Of two numbers, an infinite one as the largest that is finite: 0 times infinity is NaN."""
+    if isinstance(a, float) and isinstance(b, float):  # each of them may be beyond float32
+        return capped(min(a, sys.float_info.max) * min(b, sys.float_info.max))
+    x, y = widened(jnp.asarray(capped(a)), jnp.asarray(capped(b)))
+    largest = float(jnp.finfo(x.dtype).max)
+    return jnp.minimum(x, largest) * jnp.minimum(y, largest)
 
 
 def _pull(updates, rate, fishers, distances):

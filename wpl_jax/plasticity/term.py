@@ -11,7 +11,14 @@ import optax
 
 from wpl_jax.numbers import floating, wide_dtype
 from wpl_jax.plasticity.state import PlasticityState, ProximalState
-from wpl_jax.trees import align, align_mask, resolve_mask, to_device
+from wpl_jax.trees import (
+    align,
+    align_mask,
+    is_hidden,
+    leaves_by_path,
+    resolve_mask,
+    to_device,
+)
 
 __all__: list[str] = []
 
@@ -37,14 +44,15 @@ def transformation(
     _check_dtypes(fisher_dtype, anchor_dtype)
 
     def init_fn(params):
+        count = jnp.zeros([], jnp.int32)
         return state_type(
-            count=jnp.zeros([], jnp.int32),
+            count=count,
             anchor=jax.tree.map(lambda p: _anchor(p, anchor_dtype), params),
             fisher=jax.tree.map(lambda p: _no_fisher(p, fisher_dtype), params),
             rejected=jnp.zeros([], jnp.int32),
             consolidations=jnp.zeros([], jnp.int32),
             # A copy, as the anchor is.
-            last_strength=jnp.array(capped(value_at(strength, 0)), float),
+            last_strength=jnp.array(capped(value_at(strength, count)), float),
         )
 
     def update_fn(updates, state, params=None, *, mask=None, **extra_args):
@@ -56,6 +64,7 @@ def transformation(
         mask = resolve_mask(mask, params)
         eps = value_at(strength, state.count)
         new_updates = align("updates", updates, state.anchor, optional=True)
+        given = leaves_by_path(updates)
         here = [i for i, update in enumerate(new_updates) if update is not None]
         _refuse_pulled(new_updates)
 
@@ -80,7 +89,13 @@ def transformation(
         new_state = state._replace(
             count=optax.safe_increment(state.count), last_strength=_kept_like(state, eps)
         )
-        return jax.tree.unflatten(jax.tree.structure(state.anchor), new_updates), new_state
+        pulled = iter(new_updates)
+        new_leaves = [
+            given.get(path, leaf) if is_hidden(leaf) else next(pulled)
+            for path, leaf in leaves_by_path(state.anchor).items()
+        ]
+        structure = jax.tree.structure(state.anchor, is_leaf=is_hidden)
+        return jax.tree.unflatten(structure, new_leaves), new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -218,8 +233,15 @@ def _refuse_pulled(updates):
         )
 
 
+def _is_key(param):
+    """Whether it is one of JAX's typed keys, which nothing pulls: the state leaves it out."""
+    return jnp.issubdtype(jnp.result_type(param), jax.dtypes.prng_key)
+
+
 def _anchor(param, dtype):
     """A copy: a donated step may not be given the same buffer as params and as state."""
+    if _is_key(param):
+        return optax.MaskedNode()
     dtype = jnp.result_type(param) if dtype is None else dtype
     if jnp.iscomplexobj(param):
         dtype = jnp.promote_types(dtype, jnp.complex64)
@@ -227,6 +249,8 @@ def _anchor(param, dtype):
 
 
 def _no_fisher(param, dtype):
+    if _is_key(param):
+        return optax.MaskedNode()
     if dtype is None:
         dtype = jnp.real(widened(jnp.zeros([], jnp.result_type(param)))[0]).dtype
     return zeros_in_place(to_device(jnp.asarray(param)), dtype)

@@ -18,7 +18,7 @@ from wpl_jax.plasticity.consolidation import check_consolidation, consolidated
 from wpl_jax.plasticity.proximal import proximal_plasticity
 from wpl_jax.plasticity.state import find_all
 from wpl_jax.plasticity.term import ScalarOrSchedule
-from wpl_jax.trees import align_mask, is_hidden, leaves_by_path, resolve_mask
+from wpl_jax.trees import align_mask, is_hidden, leaves_by_path, prefixes, resolve_mask
 from wpl_jax.varying import varying_axes
 
 __all__ = ["weight_plasticity"]
@@ -45,8 +45,9 @@ def weight_plasticity(
 
     * ``mask``: the weights of the model being trained, as in :func:`add_plasticity`. Outside it a
       step changes nothing: neither the weights, nor what the inner optimiser remembers of them, nor
-      ``F``. Memory that the weights of a parameter share, such as adafactor's rows and columns,
-      changes as a whole if one of these weights is inside. ``inner`` itself is not given the mask.
+      ``F``. Memory that the weights of a parameter share, such as adafactor's rows and columns or
+      what GaLore has projected, changes as a whole if one of these weights is inside. ``inner``
+      itself is not given the mask.
     * ``consolidate``: a boolean, traced or not. Make it true in the last step of each model: after
       that step the empirical Fisher of ``batch`` at the *new* weights enters ``F``, and the anchor
       moves to them, as :func:`consolidate` does. Otherwise no Fisher is computed. (This is a
@@ -217,52 +218,89 @@ def _keep_still(updates, params, insides):
 
 def _keep_memory(inner, params, insides, new, old):
     """The inner optimiser's new state, where it belongs to weights inside the mask."""
-    inside = jax.tree.unflatten(jax.tree.structure(params), insides)
-
-    def mask_of(leaf, i):
-        if is_hidden(leaf):
-            return leaf
-        if i.ndim and leaf.shape[-i.ndim :] == i.shape:
-            return jnp.broadcast_to(i, leaf.shape)  # L-BFGS has several of each
-        # Memory that weights share (adafactor's factors) moves with any of them.
-        return i if leaf.shape == i.shape else jnp.any(i)
-
     try:
         moves = optax.tree.map_params(
             inner,
-            mask_of,
+            _moves,
             new,
-            inside,
+            jax.tree.unflatten(jax.tree.structure(params), insides),
             transform_non_params=lambda _: jnp.ones([], bool),
             is_leaf=is_hidden,
         )
-    except (AttributeError, TypeError, ValueError):
+    except Exception:  # whatever an optimiser raises that looks at more than the tree
         moves = _moves_by_path(new, params, insides)
-    return jax.tree.map(lambda m, n, o: jnp.where(m, n, o), moves, new, old)
+
+    def in_galore(move, node):
+        return _moves_in_galore(node, params, insides) if _is_galore(node) else move
+
+    moves = jax.tree.map(in_galore, moves, new, is_leaf=_is_galore)
+    olds: Any = dict(jax.tree.leaves_with_path(old))
+    # What has no earlier value, as the first measurements of optax.monitor, is as it came.
+    return jax.tree.map_with_path(lambda path, m, n: jnp.where(m, n, olds.get(path, n)), moves, new)
+
+
+def _moves(leaf, *insides):
+    """Which entries of memory change, by the first of some masks that has its shape."""
+    if is_hidden(leaf):
+        return leaf
+    for inside in insides:
+        if inside.ndim and leaf.shape[-inside.ndim :] == inside.shape:
+            return jnp.broadcast_to(inside, leaf.shape)  # L-BFGS has several of each
+    return jnp.any(insides[0])  # what weights share (adafactor's factors) moves with any of them
+
+
+def _is_galore(node):
+    return isinstance(node, optax.contrib.GaLoreState)
+
+
+def _moves_in_galore(state, params, insides):
+    """As :func:`_moves_by_path`: what GaLore has projected, weights share, whatever its shape."""
+    projectors: Any = leaves_by_path(state.projector)
+    shared = [
+        jnp.full_like(inside, jnp.any(inside)) if np.size(projectors.get(path)) else inside
+        for path, inside in zip(_paths(params), insides, strict=True)
+    ]
+    return _moves_by_path(state, params, shared)
 
 
 def _moves_by_path(state, params, insides):
-    """For optimisers whose states do not tell what belongs to which weight: sm3, flatten.
+    """For optimisers that look at more than the tree: sm3, flatten, line searches, monitor.
 
-    What lies at a parameter's path, or right below it, is that parameter's memory. A vector as long
-    as all parameters together has them one after another. Other arrays are shared by all weights.
+    What lies at a parameter's path, or in a list there, is that parameter's memory. A vector as
+    long as all parameters together has them one after another. Other arrays are shared by all.
     """
-    paths = [path for path, leaf in leaves_by_path(params).items() if not is_hidden(leaf)]
+    inside_at = dict(zip(_paths(params), insides, strict=True))
     flat = jnp.concatenate([jnp.ravel(inside) for inside in insides])
+    leaves = leaves_by_path(state)
+
+    def owner(path):
+        """The path of the parameter whose memory lies at a path; None if it is no parameter's."""
+        in_a_list = bool(path) and isinstance(path[-1], jax.tree_util.SequenceKey)
+        stops = (None, -1) if in_a_list else (None,)
+        ends = (path[start:stop] for start in range(len(path)) for stop in stops)
+        return next((end for end in ends if end and end in inside_at), None)
+
+    owners = {path: owner(path) for path in leaves}
+    holders = prefixes(path for path, own in owners.items() if own is not None)
 
     def moves(path, leaf):
         if is_hidden(leaf):
             return leaf
+        if owners[path] is not None:
+            return _moves(leaf, inside_at[owners[path]])
         if leaf.ndim == 0:  # a counter
             return jnp.ones([], bool)
-        if leaf.shape == flat.shape and len(paths) > 1:
-            return flat
-        for own, inside in zip(paths, insides, strict=True):
-            if own and own in (path[-len(own) :], path[-len(own) - 1 : -1]):
-                return inside if leaf.shape == inside.shape else jnp.any(inside)
-        return flat if leaf.shape == flat.shape else jnp.any(flat)
+        if path[:-1] in holders:
+            return jnp.any(flat)
+        return _moves(leaf, inside_at.get((), flat), flat)
 
-    return jax.tree.map_with_path(moves, state, is_leaf=is_hidden)
+    moved = [moves(path, leaf) for path, leaf in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(state, is_leaf=is_hidden), moved)
+
+
+def _paths(params):
+    """Of the parameters, in the order of the leaves of a mask."""
+    return [path for path, leaf in leaves_by_path(params).items() if not is_hidden(leaf)]
 
 
 def _refuse_to_differ(fisher, params, plasticity):

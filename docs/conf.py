@@ -35,7 +35,7 @@ HERE = Path(__file__).parent
 PAGES = {
     "experiments/notebooks/": "notebooks/",  # a link to the folder
     "experiments/results/two_models/mnist/report.md": "reports/two_models.md",
-    "experiments/results/search_rnn/report.md": "reports/search_rnn.md",
+    "experiments/results/search_rnn/controller/report.md": "reports/search_rnn_controller.md",
     "experiments/results/search_rnn/map/report.md": "reports/search_rnn_map.md",
     "experiments/results/search_rnn/trade_off/report.md": "reports/search_rnn_trade_off.md",
     "experiments/results/search_rnn/uniform/report.md": "reports/search_rnn_uniform.md",

@@ -193,7 +193,7 @@ class Saved:
             found.setdefault(family, {})[number[0].strip() if number else ""] = arm
         families = {}
         for family, arms in found.items():
-            (first, *others) = arms.values()
+            first, *others = arms.values()
             families[family if others else first["name"]] = arms if others else {"": first}
         return families
 

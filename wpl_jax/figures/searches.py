@@ -132,13 +132,17 @@ def error_against_forgetting(
       colors: by the name of a group.
     """
     fig, axes = style.panels(len(panels), columns=1, height=3.6, ylabel=ylabel)
+    ends = []
     for ax, (xlabel, groups) in zip(axes, panels.items(), strict=True):
         ax.set_xlabel(xlabel)
-        _trade_off(ax, groups, colors)
+        ends.append(_trade_off(ax, groups, colors))
+    for ax, of_panel in zip(axes, ends, strict=True):
+        style.label_ends(ax, of_panel, colors)
     return fig
 
 
 def _trade_off(ax, groups, colors):
+    """Returns the height and name of each group."""
     ends: list[tuple[float, str]] = []
     for name, points in groups.items():
         color, middles = colors[name], []
@@ -159,7 +163,7 @@ def _trade_off(ax, groups, colors):
             ends.append((middles[-1][1], name))
     ax.margins(x=0.15, y=0.12)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6))
-    style.label_ends(ax, ends, colors)
+    return ends
 
 
 def run_curves(metrics: Mapping[str, Array], error_name: str) -> Figure:

@@ -143,9 +143,9 @@ def together():
     ]
 
 
-def training(config):
+def training(config, devices=1):
     """The search of settings, without what is measured of architectures."""
-    whole = search_of(config)
+    whole = search_of(config, devices)
     return Training(*(getattr(whole, field.name) for field in dataclasses.fields(whole)))
 
 

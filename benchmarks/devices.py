@@ -57,7 +57,7 @@ def table(name, weak):
 
 def step(config, count):
     """Steps of one architecture, its Fisher and the move of the anchor included."""
-    search, devices = training(config), jax.devices()[:count]
+    search, devices = training(config, count), jax.devices()[:count]
     data = split_batches(jax.tree.map(np.asarray, data_of(config)), devices)
     state = jax.jit(search.init, out_shardings=everywhere(devices))(jax.random.key(0))
     batches = config.search.batches

@@ -172,17 +172,7 @@ def over_epochs(saved: Saved) -> Figure:
     def curve(arm, name, scale):
         return scale * saved.curves[f"{arm['name']}/{name}"]
 
-    panels = {
-        place: {arm["method"]: arm for arm in arms if arm in finished(saved)}
-        for place, arms in saved.places.items()
-    }
-    too_many = len(finished(saved)) > FEW_LINES and not saved.axes  # for one panel
-    if too_many:
-        panels = {
-            family: {n or family: arm for n, arm in arms.items() if arm in finished(saved)}
-            for family, arms in saved.families.items()
-        }
-    if saved.axes or too_many:
+    if panels := too_many_for_one(saved):
         epochs = max((saved.curves[f"{arm['name']}/epoch"] for arm in finished(saved)), key=len)
         curves = {
             title.replace(", ", "\n"): {
@@ -200,6 +190,18 @@ def over_epochs(saved: Saved) -> Figure:
         for arm in finished(saved)
     }
     return figures.search_curves(runs, of_methods, warmup, rise, saved.summary["task"]["reward"])
+
+
+def too_many_for_one(saved: Saved) -> dict[str, dict[str, dict]]:
+    """By the title of a panel, by label, arms of places or of families; none if one will do."""
+    done = finished(saved)
+    if saved.axes:
+        places = saved.places.items()
+        return {p: {arm["method"]: arm for arm in arms if arm in done} for p, arms in places}
+    if len(done) <= FEW_LINES:
+        return {}
+    families = saved.families.items()
+    return {f: {n or f: arm for n, arm in arms.items() if arm in done} for f, arms in families}
 
 
 def tau_of_probes(saved: Saved, values: str, order: str) -> Figure | None:

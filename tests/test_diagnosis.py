@@ -137,6 +137,7 @@ def test_in_low_precision_and_in_double():
             params, anchor, grads = optax.tree.cast((PARAMS, ANCHOR, GRADS), dtype)
             found = diagnose(protected(ADD, params, anchor), params, grads=grads)
             assert_found(found, **EXPECTED)
+            assert {n.dtype for n in found.not_finite.values()} == {jnp.dtype(jnp.int32)}
 
 
 # --- Wherever consolidate finds the state ---------------------------------------------------------

@@ -292,10 +292,33 @@ def test_inside_jit_with_known_fishers():
         jax.jit(lambda models: wpl_jax.merge(models, [-1.0, 1.0, 1.0]))(MODELS)
 
 
+def test_complex_parameters_with_wider_fishers():
+    with jax.enable_x64(True):
+        models = [jnp.array([z], jnp.complex64) for z in (1 + 1j, 3 + 3j)]
+        assert_close(wpl_jax.merge(models, [jnp.ones(1)] * 2), np.array([2 + 2j]))
+
+
 def test_what_is_not_a_fisher_counts_as_nothing_where_it_cannot_be_read():
     models = [jnp.zeros(3), jnp.ones(3)]
     fishers = [jnp.array([-1.0, jnp.nan, jnp.inf]), jnp.ones(3)]
     assert_close(jax.jit(wpl_jax.merge)(models, fishers), np.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ([np.nan, 1.0], 1),
+        ([np.inf, 1.0], 1),
+        ([-1.0, 1.0], 1),
+        ([0.0, 0.0], np.nan),
+        ([-1.0, -2.0], np.nan),
+    ],
+    ids=str,
+)
+def test_what_is_no_weight_counts_as_nothing_where_it_cannot_be_read(weights, expected):
+    models = [jnp.zeros(3), jnp.ones(3)]
+    merged = jax.jit(wpl_jax.merge)(models, None, jnp.array(weights))
+    np.testing.assert_array_equal(merged, np.full(3, expected))
 
 
 # --- Errors ---------------------------------------------------------------------------------------

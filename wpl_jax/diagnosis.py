@@ -347,7 +347,10 @@ def _finite(leaf):
 
 
 def _not_finite(leaves):
-    return sum((jnp.sum(~jnp.isfinite(leaf)) for leaf in leaves), start=jnp.zeros([], jnp.int32))
+    return sum(
+        (jnp.sum(~jnp.isfinite(leaf), dtype=jnp.int32) for leaf in leaves),
+        start=jnp.zeros([], jnp.int32),
+    )
 
 
 def _squares(leaf):

@@ -27,12 +27,12 @@ import optax
 
 from wpl_jax.fisher import routes
 from wpl_jax.fisher.averaging import (
-    LONG_SUM,
     Estimator,
     bound_of,
     check_sizes,
     estimator,
     mean,
+    sizes,
 )
 from wpl_jax.fisher.backward import for_one
 from wpl_jax.fisher.noise import warn_of_shared_noise
@@ -121,11 +121,8 @@ def mas_importance(
 
         if microbatch_size is not None:
             return mean(total, batch, weights, microbatch_size, microbatch_size)
-        bound = bound_of(max_bytes)
-        # On a CPU the gradients of a few examples fit the caches: see routes.in_turn.
-        on_cpu = routes.fitting(min(bound.on_cpu, routes.CPU_BYTES), held)
-        elsewhere = min(LONG_SUM, routes.fitting(bound.elsewhere, held))
-        return mean(total, batch, weights, on_cpu, elsewhere)
+        # On a CPU the gradients of a few examples fit the caches.
+        return mean(total, batch, weights, *sizes(bound_of(max_bytes), held, in_turn=True))
 
     return estimator("output_fn", output_fn, estimate)
 

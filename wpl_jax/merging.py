@@ -90,8 +90,10 @@ def merge(
     for i, (tree, fisher) in enumerate(zip(params, fishers, strict=True)):
         _check_params(f"params[{i}]", tree)
         _check_fisher(f"fishers[{i}]", fisher)
-    models = [_as_first(align, f"params[{i}]", p, params[0]) for i, p in enumerate(params)]
-    known = [_as_first(align_scalars, f"fishers[{i}]", f, params[0]) for i, f in enumerate(fishers)]
+    first = {"reference": params[0], "reference_has": "params[0] has"}
+    models = [align(f"params[{i}]", tree, **first) for i, tree in enumerate(params)]
+    known = [align_scalars(f"fishers[{i}]", tree, **first) for i, tree in enumerate(fishers)]
+    models, known = jax.tree.map(to_device, (models, known))
     merged = [
         _weighted_mean(of_models, of_fishers, weights)
         for of_models, of_fishers in zip(
@@ -123,15 +125,7 @@ def _weighted_mean(params, fishers, weights):
         return jnp.where(share > 0, share * param, 0)
 
     mean = functools.reduce(jnp.add, map(part, shares, params))
-    return mean.astype(params[0].dtype)
-
-
-def _as_first(aligned, name, tree, first):
-    try:
-        return list(map(to_device, aligned(name, tree, first)))
-    except ValueError as error:
-        text = str(error).replace("the parameters given to init have", "params[0] has")
-        raise ValueError(text) from None
+    return jnp.where(total > 0, mean, jnp.nan).astype(params[0].dtype)
 
 
 def _checked_weights(weights, n):
@@ -148,6 +142,7 @@ def _checked_weights(weights, n):
             )
         weights = [w / max(weights) for w in weights]
     weights = [jnp.asarray(capped(w)) for w in weights]
+    weights = [jnp.where((w > 0) & (w < jnp.inf), w, 0) for w in weights]
     largest = functools.reduce(jnp.maximum, weights)
     least = float(jnp.finfo(jnp.float32).tiny)
     return [jnp.where(w / largest >= least, w / largest, 0) for w in weights]

@@ -26,10 +26,15 @@ def floating(x: Any) -> Any:
 
 
 def wide_dtype(*arrays: Any) -> Any:
-    """That of squares and sums: float32, or that of a floating-point array that is wider."""
+    """The dtype to compute squares and sums in: float32, or a wider one that some array has.
+
+    It is complex if an array is; float64 beside complex64 makes complex128, which holds both.
+    """
     dtypes = [jnp.dtype(jnp.float32), *map(jnp.result_type, arrays)]
     dtypes = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
-    return max(dtypes, key=lambda dtype: (jnp.finfo(dtype).nmant, dtype.itemsize))
+    widest = max(dtypes, key=lambda dtype: (jnp.finfo(dtype).nmant, dtype.itemsize))
+    is_complex = [jnp.issubdtype(dtype, jnp.complexfloating) for dtype in (widest, *dtypes)]
+    return jnp.dtype(jnp.complex128) if any(is_complex) and not is_complex[0] else widest
 
 
 def widen(x: jax.Array) -> jax.Array:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import operator
 import types
 import typing
 from collections.abc import Sequence
@@ -40,7 +42,7 @@ class Range(NamedTuple):
 
 
 class Several(NamedTuple):
-    """So many values at least, which differ also where they are written with six digits."""
+    """At least so many values, all different, also where they are written with six digits."""
 
     least: int = 0
 
@@ -105,6 +107,8 @@ def _wanted(value, hint):
     """What a value should be instead, by its type; nothing if it is."""
     kind, parts = typing.get_origin(hint), typing.get_args(hint)
     if kind is Annotated:
+        if parts[0] in (int, float) and (unlike := _unlike(value, parts[0])):
+            return unlike
         rules = [part for part in parts[1:] if isinstance(part, Range | Several)]
         return next(filter(None, (rule.wanted(value) for rule in rules)), _wanted(value, parts[0]))
     if kind in (typing.Union, types.UnionType) and value is not None:
@@ -113,6 +117,16 @@ def _wanted(value, hint):
         of_each = parts[:1] * len(value) if parts[-1] is ... else parts
         wanted = next(filter(None, map(_wanted, value, of_each)), "")
         return wanted and f"{wanted} each"
+    return ""
+
+
+def _unlike(value, kind):
+    """What a value should be instead that is no number of a kind; nothing if it is."""
+    wanted, reads = {int: ("a whole number", operator.index), float: ("a number", math.isnan)}[kind]
+    try:
+        reads(value)
+    except (TypeError, OverflowError):
+        return wanted
     return ""
 
 

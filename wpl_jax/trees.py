@@ -26,7 +26,13 @@ __all__ = [
 ]
 
 
-def align(name: str, tree: chex.ArrayTree, reference: chex.ArrayTree, optional=False) -> list:
+def align(
+    name: str,
+    tree: chex.ArrayTree,
+    reference: chex.ArrayTree,
+    optional: bool = False,
+    reference_has: str = "the parameters given to init have",
+) -> list:
     """Leaves of ``tree`` in the order of those of ``reference``, matched by their paths.
 
     The trees may differ in the types of their nodes, as an ``nnx.State`` of variables and one of
@@ -38,6 +44,7 @@ def align(name: str, tree: chex.ArrayTree, reference: chex.ArrayTree, optional=F
       tree: the tree to take leaves from.
       reference: the tree that says which leaves, made from the parameters given to ``init``.
       optional: whether a leaf of ``tree`` may be ``None``.
+      reference_has: what to call ``reference`` in an error, with its verb.
 
     Returns:
       Arrays, each laid out on devices as the leaf of ``reference`` is.
@@ -51,27 +58,34 @@ def align(name: str, tree: chex.ArrayTree, reference: chex.ArrayTree, optional=F
         shape = np.shape(reference_leaf)
         if path not in given:
             raise ValueError(
-                f"{name} has no leaf at {path_name(path)}, where the parameters given to init "
-                f"have one of shape {shape}"
+                f"{name} has no leaf at {path_name(path)}, where {reference_has} one of shape "
+                f"{shape}"
             )
         leaf = given.pop(path)
         if leaf is None and not optional:
             raise ValueError(
-                f"{name} is None at {path_name(path)}, where the parameters given to init have an "
-                f"array of shape {shape}"
+                f"{name} is None at {path_name(path)}, where {reference_has} an array of shape "
+                f"{shape}"
             )
-        leaves.append(None if leaf is None else _place(name, path, leaf, reference_leaf))
-    _refuse_further(name, given)
+        placed = None if leaf is None else _place(name, path, leaf, reference_leaf, reference_has)
+        leaves.append(placed)
+    _refuse_further(name, given, reference_has)
     return leaves
 
 
-def align_scalars(name: str, tree: chex.ArrayTree, reference: chex.ArrayTree) -> list:
+def align_scalars(
+    name: str,
+    tree: chex.ArrayTree,
+    reference: chex.ArrayTree,
+    reference_has: str = "the parameters given to init have",
+) -> list:
     """As :func:`align`, but a scalar stands for all leaves below it, and what is absent is 0.
 
     Args:
       name: what to call ``tree`` in an error.
       tree: a tree like ``reference``, a part of one, or a prefix of one whose leaves are scalars.
       reference: the tree that says which leaves, made from the parameters given to ``init``.
+      reference_has: as in :func:`align`.
 
     Raises:
       ValueError: naming the first path at which a shape differs, or that is not in ``reference``.
@@ -85,11 +99,12 @@ def align_scalars(name: str, tree: chex.ArrayTree, reference: chex.ArrayTree) ->
             leaf = 0
         elif above != path and np.ndim(leaf):
             raise ValueError(
-                f"{name} has an array of shape {np.shape(leaf)} at {path_name(above)}, where the "
-                f"parameters given to init have a tree: only a scalar stands for all of it"
+                f"{name} has an array of shape {np.shape(leaf)} at {path_name(above)}, where "
+                f"{reference_has} a tree: only a scalar stands for all of it"
             )
-        leaves.append(_place(name, path, leaf, reference_leaf, broadcast=np.ndim(leaf) == 0))
-    _refuse_further(name, _leading_nowhere(given, reference))
+        is_scalar = np.ndim(leaf) == 0
+        leaves.append(_place(name, path, leaf, reference_leaf, reference_has, is_scalar))
+    _refuse_further(name, _leading_nowhere(given, reference), reference_has)
     return leaves
 
 
@@ -118,7 +133,7 @@ def align_mask(mask: chex.ArrayTree | None, reference: chex.ArrayTree) -> list:
         leaf = given[above]
         if not _is_boolean(leaf):
             raise ValueError(f"mask must hold booleans, got {_describe(leaf)} at {path_name(path)}")
-        leaves.append(_place("mask", path, leaf, param, broadcast=True))
+        leaves.append(_place("mask", path, leaf, param, "the parameters have", broadcast=True))
     return leaves
 
 
@@ -234,22 +249,18 @@ def _is_empty(node):
     return not is_hidden(node) and not jax.tree.leaves(node, is_leaf=is_hidden)
 
 
-def _refuse_further(name, leaves):
+def _refuse_further(name, leaves, reference_has):
     for path, leaf in leaves.items():
         if not is_hidden(leaf):
-            raise ValueError(
-                f"{name} has a leaf at {path_name(path)}, where the parameters given to init have "
-                "none"
-            )
+            raise ValueError(f"{name} has a leaf at {path_name(path)}, where {reference_has} none")
 
 
-def _place(name, path, leaf, reference, broadcast=False):
+def _place(name, path, leaf, reference, reference_has, broadcast=False):
     """``leaf`` as an array in the shape and place of ``reference``."""
     shape = np.shape(reference)
     if not broadcast and np.shape(leaf) != shape:
         raise ValueError(
-            f"{name} has shape {np.shape(leaf)} at {path_name(path)}, where the parameters given "
-            f"to init have {shape}"
+            f"{name} has shape {np.shape(leaf)} at {path_name(path)}, where {reference_has} {shape}"
         )
     try:
         leaf = jnp.asarray(leaf)

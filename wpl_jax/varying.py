@@ -38,5 +38,5 @@ def varying_as(x: jax.Array, tree: chex.ArrayTree) -> jax.Array:
 
 
 def zeros(shape: Any) -> jax.Array:
-    """Of a ``ShapeDtypeStruct``; they may vary over devices as it does."""
+    """Zeros like a ``ShapeDtypeStruct``, which may vary over the same mesh axes."""
     return varying_as(jnp.zeros(shape.shape, shape.dtype), shape)

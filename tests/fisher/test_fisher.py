@@ -533,6 +533,12 @@ def test_refuses_what_is_no_function():
         wpl_jax.empirical_fisher(3)
 
 
+@pytest.mark.parametrize("estimator", [wpl_jax.sampled_fisher, wpl_jax.exact_fisher])
+def test_refuses_logits_that_are_no_function(estimator):
+    with pytest.raises(TypeError, match="logits must be a function .*, got 3"):
+        estimator(3)
+
+
 def test_refuses_sparse_examples():
     examples = sparse.BCOO.fromdense(jnp.ones((5, 3, 4)), n_batch=1)
     fisher = wpl_jax.empirical_fisher(lambda w, example: jnp.sum(example["m"] @ w))
@@ -592,3 +598,30 @@ def test_refuses_weights_of_another_shape(estimator, shape):
     params, logits, batch = softmax_regression()
     with pytest.raises(ValueError, match=r"weights must have shape \(7,\)"):
         estimator(logits)(params, batch, jnp.ones(shape))
+
+
+@pytest.mark.parametrize(
+    "fisher",
+    [
+        wpl_jax.empirical_fisher,
+        sampled,
+        exact,
+        wpl_jax.squared_batch_gradient,
+        jax.jit(wpl_jax.empirical_fisher(lambda p, x: noisy(p, x))),
+    ],
+    ids=["empirical", "sampled", "exact", "squared", "jitted"],
+)
+def test_a_warning_names_the_line_that_asked(fisher):
+    """Python shows the same text of the same line only once."""
+    of_loss = fisher not in (sampled, exact)
+    with pytest.warns(UserWarning, match="do not depend on the example") as warned:
+        if hasattr(fisher, "lower"):
+            fisher(jnp.ones(3), jnp.ones((4, 3)))
+        else:
+            out = noisy if of_loss else lambda p, x: noisy(p, x) * x
+            fisher(out)(jnp.ones(3), jnp.ones((4, 3)))
+    assert {w.filename for w in warned} == {__file__}
+
+
+def noisy(params, x):
+    return jnp.sum(params * x) * jax.random.normal(jax.random.key(0))

@@ -97,3 +97,9 @@ def test_a_loss_with_auxiliary_results_is_refused():
     for call in (wpl_jax.check_fisher, wpl_jax.explain):
         with pytest.raises(TypeError, match=r"one array, got a tuple.*lambda params, example"):
             call(lambda p, x: (nll(p, x), x), PARAMS, BATCH)
+
+
+@pytest.mark.parametrize("examples", [0, -1])
+def test_at_least_one_example_is_checked(examples):
+    with pytest.raises(ValueError, match=f"examples must be at least 1, got {examples}"):
+        wpl_jax.check_fisher(lambda p, x: p * x, jnp.ones([]), jnp.ones(8), examples=examples)

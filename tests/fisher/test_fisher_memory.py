@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jax import lax
 
 import wpl_jax
-from wpl_jax.fisher import routes
+from wpl_jax.fisher import averaging, routes
 
 MIB = 2**20
 
@@ -217,3 +219,11 @@ def test_a_large_batch_is_not_copied(size, weighted):
     fisher = jax.jit(wpl_jax.empirical_fisher(nll, microbatch_size=size))
     compiled = fisher.lower(params, batch, weights).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < batch.nbytes / 60 * (4 * size + 4)
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+@given(max_bytes=st.integers(1, 2**40), held=st.integers(0, 2**40))
+def test_so_many_examples_at_a_time_stay_below_the_bound(in_turn, max_bytes, held):
+    for size in averaging.sizes(routes.Bound(max_bytes, max_bytes), held, in_turn):
+        assert 1 <= size <= averaging.LONG_SUM
+        assert size == 1 or size * held <= max_bytes

@@ -459,9 +459,10 @@ def test_two_processes_give_what_one_does():
 
 
 @pytest.mark.parametrize("batches", [[], iter([])])
-def test_refuses_no_batches(batches):
+@pytest.mark.parametrize("state", [None, running_fisher(EMPIRICAL).init(PARAMS)])
+def test_refuses_no_batches(batches, state):
     with pytest.raises(ValueError, match="batches is empty, .* make it anew"):
-        fisher_of_batches(EMPIRICAL, PARAMS, batches)
+        fisher_of_batches(EMPIRICAL, PARAMS, batches, state=state)
 
 
 def test_refuses_other_parameters():
@@ -480,13 +481,20 @@ def test_refuses_results_that_are_not_like_the_parameters():
     with pytest.raises(ValueError, match=r"fisher has a leaf at \['b'\]"):
         running.update(running.init(params), params, jnp.ones(3))
     other = running.init({"w": jnp.ones(3)})
-    with pytest.raises(ValueError, match=r"fisher has shape \(3,\) at \['w'\]"):
+    with pytest.raises(ValueError, match=r"fisher has shape .* where the first state's has \(2,\)"):
         merge_running_fishers(running.init(params), other)
 
 
 def test_refuses_batches_without_one_leading_axis():
     with pytest.raises(ValueError, match="same leading axis"):
         fisher_of_batches(EMPIRICAL, PARAMS, [examples() | {"y": np.zeros(3, int)}])
+
+
+@pytest.mark.parametrize("batch", [{}, jnp.ones([])], ids=["empty", "scalar"])
+def test_refuses_batches_without_examples(batch):
+    running = running_fisher(EMPIRICAL)
+    with pytest.raises(ValueError, match="same leading axis of one or more examples"):
+        running.update(running.init(PARAMS), PARAMS, batch)
 
 
 def test_refuses_weights_of_another_shape():

@@ -149,6 +149,23 @@ def test_float64_is_used_where_it_is_there():
             assert 4e-13 < abs(updates.item()) < 1.1e-12
 
 
+@pytest.mark.parametrize(
+    ("tx", "pulled"),
+    [
+        (wpl_jax.add_plasticity(1.0, fisher_dtype=jnp.float64), 2 + 2j),
+        (wpl_jax.proximal_plasticity(1.0, 1.0, fisher_dtype=jnp.float64), -1 - 1j),
+    ],
+    ids=["additive", "proximal"],
+)
+def test_a_wide_fisher_keeps_both_parts_of_complex_weights(tx, pulled):
+    """2 + 2i away from the anchor, of importance 1: a gradient of that, or half of the way back."""
+    with jax.enable_x64(True):
+        params = jnp.array([2 + 2j], jnp.complex64)
+        opt_state = protected(tx, params, jnp.zeros_like(params), jnp.ones(1))
+        updates, _ = tx.update(jnp.zeros_like(params), opt_state, params)
+        assert updates.item() == pulled
+
+
 class Attention(NamedTuple):
     query: jax.Array
     key: jax.Array

@@ -578,6 +578,28 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted():
     chex.assert_tree_all_finite((rest, memory(states[-1])["trace"]))
 
 
+class Carrying(Toy):
+    """One whose carry does not start at 0."""
+
+    def start(self, batch):
+        return jnp.ones([])
+
+
+def test_after_a_skipped_step_the_carry_is_that_of_the_start():
+    config = SearchConfig(architectures=1, batches=2, chunk=1, eval_batches=1, measure_every=1)
+    search = Search(Carrying(), config, optax.sgd(0.1), Uniform(), Plain())
+    train = regression(0, 2).at[0].set(jnp.nan)
+    states, _ = run(search, Data(train, regression(1, 1)), 1, begun(search, 0))
+    before, after = states
+    assert after.skipped == 1
+
+    def loss(params):
+        return search.space.loss(params, after.actions[0], train[1], jnp.ones([]), None)[0]
+
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, before.params, jax.grad(loss)(before.params))
+    chex.assert_trees_all_close(after.params, expected, rtol=1e-5)
+
+
 def test_what_diverged_does_not_reach_the_fisher_or_the_controller():
     states, _ = toy_run()
     actions = states[5].actions[0]  # what the fifth step will sample
@@ -708,6 +730,8 @@ def test_rank_samples_as_the_controller_does():
         ({"architectures": 6, "chunk": 4}, r"a divisor of architectures \(6\), got 4"),
         ({"architectures": 6, "chunk": 12}, r"a divisor of architectures \(6\), got 12"),
         ({"architectures": 6}, r"a divisor of architectures \(6\), got 60"),
+        ({"batches": 2.5}, "batches must be a whole number, got 2.5"),
+        ({"batches": "7"}, "batches must be a whole number, got '7'"),
     ],
 )
 def test_settings_that_cannot_work(settings, message):

@@ -101,7 +101,6 @@ def mean(
     """
     n = num_examples(batch)
     if weights is not None:
-        weights = checked_weights(weights, n)
         total = _without_padding(total, batch, weights)
 
     def in_microbatches(size, batch, weights):
@@ -123,11 +122,12 @@ def checked_weights(weights: Any, n: int) -> jax.Array:
         raise TypeError(f"weights must be real numbers, got an array of {weights.dtype}")
     weights = floating(weights)
     if not isinstance(weights, jax.core.Tracer):
-        wrong = [float(w) for w in np.asarray(weights) if not w >= 0]
-        if wrong:
+        known = np.asarray(weights)
+        wrong = known[~(known >= 0)]
+        if wrong.size:
             raise ValueError(
-                f"weights must not be negative or NaN, got {wrong[0]}: they say how often an "
-                "example counts, and 0 is for padding"
+                f"weights must not be negative or NaN, got {float(wrong[0])}: they say how often "
+                "an example counts, and 0 is for padding"
             )
     return jnp.asarray(weights)
 
@@ -233,6 +233,19 @@ def _as_array(x):
 def bound_of(max_bytes: int | None) -> routes.Bound:
     """The bound that a user gave, or the default."""
     return MAX_BYTES if max_bytes is None else routes.Bound(int(max_bytes), int(max_bytes))
+
+
+def sizes(bound: routes.Bound, held: int, in_turn: bool) -> tuple[int, int]:
+    """How many examples to take at a time, on a CPU and elsewhere.
+
+    Args:
+      bound: on the memory that they add.
+      held: bytes that one example holds.
+      in_turn: whether few at a time are faster on a CPU (see ``routes.in_turn``).
+    """
+    on_cpu = min(bound.on_cpu, routes.CPU_BYTES) if in_turn else bound.on_cpu
+    few, many = (min(LONG_SUM, routes.fitting(b, held)) for b in (on_cpu, bound.elsewhere))
+    return few, many
 
 
 def check_sizes(microbatch_size: int | None, max_bytes: Any = None) -> None:

@@ -61,9 +61,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from wpl_jax.fisher import routes
 from wpl_jax.fisher.averaging import (
-    LONG_SUM,
     Estimator,
     PerExample,
     bound_of,
@@ -72,6 +70,7 @@ from wpl_jax.fisher.averaging import (
     estimator,
     mean,
     num_examples,
+    sizes,
 )
 from wpl_jax.fisher.backward import for_one
 from wpl_jax.fisher.noise import warn_of_shared_noise
@@ -111,7 +110,8 @@ def empirical_fisher(
         leaves of ``batch`` disagree about the number of examples, or if ``weights`` are of another
         shape, negative or NaN (where they are known, outside of ``jit``); for dropout or batch norm
         in train mode in a model of Flax, where they can be seen.
-      TypeError: if a parameter is not floating-point, or ``nll`` returns more than one array.
+      TypeError: if a parameter, or what ``nll`` returns, is not floating-point, if ``nll`` is no
+        function or returns more than one array, or if ``weights`` are no real numbers.
 
     Example:
       >>> import jax.numpy as jnp, wpl_jax
@@ -148,7 +148,7 @@ def sampled_fisher(
 
     Raises:
       ValueError: as :func:`empirical_fisher`, and if ``logits`` is not one-dimensional.
-      TypeError: if a parameter is not floating-point.
+      TypeError: as :func:`empirical_fisher`, and if ``key`` is not one key.
 
     Example:
       >>> import jax, jax.numpy as jnp, wpl_jax
@@ -174,8 +174,10 @@ def sampled_fisher(
             return -jax.nn.log_softmax(scores)[label]
 
         numbered = batch, jnp.arange(num_examples(batch))
-        sizes = microbatch_size, max_bytes
-        return _mean_of_squares("logits", nll, params, numbered, weights, *sizes)
+        limits = microbatch_size, max_bytes
+        return _mean_of_squares("logits", nll, params, numbered, weights, *limits)
+
+    estimate_with_key = estimator("logits", logits, estimate)
 
     def fisher(
         params: chex.ArrayTree,
@@ -183,7 +185,7 @@ def sampled_fisher(
         key: jax.Array,
         weights: jax.Array | None = None,
     ) -> chex.ArrayTree:
-        return estimator("logits", logits, estimate)(params, batch, weights, key)
+        return estimate_with_key(params, batch, weights, key)
 
     return fisher
 
@@ -208,7 +210,7 @@ def exact_fisher(
 
     Raises:
       ValueError: as :func:`sampled_fisher`.
-      TypeError: if a parameter is not floating-point.
+      TypeError: as :func:`empirical_fisher`.
 
     Example:
       >>> import jax.numpy as jnp, wpl_jax
@@ -286,7 +288,7 @@ def squared_batch_gradient(loss: PerExample, microbatch_size: int | None = None)
             return jax.tree.map(widen, jax.grad(weighted_loss)(params))
 
         size = microbatch_size or num_examples(batch)
-        return _square(mean(gradient_sum, batch, weights, size, size))
+        return jax.tree.map(jnp.square, mean(gradient_sum, batch, weights, size, size))
 
     return estimator("loss", loss, estimate, batch_as_example=True)
 
@@ -310,11 +312,10 @@ def _sizes(plan, microbatch_size, bound):
     """Of microbatches, on a CPU and elsewhere."""
     if microbatch_size is not None:
         return microbatch_size, microbatch_size
-    on_cpu, elsewhere = (min(LONG_SUM, routes.fitting(b, plan.backward.held)) for b in bound)
     # Where most of what an example holds is a gradient that JAX takes, or copies of parameters,
-    # the cores are waiting for memory: see routes.in_turn.
+    # the cores are waiting for memory.
     in_turn = 2 * plan.backward.gradient > plan.backward.held or plan.reading.copies
-    return routes.fitting(routes.CPU_BYTES, plan.backward.held) if in_turn else on_cpu, elsewhere
+    return sizes(bound, plan.backward.held, in_turn)
 
 
 def _check_key(key):
@@ -323,7 +324,3 @@ def _check_key(key):
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if dtype is None or key.ndim != (not typed):
         raise TypeError(f"key must be one key, such as jax.random.key(0), got {key!r:.80}")
-
-
-def _square(grads):
-    return jax.tree.map(lambda g: jnp.square(widen(g)), grads)

@@ -160,7 +160,7 @@ def check_fisher(
       A :class:`Check`: whether they agree (``passed``), and each parameter's difference.
 
     Raises:
-      ValueError, TypeError: as :func:`empirical_fisher`.
+      ValueError, TypeError: as :func:`empirical_fisher`, and if ``examples < 1``.
 
     Example:
       >>> import jax.numpy as jnp, wpl_jax
@@ -169,6 +169,8 @@ def check_fisher(
       >>> check.passed
       True
     """
+    if examples < 1:
+        raise ValueError(f"examples must be at least 1, got {examples}")
     of_parts, rest, params = of_parameters("nll", nll, params)
     nll = functools.partial(of_parts, rest)
     params, batch = checked_inputs(params, batch)

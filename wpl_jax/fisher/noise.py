@@ -1,5 +1,6 @@
 """Whether a function of one example draws random numbers that are the same for every example."""
 
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -28,8 +29,16 @@ def warn_of_shared_noise(name: str, program: Program, batch: Any) -> None:
             "have the same: for dropout and other noise, put a key for each example into the "
             "batch, jax.random.split(key, n), or switch it off; what is meant to be the same, draw "
             "before, and close over it",
-            stacklevel=5,
+            stacklevel=_level_of_caller(),
         )
+
+
+def _level_of_caller():
+    """How many calls up whoever called this package is, so that a warning names their line."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in ("wpl_jax", "jax"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def draws_alike(program: Program, examples: Iterable[int]) -> bool:

@@ -1,4 +1,4 @@
-"""Which parameters are computed together, as parts, and by which route their uses, in clusters."""
+"""Parameters that have to be computed together, as parts; their uses of one route, as clusters."""
 
 import dataclasses
 from typing import Any
@@ -57,7 +57,7 @@ class Part:
 
     leaves: tuple[int, ...]
     uses: tuple[Use, ...]
-    marked: tuple[int, ...]  # numbers of bases whose gradient is left to JAX (see uses)
+    marked: tuple[int, ...]  # numbers of bases whose gradient is left to JAX (see reading)
     clusters: tuple[Cluster, ...]  # none: gradients are put together for each example
     own: bool  # whether all bases are parameters
 

@@ -10,7 +10,8 @@ A probe is an array of zeros that is added to the result of an operation: its gr
 gradient of that result.
 
 Only ``jax.extend.core``, which is public, is imported of JAX; the names of primitives and of their
-parameters, which JAX may change, are read here, in ``selections``, ``uses`` and ``reading``.
+parameters, which JAX may change, are read here, in ``selections``, ``uses``, ``reading`` and
+``noise``.
 """
 
 import functools

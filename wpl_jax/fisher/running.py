@@ -27,7 +27,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from wpl_jax.fisher.averaging import checked_weights
+from wpl_jax.fisher.averaging import checked_weights, num_examples
 from wpl_jax.modules import parameters
 from wpl_jax.numbers import wide_dtype
 from wpl_jax.trees import align
@@ -86,7 +86,8 @@ def running_fisher(estimator: Callable[..., chex.ArrayTree]) -> RunningFisher:
 
     Raises:
       ValueError: in ``update``, if ``params`` or the estimator's result differ from the parameters
-        given to ``init``; names the first path that does.
+        given to ``init``; names the first path that does. Also if the leaves of ``batch`` disagree
+        about the number of examples.
 
     Example:
       >>> import jax, jax.numpy as jnp, wpl_jax
@@ -121,7 +122,7 @@ def running_fisher(estimator: Callable[..., chex.ArrayTree]) -> RunningFisher:
         **extra_args: Any,
     ) -> RunningFisherState:
         align("params", parameters(params), state.fisher)
-        n = len(jax.tree.leaves(batch)[0])
+        n = num_examples(batch)
         if weights is None:
             weight = jnp.array(n, float)
         else:
@@ -132,7 +133,8 @@ def running_fisher(estimator: Callable[..., chex.ArrayTree]) -> RunningFisher:
         if key is not None:
             extra_args["key"] = jax.random.fold_in(key, state.batches)
         fisher = estimator(params, batch, **extra_args)
-        return _merge(state, RunningFisherState(fisher, weight, jnp.int32(1)))
+        new = RunningFisherState(fisher, weight, jnp.int32(1))
+        return _merge(state, new, "the parameters given to init have")
 
     return RunningFisher(init, update)
 
@@ -212,15 +214,13 @@ def fisher_of_batches(
       >>> print(state.fisher["w"], state.weight)
       8.5 4.0
     """
-    is_empty = state is None
-    if is_empty:
+    if state is None:
         state = running_fisher(estimator).init(params)
     else:  # the caller's is not to be donated
         state = jax.tree.map(lambda x: jnp.array(x, copy=True), state)
     for batch in batches:
         state = _update(estimator, weights_of, state, params, batch, key)
-        is_empty = False
-    if is_empty:
+    if not int(state.batches):
         raise ValueError(
             "batches is empty, and a Fisher is a mean over one batch or more; an iterator gives "
             "its batches only once: make it anew"
@@ -234,7 +234,7 @@ def _update(estimator, weights_of, state, params, batch, key):
     return running_fisher(estimator).update(state, params, batch, weights=weights, key=key)
 
 
-def _merge(state, new):
+def _merge(state, new, reference_has="the first state's has"):
     weight = state.weight + new.weight.astype(state.weight.dtype)
     share = new.weight / jnp.where(weight > 0, weight, 1)
 
@@ -243,7 +243,8 @@ def _merge(state, new):
         updated = old + share.astype(old.dtype) * (fisher - old)
         return jnp.where(share > 0, updated, old)  # a Fisher of no weight may be NaN too
 
-    fishers = map(mean, jax.tree.leaves(state.fisher), align("fisher", new.fisher, state.fisher))
+    new_fisher = align("fisher", new.fisher, state.fisher, reference_has=reference_has)
+    fishers = map(mean, jax.tree.leaves(state.fisher), new_fisher)
     return RunningFisherState(
         jax.tree.unflatten(jax.tree.structure(state.fisher), fishers),
         weight,

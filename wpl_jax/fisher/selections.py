@@ -42,7 +42,7 @@ class Known:
     key: Any  # equal for equal values
     boxes: Mapping[int, Box] = dataclasses.field(default_factory=dict)  # by base; none: no gradient
     names: dict[Any, Any] | None = None  # of selections of one program: their keys, numbered
-    sliced: bool = False  # by nothing else, so that its axes are those of its base
+    sliced: bool = False  # by slices and splits alone, so that its axes are those of its base
     rounded: bool = False  # to a narrower dtype
     scaled: bool = False  # by factors that may be other than 1, 0 and -1
     mapped: tuple[int, ...] = ()

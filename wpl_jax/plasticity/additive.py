@@ -77,7 +77,9 @@ def add_plasticity(
     return transformation(
         PlasticityState,
         strength,
-        lambda updates, term, count: _added(updates, capped(term.strength), *term[1:]),
+        lambda updates, term, count: _added(
+            updates, capped(term.strength), term.fishers, term.distances
+        ),
         fisher_dtype,
         anchor_dtype,
     )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from wpl_jax.modules import is_optimizer
-from wpl_jax.trees import path_name
+from wpl_jax.trees import nodes_of, path_name
 
 __all__ = ["PlasticityState"]
 
@@ -46,10 +46,10 @@ def find_one(
     opt_state: chex.ArrayTree, kind: type, name: str, maker: str, advice: str = ""
 ) -> tuple[jax.tree_util.KeyPath, Any]:
     """The one node of a type in a tree and its path, or an error that names the remedy."""
-    found = find_all(opt_state, kind)
+    found = nodes_of(opt_state, kind)
     if not found:
         raise ValueError(
-            f"opt_state holds no {name}: was it made by {maker}? Got a {type(opt_state)}"
+            f"opt_state holds no {name}: was it made by {maker}? Got a {type(opt_state).__name__}"
         )
     if len(found) > 1:
         places = ", ".join(path_name(path) for path, _ in found)
@@ -58,14 +58,6 @@ def find_one(
             f"the one you mean, and put the result back in its place{advice}"
         )
     return found[0]
-
-
-def find_all(
-    opt_state: chex.ArrayTree, kind: type = PlasticityState
-) -> list[tuple[jax.tree_util.KeyPath, Any]]:
-    """All nodes of a type in a tree, with their paths."""
-    leaves = jax.tree.leaves_with_path(opt_state, is_leaf=lambda node: isinstance(node, kind))
-    return [(path, leaf) for path, leaf in leaves if isinstance(leaf, kind)]
 
 
 def replace(

@@ -40,7 +40,7 @@ def transformation(
     fisher_dtype: Any,
     anchor_dtype: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """Build one from ``apply(updates, term, count)``, which gives the new updates."""
+    """Build a transformation from ``apply(updates, term, count)``, which gives the new updates."""
     _check_dtypes(fisher_dtype, anchor_dtype)
 
     def init_fn(params):
@@ -89,9 +89,9 @@ def transformation(
         new_state = state._replace(
             count=optax.safe_increment(state.count), last_strength=_kept_like(state, eps)
         )
-        pulled = iter(new_updates)
+        in_order = iter(new_updates)
         new_leaves = [
-            given.get(path, leaf) if is_hidden(leaf) else next(pulled)
+            given.get(path, leaf) if is_hidden(leaf) else next(in_order)
             for path, leaf in leaves_by_path(state.anchor).items()
         ]
         structure = jax.tree.structure(state.anchor, is_leaf=is_hidden)
@@ -208,7 +208,7 @@ def _check_dtypes(fisher_dtype, anchor_dtype):
 
 
 def _kept_like(state, eps):
-    """The strength as an array, of the type that the state's has on a mesh and in a shard_map."""
+    """The strength as an array; ``where`` gives it the sharding and mesh axes of the state's."""
     last = state.last_strength
     eps = jnp.asarray(capped(eps), last.dtype)
     return jnp.where(last == last, eps, eps)

@@ -16,9 +16,16 @@ from wpl_jax.fisher import empirical_fisher
 from wpl_jax.plasticity.additive import add_plasticity
 from wpl_jax.plasticity.consolidation import check_consolidation, consolidated
 from wpl_jax.plasticity.proximal import proximal_plasticity
-from wpl_jax.plasticity.state import find_all
+from wpl_jax.plasticity.state import PlasticityState
 from wpl_jax.plasticity.term import ScalarOrSchedule
-from wpl_jax.trees import align_mask, is_hidden, leaves_by_path, prefixes, resolve_mask
+from wpl_jax.trees import (
+    align_mask,
+    is_hidden,
+    leaves_by_path,
+    nodes_of,
+    prefixes,
+    resolve_mask,
+)
 from wpl_jax.varying import varying_axes
 
 __all__ = ["weight_plasticity"]
@@ -126,7 +133,7 @@ def weight_plasticity(
 
     def init_fn(params):
         inner_state = inner.init(params)
-        if find_all(inner_state):
+        if nodes_of(inner_state, PlasticityState):
             raise ValueError(
                 "the optimiser that weight_plasticity wraps holds a plasticity term already: "
                 "pass one without, such as optax.sgd(0.1)"

@@ -241,10 +241,10 @@ def _parametric_table(parametric):
 class Distinct(_Fixed):
     """Every class of architectures that compute the same, with equal probability.
 
-    Of many a class, a space has several members: the same operations in another order, or beside
-    parts that are not used. Uniform sampling trains these classes more often. This samples one
-    member of each, those that the space's ``distinct`` lists
-    (see :class:`wpl_jax.spaces.DistinctSpace`), and never the others.
+    Several architectures of a space may compute the same: with the operations in another order, or
+    with parts that are not used. Uniform sampling trains such a class more often than others. This
+    samples one member of each class, those that the space's ``distinct`` lists (see
+    :class:`wpl_jax.spaces.DistinctSpace`), and never the others.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("distinct",)

@@ -135,7 +135,7 @@ class Search:
         trained, losses = self._train((params, opt_state), trainee, state, data.train, train_key)
         (params, opt_state), skipped, streak = trained
         method_state, opt_state = method.after(
-            *(space, state.method, opt_state, params, trainee, data.validation, method_key)
+            space, state.method, opt_state, params, trainee, data.validation, method_key
         )
         place = state.trained % config.architectures
         number, since = jnp.divmod(place, config.measure_every)
@@ -175,8 +175,14 @@ class Search:
             batch_key, loss_key = jax.random.split(jax.random.fold_in(key, i))
             batch = space.batch(split, state.trained * config.batches + i, batch_key)
             (loss, hidden), grads = self.method.gradient(
-                *(space, state.method, opt_state, params),
-                *(trainee.architecture, batch, hidden, loss_key),
+                space,
+                state.method,
+                opt_state,
+                params,
+                trainee.architecture,
+                batch,
+                hidden,
+                loss_key,
             )
             if self.method.whole:  # nothing else is to enter a norm, say
                 grads = jax.tree.map(lambda g, m: jnp.where(m, g, 0), grads, mask)
@@ -186,14 +192,14 @@ class Search:
                 grads, opt_state, params, mask=jax.tree.map(lambda m: m & finite, mask)
             )
             params = optax.apply_updates(params, updates)
-            hidden = jax.tree.map(lambda h: jnp.where(finite, h, 0), hidden)
+            hidden = jax.tree.map(lambda h, s: jnp.where(finite, h, s), hidden, start)
             streak = jnp.where(finite, 0, streak + 1)
             return ((params, opt_state), hidden, skipped + ~finite, streak), loss
 
         # Each starts as it will be measured, without another architecture's carry.
-        hidden = space.start(space.batch(split, 0, key))
+        start = space.start(space.batch(split, 0, key))
         (own, _, skipped, streak), losses = jax.lax.scan(
-            train, (own, hidden, state.skipped, state.streak), jnp.arange(config.batches)
+            train, (own, start, state.skipped, state.streak), jnp.arange(config.batches)
         )
         return (own, skipped, streak), losses
 

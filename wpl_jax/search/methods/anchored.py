@@ -135,6 +135,7 @@ class WPL(L2Anchor):
         def loss(params, batch):
             return space.loss(params, trainee.architecture, batch, space.start(batch), None)[0]
 
+        # One half of the key: another would choose other batches than in published results.
         step = evaluation.random_step(space, validation, jax.random.split(key)[0])
         batch = space.batch(validation, step, None)
         fisher = squared_batch_gradient(loss)(params, jax.tree.map(lambda x: x[None], batch))

@@ -90,10 +90,8 @@ class Replay(Plain):
             place, actions = inputs
 
             def replayed(total):
-                (loss, _), grads = gradient(
-                    *(params, space.decode(actions), batch, space.start(batch)),
-                    jax.random.fold_in(key, place),
-                )
+                theirs = space.decode(actions), batch, space.start(batch)
+                (loss, _), grads = gradient(params, *theirs, jax.random.fold_in(key, place))
                 return jax.tree.map(lambda t, x: t + each * x, total, (loss, grads))
 
             return jax.lax.cond(place < filled, replayed, lambda t: t, total), None

@@ -32,7 +32,7 @@ from benchmarks.models import BACKPACK, KFAC, MODELS, PYTORCH, Model
 from benchmarks.page import RESULTS
 from benchmarks.report import machine, report
 from benchmarks.timing import FEW, REPEATS, ROOT, Jitted, Peer, compare
-from wpl_jax.fisher import averaging
+from wpl_jax.fisher import microbatches
 
 GRADIENT, OURS, ONE = "batch gradient", "wpl_jax.empirical_fisher", "grad, one example at a time"
 PEERS = {  # a module of benchmarks/peers, and what that calls it
@@ -40,7 +40,7 @@ PEERS = {  # a module of benchmarks/peers, and what that calls it
     BACKPACK: ("torch_fisher", "backpack"),
     KFAC: ("jax_fisher", "kfac-jax"),
 }
-MAX_BYTES = averaging.MAX_BYTES.on_cpu
+MAX_BYTES = microbatches.MAX_BYTES.on_cpu
 GOAL = 1.25  # of the time of the better of a batch gradient and one example at a time
 
 

@@ -25,18 +25,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wpl_jax.fisher import routes
-from wpl_jax.fisher.averaging import (
-    Estimator,
-    bound_of,
-    check_sizes,
-    estimator,
-    mean,
-    sizes,
-)
-from wpl_jax.fisher.backward import for_one
+from wpl_jax.fisher.averaging import Estimator, estimator, mean
+from wpl_jax.fisher.microbatches import bound_of, check_sizes, sizes, weighted
 from wpl_jax.fisher.noise import warn_of_shared_noise
-from wpl_jax.fisher.program import flat, held_bytes
+from wpl_jax.fisher.program import flat, for_one, held_bytes
 from wpl_jax.modules import parameters
 from wpl_jax.numbers import floating, wide_dtype, widen
 from wpl_jax.plasticity import PlasticityState
@@ -117,7 +109,7 @@ def mas_importance(
 
         def total(batch, weights):
             grads = jax.vmap(gradient, (None, 0))(params, batch)
-            return jax.tree.map(lambda g: routes.weighted(jnp.abs(widen(g)), weights).sum(0), grads)
+            return jax.tree.map(lambda g: weighted(jnp.abs(widen(g)), weights).sum(0), grads)
 
         if microbatch_size is not None:
             return mean(total, batch, weights, microbatch_size, microbatch_size)

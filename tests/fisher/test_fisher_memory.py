@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 import wpl_jax
-from wpl_jax.fisher import averaging, routes
+from wpl_jax.fisher import microbatches
 
 MIB = 2**20
 
@@ -157,7 +157,7 @@ def gradient(problem):
 def platform(request, monkeypatch):
     """Elsewhere gradients of more examples are taken at once: that branch is run here as well."""
     if request.param == "elsewhere":
-        monkeypatch.setattr(routes, "CPU_BYTES", 2**40)
+        monkeypatch.setattr(microbatches, "CPU_BYTES", 2**40)
     return request.param
 
 
@@ -224,6 +224,6 @@ def test_a_large_batch_is_not_copied(size, weighted):
 @pytest.mark.parametrize("in_turn", [False, True])
 @given(max_bytes=st.integers(1, 2**40), held=st.integers(0, 2**40))
 def test_so_many_examples_at_a_time_stay_below_the_bound(in_turn, max_bytes, held):
-    for size in averaging.sizes(routes.Bound(max_bytes, max_bytes), held, in_turn):
-        assert 1 <= size <= averaging.LONG_SUM
+    for size in microbatches.sizes(microbatches.Bound(max_bytes, max_bytes), held, in_turn):
+        assert 1 <= size <= microbatches.LONG_SUM
         assert size == 1 or size * held <= max_bytes

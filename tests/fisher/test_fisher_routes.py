@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from jax import jit
 
 import wpl_jax
+from wpl_jax.fisher.microbatches import Bound
 from wpl_jax.fisher.plan import Plan
-from wpl_jax.fisher.routes import Bound
 
 N = 5  # examples
 STEPS, WORDS, WIDTH = 6, 11, 4

@@ -6,7 +6,6 @@ with what it adds up. :func:`estimator` makes of it the function that users call
 """
 
 import functools
-import numbers
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wpl_jax.fisher import routes
+from wpl_jax.fisher.microbatches import on_platform, summed
 from wpl_jax.modules import of_parameters
 from wpl_jax.numbers import floating
 from wpl_jax.trees import nodes_of, path_name
@@ -24,13 +23,6 @@ from wpl_jax.varying import varying_as
 
 PerExample = Callable[[chex.ArrayTree, chex.ArrayTree], jax.Array]
 Estimator = Callable[..., chex.ArrayTree]
-
-MAX_BYTES = routes.Bound(on_cpu=2**28, elsewhere=2**30)
-"""By default. Few examples at a time suit the caches of a CPU; a GPU waits for each launch."""
-
-# So many examples are added up before a sum is added to that of the others: sums of float32 that
-# are longer lose digits.
-LONG_SUM = 1024
 
 
 def estimator(
@@ -104,9 +96,9 @@ def mean(
         total = _without_padding(total, batch, weights)
 
     def in_microbatches(size, batch, weights):
-        return routes.summed(total, batch, weights, size)
+        return summed(total, batch, weights, size)
 
-    result = routes.on_platform(in_microbatches, on_cpu, elsewhere, batch, weights)
+    result = on_platform(in_microbatches, on_cpu, elsewhere, batch, weights)
     count = jnp.float32(n) if weights is None else jnp.sum(weights, dtype=float)
     return jax.tree.map(lambda r: r / count.astype(r.dtype), result)
 
@@ -228,35 +220,3 @@ def check_output(name: str, ndim: int | None, out: Any) -> None:
 def _as_array(x):
     of_jax = hasattr(x, "dtype") and hasattr(x, "shape") and not isinstance(x, np.ndarray)
     return x if of_jax else jnp.asarray(x)
-
-
-def bound_of(max_bytes: int | None) -> routes.Bound:
-    """The bound that a user gave, or the default."""
-    return MAX_BYTES if max_bytes is None else routes.Bound(int(max_bytes), int(max_bytes))
-
-
-def sizes(bound: routes.Bound, held: int, in_turn: bool) -> tuple[int, int]:
-    """How many examples to take at a time, on a CPU and elsewhere.
-
-    Args:
-      bound: on the memory that they add.
-      held: bytes that one example holds.
-      in_turn: whether few at a time are faster on a CPU (see ``routes.in_turn``).
-    """
-    on_cpu = min(bound.on_cpu, routes.CPU_BYTES) if in_turn else bound.on_cpu
-    few, many = (min(LONG_SUM, routes.fitting(b, held)) for b in (on_cpu, bound.elsewhere))
-    return few, many
-
-
-def check_sizes(microbatch_size: int | None, max_bytes: Any = None) -> None:
-    """Refuse sizes of microbatches that cannot be."""
-    whole = isinstance(microbatch_size, int | np.integer | None)
-    if not whole or (microbatch_size is not None and microbatch_size < 1):
-        raise ValueError(
-            f"microbatch_size must be at least 1, and whole, or None, got {microbatch_size}"
-        )
-    whole = isinstance(max_bytes, numbers.Real) and max_bytes % 1 == 0  # 1e9 is
-    if max_bytes is not None and not (whole and max_bytes >= 1):
-        raise ValueError(
-            f"max_bytes, in bytes, must be at least 1, and whole, or None, got {max_bytes!r}"
-        )

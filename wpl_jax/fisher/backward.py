@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from wpl_jax.fisher.program import Program, depends, held_bytes, run, size_in_bytes
+from wpl_jax.fisher.program import Program, depends, for_one, held_bytes, run, size_in_bytes
 from wpl_jax.fisher.uses import Use
 from wpl_jax.varying import varying_as
 
@@ -154,28 +154,3 @@ def _applied(jaxpr):
         return tuple(core.jaxpr_as_fun(jaxpr)(*operands))
 
     return apply
-
-
-def for_one(
-    function: Callable[..., Any],
-    common: Any,
-    batch: Any,
-    prepare: Callable[[Any], Any] = lambda common: common,
-) -> Any:
-    """The jaxpr of ``function(prepare(common), example)``, and the shapes of its results.
-
-    An example is what ``vmap`` makes of a batch, within a ``shard_map`` as well.
-    """
-    found: list[Any] = []
-
-    def look(common, batch):
-        prepared = prepare(common)
-
-        def of_example(example):
-            found.append(jax.make_jaxpr(function, return_shape=True)(prepared, example))
-            return jnp.zeros([])
-
-        return jax.vmap(of_example, out_axes=None)(batch)
-
-    jax.eval_shape(look, common, batch)
-    return found[-1]

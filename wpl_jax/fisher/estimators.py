@@ -64,18 +64,15 @@ import jax.numpy as jnp
 from wpl_jax.fisher.averaging import (
     Estimator,
     PerExample,
-    bound_of,
     check_output,
-    check_sizes,
     estimator,
     mean,
     num_examples,
-    sizes,
 )
-from wpl_jax.fisher.backward import for_one
+from wpl_jax.fisher.microbatches import bound_of, check_sizes, sizes
 from wpl_jax.fisher.noise import warn_of_shared_noise
 from wpl_jax.fisher.plan import Plan
-from wpl_jax.fisher.program import flat
+from wpl_jax.fisher.program import flat, for_one
 from wpl_jax.numbers import widen
 
 THREEFRY = "threefry2x32"

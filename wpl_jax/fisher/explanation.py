@@ -9,14 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wpl_jax.fisher.averaging import (
-    PerExample,
-    bound_of,
-    check_output,
-    check_sizes,
-    checked_inputs,
-)
+from wpl_jax.fisher.averaging import PerExample, check_output, checked_inputs
 from wpl_jax.fisher.estimators import empirical_fisher
+from wpl_jax.fisher.microbatches import bound_of, check_sizes
 from wpl_jax.fisher.plan import Plan
 from wpl_jax.modules import of_parameters
 from wpl_jax.numbers import widen

@@ -33,20 +33,19 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from wpl_jax.fisher.backward import Backward, for_one
+from wpl_jax.fisher.backward import Backward
+from wpl_jax.fisher.microbatches import Bound, weighted
 from wpl_jax.fisher.parts import Part, parts_of
-from wpl_jax.fisher.program import Program, evaluate, flat, has_references, needed
+from wpl_jax.fisher.program import Program, evaluate, flat, for_one, has_references, needed
 from wpl_jax.fisher.program import read as read_atom
 from wpl_jax.fisher.reading import Reading, read
 from wpl_jax.fisher.routes import (
-    Bound,
     in_turn,
     matrices,
     outer_products,
     product_of_rows,
     rows_of_table,
     sizes_of_rows,
-    weighted,
 )
 from wpl_jax.fisher.selections import gradients_of_bases, size_of_scales, squares_of_bases
 from wpl_jax.fisher.uses import Rows, dtype_of, products

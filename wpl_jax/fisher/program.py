@@ -17,7 +17,7 @@ parameters, which JAX may change, are read here, in ``selections``, ``uses``, ``
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -228,6 +228,31 @@ def flows_through(operation: Operation, flowing: Set[int]) -> bool:
 def has_gradient(aval: Any) -> bool:
     """Whether a value of this shape and dtype can have a gradient."""
     return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, jnp.inexact)
+
+
+def for_one(
+    function: Callable[..., Any],
+    common: Any,
+    batch: Any,
+    prepare: Callable[[Any], Any] = lambda common: common,
+) -> Any:
+    """The jaxpr of ``function(prepare(common), example)``, and the shapes of its results.
+
+    An example is what ``vmap`` makes of a batch, within a ``shard_map`` as well.
+    """
+    found: list[Any] = []
+
+    def look(common, batch):
+        prepared = prepare(common)
+
+        def of_example(example):
+            found.append(jax.make_jaxpr(function, return_shape=True)(prepared, example))
+            return jnp.zeros([])
+
+        return jax.vmap(of_example, out_axes=None)(batch)
+
+    jax.eval_shape(look, common, batch)
+    return found[-1]
 
 
 def depends(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:

@@ -5,83 +5,22 @@ Wherever an example's weight is 0, nothing of it counts, not even a NaN.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from wpl_jax.fisher.backward import for_one
-from wpl_jax.fisher.program import held_bytes
+from wpl_jax.fisher.microbatches import Bound, on_platform, sizes, summed, weighted
+from wpl_jax.fisher.program import for_one, held_bytes
 from wpl_jax.fisher.uses import Use, grouped, products
-from wpl_jax.varying import varying_as, zeros
+from wpl_jax.varying import varying_as
 
 # Up to so many positions, outer products entry by entry cost less than a product an example, and so
 # many terms are added up in one pass over the sums, on a CPU (benchmarks/products.py).
 FEW_POSITIONS = 4
 _TERMS = 16
 
-# On a CPU, gradients of several examples are worth taking at once up to so many bytes.
-CPU_BYTES = 2**16
-
-
-class Bound(NamedTuple):
-    """How many bytes examples may take, by where a program runs."""
-
-    on_cpu: int
-    elsewhere: int
-
-    def half(self) -> "Bound":
-        """Half as many."""
-        return Bound(self.on_cpu // 2, self.elsewhere // 2)
-
-
 Examples = Mapping[int, Any]  # by the place of a use, with a leading axis of examples
-
-
-def weighted(x: jax.Array, weights: jax.Array | None) -> jax.Array:
-    """Scale the examples along the leading axis."""
-    if weights is None:
-        return x
-    weights = weights.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-    return jnp.where(weights == 0, jnp.zeros([], x.dtype), weights * x)
-
-
-def summed(
-    total: Callable[[Any, jax.Array | None], Any],
-    examples: Any,
-    weights: jax.Array | None,
-    size: int,
-) -> Any:
-    """Add up ``total(examples, weights)`` of some examples at a time.
-
-    ``total`` is compiled once: where ``size`` does not divide the examples, they are cut evenly,
-    and some occur a second time with weight 0.
-    """
-    n = len(jax.tree.leaves(examples)[0])
-    if size >= n:
-        return total(examples, weights)
-    turns = -(-n // size)
-    size = -(-n // turns)
-    twice = turns * size - n
-    if twice:
-        weights = jnp.ones(n) if weights is None else weights
-        weights = jnp.concatenate([weights, jnp.zeros_like(weights[:twice])])
-        examples = jax.tree.map(lambda x: jnp.concatenate([x, x[:twice]]), examples)
-
-    # Examples of a turn lie apart, so that a batch split over devices stays split; and they are
-    # read where they are: the whole batch, turned around, would be a copy.
-    apart = jax.tree.map(lambda x: x.reshape(size, turns, *x.shape[1:]), (examples, weights))
-
-    def chunk(turn):
-        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, turn, 1, False), apart)
-
-    total = jax.jit(total)  # traced once, for its shapes and in the loop
-    start = jax.tree.map(zeros, jax.eval_shape(lambda: total(*chunk(0))))
-
-    def add(sums, turn):
-        return jax.tree.map(jnp.add, sums, total(*chunk(turn))), None
-
-    return jax.lax.scan(add, start, jnp.arange(turns))[0]
 
 
 def matrices(
@@ -202,32 +141,7 @@ def in_turn(
     held = held_bytes(jaxpr, [True] * len(jaxpr.in_avals))
     return on_platform(
         lambda size, examples, weights: sums_of_squares(gradient, examples, weights, size),
-        fitting(min(bound.on_cpu, CPU_BYTES), held),
-        fitting(bound.elsewhere, held),
+        *sizes(bound, held, in_turn=True),
         examples,
         weights,
     )
-
-
-def on_platform(
-    function: Callable[..., Any],
-    on_cpu: int,
-    elsewhere: int,
-    examples: Any,
-    weights: jax.Array | None,
-) -> Any:
-    """``function(size, examples, weights)`` with the size that suits where it will run."""
-    n = len(jax.tree.leaves(examples)[0])
-    if min(on_cpu, n) == min(elsewhere, n):
-        return function(elsewhere, examples, weights)
-    return jax.lax.platform_dependent(
-        examples,
-        weights,
-        cpu=functools.partial(function, on_cpu),
-        default=functools.partial(function, elsewhere),
-    )
-
-
-def fitting(max_bytes: int, one: int) -> int:
-    """How many examples fit that hold so many bytes each; one always may."""
-    return max(1, max_bytes // max(one, 1))

@@ -38,5 +38,5 @@ def wide_dtype(*arrays: Any) -> Any:
 
 
 def widen(x: jax.Array) -> jax.Array:
-    """In the dtype of squares and sums: float32, or the array's own where that is wider."""
+    """The array in the dtype to compute squares and sums in: float32, or its own where wider."""
     return x.astype(wide_dtype(x))

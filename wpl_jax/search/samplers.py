@@ -127,6 +127,17 @@ class Fair(_Fixed):
     trained next, whatever its key. (FairNAS also adds up the gradients of k architectures before
     each update; here each is trained by itself, as with every sampler.)
 
+    Example:
+      >>> import jax
+      >>> from wpl_jax.search import Fair
+      >>> from wpl_jax.spaces.rnn import RNN
+      >>> space = RNN(vocabulary=9, nodes=3, units=4)
+      >>> sampler = Fair()
+      >>> state = sampler.init(space, jax.random.key(0))
+      >>> actions = sampler.sample(space, state, jax.random.key(1), n=4, trained=0)
+      >>> print(actions[:, 0].sort())  # each of the first decision's four choices once
+      [0 1 2 3]
+
     References:
       Chu et al., `FairNAS: Rethinking Evaluation Fairness of Weight Sharing Neural Architecture
       Search <https://arxiv.org/abs/1907.01845>`_, 2021
@@ -180,6 +191,14 @@ class Balanced(_Fixed):
 
     With m still to come, decision i is parametric with probability
     :math:`p_i N_{i+1}(m - 1) / N_i(m)`, and then each of its :math:`p_i` choices is equally likely.
+
+    Example:
+      >>> import jax
+      >>> from wpl_jax.search import Balanced
+      >>> from wpl_jax.spaces.nas_bench_201 import NASBench201
+      >>> space = NASBench201()  # on each of six edges, two of five operations have weights
+      >>> Balanced().sample(space, (), jax.random.key(0), n=2, trained=0).shape
+      (2, 6)
     """
 
     needs: ClassVar[tuple[str, ...]] = ("parametric",)
@@ -245,6 +264,16 @@ class Distinct(_Fixed):
     with parts that are not used. Uniform sampling trains such a class more often than others. This
     samples one member of each class, those that the space's ``distinct`` lists (see
     :class:`wpl_jax.spaces.DistinctSpace`), and never the others.
+
+    Example:
+      >>> import jax
+      >>> from wpl_jax.search import Distinct
+      >>> from wpl_jax.spaces.nas_bench_201 import NASBench201
+      >>> space = NASBench201()
+      >>> len(space.every()), len(space.distinct())
+      (15625, 6466)
+      >>> Distinct().sample(space, (), jax.random.key(0), n=2, trained=0).shape
+      (2, 6)
     """
 
     needs: ClassVar[tuple[str, ...]] = ("distinct",)
@@ -283,6 +312,19 @@ class Reinforced:
     (:func:`~wpl_jax.search.controller.update_baseline`), and Adam follows the gradient of REINFORCE
     (:func:`~wpl_jax.search.controller.reinforce_loss`). The defaults are those of the paper's
     search for recurrent cells.
+
+    Raises:
+      ValueError: for a setting that cannot work; the message names it.
+
+    Example:
+      >>> import jax
+      >>> from wpl_jax.search import Reinforced
+      >>> from wpl_jax.spaces.rnn import RNN
+      >>> space = RNN(vocabulary=9, nodes=3, units=4)
+      >>> sampler = Reinforced(steps=10)
+      >>> state = sampler.init(space, jax.random.key(0))
+      >>> sampler.sample(space, state, jax.random.key(1), n=2, trained=0).shape
+      (2, 5)
 
     References:
       Pham et al., `Efficient Neural Architecture Search via Parameter Sharing

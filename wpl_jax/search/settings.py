@@ -9,7 +9,19 @@ __all__ = ["SearchConfig"]
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """Settings of a search; the defaults are those of the paper's recurrent search."""
+    """Settings of a search; the defaults are those of the paper's recurrent search.
+
+    Raises:
+      ValueError: for a setting that cannot work; the message names it.
+
+    Example:
+      >>> from wpl_jax.search import SearchConfig
+      >>> SearchConfig(architectures=10, batches=40, chunk=2).measured
+      10
+      >>> SearchConfig(architectures=6, chunk=4)
+      Traceback (most recent call last):
+      wpl_jax.settings.Unfit: chunk must be a divisor of architectures (6), got 4
+    """
 
     architectures: Size = 60
     """Architectures trained in an epoch."""

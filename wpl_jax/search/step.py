@@ -229,6 +229,13 @@ class Search:
     ) -> tuple[jax.Array, jax.Array]:
         """Sample ``n`` architectures as the sampler does, and order them by validation error.
 
+        Args:
+          state: of the search.
+          validation: the validation part of its data.
+          key: of what the sampler draws.
+          n: how many architectures.
+          batches: how many of the first validation batches each is measured on.
+
         Returns:
           Actions, int32 [n, decisions], and errors on the first ``batches`` batches, float [n],
           the best first.
@@ -241,7 +248,14 @@ class Search:
     def evaluate(
         self, params: chex.ArrayTree, actions: jax.Array, split: chex.ArrayTree, batches: int
     ) -> jax.Array:
-        """The error of one architecture on the first ``batches`` batches of a split."""
+        """The error of one architecture on the first ``batches`` batches of a split, a scalar.
+
+        Args:
+          params: the shared parameters.
+          actions: of the architecture, int32 [decisions].
+          split: a part of the search's data.
+          batches: how many.
+        """
         return evaluation.error(self.space, params, split, jnp.arange(batches), actions)
 
     # --- What the parts have in common -----------------------------------------------------------

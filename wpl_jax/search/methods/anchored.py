@@ -34,6 +34,9 @@ class L2Anchor(Plain):
     With ``learning_rate`` the penalty is a step of its own, after that of the optimiser
     (:func:`wpl_jax.proximal_plasticity`).
 
+    Raises:
+      ValueError: for a setting that cannot work; the message names it.
+
     References:
       Li et al., `Explicit Inductive Bias for Transfer Learning with Convolutional Networks
       <https://arxiv.org/abs/1802.01483>`_, 2018 (L2-SP)

@@ -39,6 +39,9 @@ class Distillation(Plain):
     Nothing is dropped from the teacher; the student drops the same as in the loss. The teacher
     begins each batch with the student's carry. Each step has two passes more.
 
+    Raises:
+      ValueError: for a setting that cannot work; the message names it.
+
     References:
       Tarvainen and Valpola, `Mean teachers are better role models
       <https://arxiv.org/abs/1703.01780>`_, 2017, for the average;

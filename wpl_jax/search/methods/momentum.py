@@ -29,7 +29,7 @@ class GroupsState(NamedTuple):
     inner: optax.OptState  # with the memory of the group that trains
     memories: tuple[optax.OptState, ...]  # of each group; None for what belongs to no weight
     count: jax.Array  # type: ignore[assignment]  # shape=(), int32: updates so far
-    decay: jax.Array  # shape=(), float32: gamma of the architecture that trains
+    gamma: jax.Array  # shape=(), float32: of the architecture that trains
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,9 @@ class MomentumGroups(Plain):
     architectures, which learn slowly, falls late, and that of small ones early. After another
     schedule it is bent in the same way. γ is kept from 0 to 2. Do not use it with a learning rate
     that does not fall to 0: the factor of large architectures grows without bound.
+
+    Raises:
+      ValueError: for a setting that cannot work; the message names it.
 
     References:
       Jeon et al., `Subnet-Aware Dynamic Supernet Training for Neural Architecture Search
@@ -99,7 +102,7 @@ class MomentumGroups(Plain):
             updates, inner = optimizer.update(updates, state.inner, params, **extra_args)
             if self.slope and self.steps:
                 left = jnp.maximum(1 - state.count / self.steps, 1 / self.steps)
-                factor = left ** (state.decay - 1)
+                factor = left ** (state.gamma - 1)
                 updates = jax.tree.map(lambda u: (factor * u).astype(u.dtype), updates)
             count = optax.safe_increment(state.count)
             return updates, state._replace(inner=inner, count=count)
@@ -124,12 +127,12 @@ class MomentumGroups(Plain):
         def of_group(x, *memories):
             return x if memories[0] is None else jax.lax.select_n(group, *memories)
 
-        decay = jnp.ones([])
+        gamma = jnp.ones([])
         if self.slope:
             away = jnp.log(count_parameters(space, trainee.architecture)) - state
-            decay = jnp.clip(1 - self.slope * away, 0.0, 2.0)
+            gamma = jnp.clip(1 - self.slope * away, 0.0, 2.0)
         inner = jax.tree.map(of_group, grouped.inner, *grouped.memories)
-        return put(opt_state, grouped._replace(inner=inner, decay=decay), GroupsState)
+        return put(opt_state, grouped._replace(inner=inner, gamma=gamma), GroupsState)
 
     def after(
         self,

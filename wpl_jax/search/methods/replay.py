@@ -44,6 +44,9 @@ class Replay(Plain):
     sample of all that have trained: number n comes in with probability M / n, in the place of one
     at random (reservoir sampling).
 
+    Raises:
+      ValueError: for a setting that cannot work; the message names it.
+
     References:
       Zhang et al., `Overcoming Multi-Model Forgetting in One-Shot NAS with Diversity Maximization
       <https://doi.org/10.1109/CVPR42600.2020.00783>`_, CVPR 2020

@@ -40,8 +40,9 @@ from wpl_jax.fisher.program import Program, evaluate, flat, for_one, has_referen
 from wpl_jax.fisher.program import read as read_atom
 from wpl_jax.fisher.reading import Reading, read
 from wpl_jax.fisher.routes import (
+    deltas_of,
     in_turn,
-    matrices,
+    inputs_of,
     outer_products,
     product_of_rows,
     rows_of_table,
@@ -122,8 +123,8 @@ class Plan:
         program = flat(jaxpr)
         untouched = Reading.of_nothing(program.inputs[: len(leaves)])
         if has_references(jaxpr):
-            plan = cls._with(structure, program, untouched, leaves, examples)
-            return dataclasses.replace(plan, whole="arrays are changed in place")
+            why = "arrays are changed in place"
+            return cls._with(structure, program, untouched, leaves, examples, whole=why)
         shapes = [leaf.shape for leaf in leaves]
         reading = read(program, shapes, max_bytes)
         dead = _without_gradient(program, reading, leaves)
@@ -131,8 +132,8 @@ class Plan:
             reading = read(program, shapes, max_bytes, dead)
         plan = cls._with(structure, program, reading, leaves, examples)
         if plan.backward.closed_over:  # by a rule, which needs the example that it is made for
-            plan = cls._with(structure, program, untouched, leaves, examples, flat_fn)
-            return dataclasses.replace(plan, whole="a custom derivative closes over an example")
+            why = "a custom derivative closes over an example"
+            return cls._with(structure, program, untouched, leaves, examples, flat_fn, why)
         if idle := plan._idle():
             reading = read(program, shapes, max_bytes, dead | idle)
             plan = cls._with(structure, program, reading, leaves, examples)
@@ -147,19 +148,19 @@ class Plan:
         return plan
 
     @classmethod
-    def _with(cls, structure, program, reading, leaves, examples, written=None):
+    def _with(cls, structure, program, reading, leaves, examples, written=None, whole=""):
         def prepare(leaves):
             return _values(reading, _outside(program, reading, leaves))
 
         marked = sorted(reading.marked)
         backward = Backward.of(program, reading.uses, marked, prepare, leaves, examples, written)
         shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-        return cls(structure, shapes, program, reading, parts_of(reading), backward)
+        return cls(structure, shapes, program, reading, parts_of(reading), backward, whole)
 
     def _idle(self):
         """Numbers of what is computed of parameters, of which the result has no gradient.
 
-        One of 0 that is taken back through a norm at 0, say, would be a NaN.
+        A gradient of 0 that is taken back all the same, through a norm at 0 for example, is NaN.
         """
         idle = self.backward.idle
         flowing = {n for use in self.reading.uses if use.place not in idle for n in use.value.boxes}
@@ -311,13 +312,7 @@ class Plan:
                 of_cluster = sums[part.leaves, place]
                 if cluster.route == "squared operands":
                     # The operand is the same for all rounds: one product is left for the end.
-                    nothing = {
-                        use.place: jnp.zeros(
-                            (len(operands[use.place]), *use.probe.shape), use.probe.dtype
-                        )
-                        for use in cluster.uses
-                    }
-                    a, _ = matrices(cluster.uses, operands, nothing, self._dtype(cluster, leaves))
+                    a = inputs_of(cluster.uses, operands, self._dtype(cluster, leaves))
                     sizes = sizes_of_rows(a)
                     a = a / jnp.where(sizes == 0, 1, sizes)
                     precision = cluster.uses[0].layout.precision
@@ -356,7 +351,7 @@ def _unzip(pairs):
 def _product(cluster, dtype, example):
     """One example's gradient of a selection, [batches, in, out], or flipped."""
     operands, deltas = jax.tree.map(lambda x: x[None], example)
-    a, d = (x[0] for x in matrices(cluster.uses, operands, deltas, dtype))
+    a, d = inputs_of(cluster.uses, operands, dtype)[0], deltas_of(cluster.uses, deltas, dtype)[0]
     pair = (d, a) if cluster.flipped else (a, d)
     return products(*pair, cluster.uses[0].layout.precision)
 
@@ -365,7 +360,7 @@ def _sums(cluster, dtype, operands, deltas, weights):
     """Sums over examples for a cluster that needs no loop over them."""
     if isinstance(cluster.uses[0].layout, Rows):
         return rows_of_table(cluster.uses, operands, deltas, weights, dtype)
-    a, d = matrices(cluster.uses, operands, deltas, dtype)
+    a, d = inputs_of(cluster.uses, operands, dtype), deltas_of(cluster.uses, deltas, dtype)
     if cluster.route == "outer products":
         return outer_products(a, d, weights)
     # The operand enters once, in _finish.

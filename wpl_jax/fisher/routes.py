@@ -23,13 +23,16 @@ _TERMS = 16
 Examples = Mapping[int, Any]  # by the place of a use, with a leading axis of examples
 
 
-def matrices(
-    uses: Sequence[Use], operands: Examples, deltas: Examples, dtype: Any
-) -> tuple[jax.Array, jax.Array]:
-    """``A`` and ``D`` of all examples, [examples, batches, positions, in or out]."""
-    both = [jax.vmap(use.layout.matrices)(operands[use.place], deltas[use.place]) for use in uses]
-    a, d = ([x.astype(dtype) for x in of_uses] for of_uses in zip(*both, strict=True))
-    return jnp.concatenate(a, axis=2), jnp.concatenate(d, axis=2)
+def inputs_of(uses: Sequence[Use], operands: Examples, dtype: Any) -> jax.Array:
+    """``A`` of all examples, [examples, batches, positions, in]."""
+    of_uses = [jax.vmap(use.layout.inputs)(operands[use.place]) for use in uses]
+    return jnp.concatenate([a.astype(dtype) for a in of_uses], axis=2)
+
+
+def deltas_of(uses: Sequence[Use], deltas: Examples, dtype: Any) -> jax.Array:
+    """``D`` of all examples, [examples, batches, positions, out]."""
+    of_uses = [jax.vmap(use.layout.deltas)(deltas[use.place]) for use in uses]
+    return jnp.concatenate([d.astype(dtype) for d in of_uses], axis=2)
 
 
 def sizes_of_rows(a: jax.Array) -> jax.Array:

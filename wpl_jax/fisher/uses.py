@@ -50,17 +50,18 @@ class Product(NamedTuple):
     positions: int  # the axis that is summed over
     shape: tuple[int, int, int]  # of the gradient: [batches, in, out]
     patches: int  # bytes of the patches of a convolution's input; 0: it is none
-    matrices: Callable[..., tuple[jax.Array, jax.Array]]
-    """From an example's operand and its result's gradient to ``A`` [batches, positions, in] and
-    ``D`` [batches, positions, out]."""
+    inputs: Callable[[jax.Array], jax.Array]
+    """From an example's operand to ``A`` [batches, positions, in]."""
+    deltas: Callable[[jax.Array], jax.Array]
+    """From the gradient of its result to ``D`` [batches, positions, out]."""
     assemble: Callable[[jax.Array], jax.Array]
     """From [batches, in, out] to the shape of the value."""
     precision: Any  # of the products that the gradient is made of: that of the function's own
 
     def cotangent(self, operand: jax.Array, delta: jax.Array, dtype: Any) -> jax.Array:
         """One example's gradient of the value."""
-        a, d = self.matrices(operand, delta)
-        return self.assemble(products(a.astype(dtype), d.astype(dtype), self.precision))
+        a, d = self.inputs(operand).astype(dtype), self.deltas(delta).astype(dtype)
+        return self.assemble(products(a, d, self.precision))
 
 
 class Rows(NamedTuple):
@@ -120,14 +121,15 @@ def _dot(eqn, i, loops):
     if not i:
         x_out, w_out = w_out, x_out
 
-    def matrices(operand, delta):
-        lead = [*loops.mapped, *loops.after(batch[1 - i])], [*loops.summed, *loops.after(x_free)]
-        a = grouped(operand, *lead, loops.after(contracted[1 - i]))
-        lead = (
-            [*loops.mapped, *loops.after(range(shared))],
-            [*loops.summed, *loops.after(x_out)],
-        )
-        return a, grouped(delta, *lead, loops.after(w_out))
+    def inputs(operand):
+        batches = [*loops.mapped, *loops.after(batch[1 - i])]
+        positions = [*loops.summed, *loops.after(x_free)]
+        return grouped(operand, batches, positions, loops.after(contracted[1 - i]))
+
+    def deltas(delta):
+        batches = [*loops.mapped, *loops.after(range(shared))]
+        positions = [*loops.summed, *loops.after(x_out)]
+        return grouped(delta, batches, positions, loops.after(w_out))
 
     order = [*batch[i], *contracted[i], *w_free]
     mapped = loops.sizes(loops.mapped)
@@ -145,7 +147,7 @@ def _dot(eqn, i, loops):
     )
     precision = _precision(eqn)
     key = ("dot", i, contracted, batch, precision)
-    return 1 - i, Product(key, positions, shape, 0, matrices, assemble, precision)
+    return 1 - i, Product(key, positions, shape, 0, inputs, deltas, assemble, precision)
 
 
 def _convolution(eqn, i, loops):
@@ -171,7 +173,7 @@ def _convolution(eqn, i, loops):
         x = x.reshape(math.prod(mapped), positions, rest, groups, per_group)
         return grouped(x, [0, 3], [1], [2, 4])
 
-    def matrices(operand, delta):
+    def inputs(operand):
         x = flat_images(operand, x_spec)
         edges = [
             (*pad, step - 1)
@@ -179,8 +181,10 @@ def _convolution(eqn, i, loops):
         ]
         x = jax.lax.pad(x, jnp.zeros([], x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
         patches = _patches(x, sizes, kernel, params["window_strides"], params["rhs_dilation"])
-        d = in_groups(flat_images(delta, out_spec), 1, features_out)
-        return in_groups(patches, math.prod(kernel), features_in), d
+        return in_groups(patches, math.prod(kernel), features_in)
+
+    def deltas(delta):
+        return in_groups(flat_images(delta, out_spec), 1, features_out)
 
     def assemble(gradient):
         gradient = gradient.reshape(*mapped, groups, *kernel, features_in, features_out)
@@ -195,7 +199,7 @@ def _convolution(eqn, i, loops):
     precision = _precision(eqn)
     key = ("convolution", w_spec, groups, precision)
     held = 4 * positions * math.prod(shape[:2])
-    return 0, Product(key, positions, shape, held, matrices, assemble, precision)
+    return 0, Product(key, positions, shape, held, inputs, deltas, assemble, precision)
 
 
 def _precision(eqn):

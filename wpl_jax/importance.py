@@ -30,10 +30,10 @@ from wpl_jax.fisher.microbatches import bound_of, check_sizes, sizes, weighted
 from wpl_jax.fisher.noise import warn_of_shared_noise
 from wpl_jax.fisher.program import flat, for_one, held_bytes
 from wpl_jax.modules import parameters
-from wpl_jax.numbers import floating, wide_dtype, widen
+from wpl_jax.numbers import capped, floating, rounded, wide_dtype, widen
 from wpl_jax.plasticity import PlasticityState
 from wpl_jax.plasticity.state import find_one, put
-from wpl_jax.plasticity.term import capped, rounded, zeros_in_place
+from wpl_jax.plasticity.term import zeros_in_place
 from wpl_jax.plasticity.training import with_extra_args
 from wpl_jax.trees import align, is_hidden, path_name
 

@@ -20,8 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from wpl_jax.modules import parameters
-from wpl_jax.numbers import floating
-from wpl_jax.plasticity.term import capped, widened
+from wpl_jax.numbers import capped, floating, widened
 from wpl_jax.trees import align, align_scalars, is_hidden, leaves_by_path, path_name, to_device
 
 __all__ = ["merge"]

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import wpl_jax
-from wpl_jax.plasticity.term import rounded
+from wpl_jax.numbers import rounded
 
 PARAMS = {"trunk": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}, "head": jnp.ones((3, 4))}
 FISHER = jax.tree.map(lambda p: 2.0 + jnp.arange(p.size, dtype=float).reshape(p.shape), PARAMS)

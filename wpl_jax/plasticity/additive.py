@@ -8,17 +8,15 @@ import jax.numpy as jnp
 import optax
 
 from wpl_jax.modules import parameters
+from wpl_jax.numbers import capped, differentiated_as, widened
 from wpl_jax.plasticity.state import PlasticityState, find, scalar
 from wpl_jax.plasticity.term import (
     ScalarOrSchedule,
-    capped,
     check_nonnegative,
-    differentiated_as,
     distance,
     importance,
     transformation,
     value_at,
-    widened,
 )
 from wpl_jax.trees import align
 

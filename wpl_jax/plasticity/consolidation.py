@@ -9,18 +9,9 @@ import numpy as np
 import optax
 
 from wpl_jax.modules import parameters, trained_part
-from wpl_jax.numbers import floating
+from wpl_jax.numbers import capped, differentiated_as, floating, rounded, widened
 from wpl_jax.plasticity.state import PlasticityState, replace, scalar
-from wpl_jax.plasticity.term import (
-    capped,
-    check_nonnegative,
-    differentiated_as,
-    distance,
-    importance,
-    rounded,
-    widened,
-    zeros_in_place,
-)
+from wpl_jax.plasticity.term import check_nonnegative, distance, importance, zeros_in_place
 from wpl_jax.trees import (
     align,
     align_mask,

@@ -7,15 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from wpl_jax.numbers import capped, differentiated_as, widened
 from wpl_jax.plasticity.state import ProximalState
 from wpl_jax.plasticity.term import (
     ScalarOrSchedule,
-    capped,
     check_nonnegative,
-    differentiated_as,
     transformation,
     value_at,
-    widened,
 )
 
 __all__ = ["proximal_plasticity"]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from wpl_jax.numbers import floating, wide_dtype
+from wpl_jax.numbers import capped, floating, widened
 from wpl_jax.plasticity.state import PlasticityState, ProximalState
 from wpl_jax.trees import (
     align,
@@ -109,59 +109,6 @@ def distance(param: jax.Array, anchor: jax.Array) -> jax.Array:
 def importance(fisher: jax.Array) -> jax.Array:
     """``F``, in float32 or wider, to be computed with."""
     return widened(to_device(fisher))[0]
-
-
-def widened(*arrays: jax.Array) -> list[jax.Array]:
-    """Arrays in one dtype to compute with: float32, or that of one of them which is wider."""
-    dtype = wide_dtype(*(x for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)))
-    return [x.astype(dtype) for x in arrays]
-
-
-def differentiated_as(formula: Callable) -> Callable[[Callable], Callable]:
-    """Give a function the derivatives of ``formula``, which it computes with exceptions.
-
-    The values are the function's own: where a factor of the term is 0, an update comes back as it
-    was, bit for bit. Derivatives are those of the mathematics, there as well.
-    """
-
-    def decorate(function):
-        function = jax.custom_jvp(function)
-
-        @function.defjvp
-        def jvp(primals, tangents):
-            return function(*primals), jax.jvp(formula, primals, tangents)[1]
-
-        return function
-
-    return decorate
-
-
-def rounded(x: jax.Array, dtype: Any) -> jax.Array:
-    """The numbers that ``dtype`` has nearest to ``x``, in the wider dtype of ``x``.
-
-    That they are rounded is certain. A cast to 16 bits and back is not: a compiled program may
-    leave both out, and on GPUs does. The derivative is that of ``x``.
-    """
-    info, wide = jnp.finfo(dtype), jnp.finfo(x.dtype)
-    if info.bits != 16:  # nor are there infinities in all formats of 8 bits
-        return x.astype(dtype).astype(x.dtype)
-
-    @differentiated_as(lambda x: x)
-    def nearest(x):
-        normal = jax.lax.reduce_precision(x, info.nexp, info.nmant)
-        if info.nexp == wide.nexp:
-            return normal
-        gap = float(info.smallest_subnormal)  # below the normal numbers, which is all that it keeps
-        return jnp.where(jnp.abs(x) < float(info.smallest_normal), jnp.round(x / gap) * gap, normal)
-
-    return nearest(x)
-
-
-def capped(value: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
-    """A Python number that no array would hold as the largest that one does."""
-    if isinstance(value, float):
-        return min(value, float(jnp.finfo(jnp.result_type(float)).max))
-    return value
 
 
 def zeros_in_place(leaf: jax.Array, dtype: Any) -> jax.Array:

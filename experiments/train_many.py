@@ -1,9 +1,9 @@
 """Random architectures, each trained from scratch: a truth of one's own to judge rankings by.
 
-One compiled program trains them all, one after another. Their validation errors go, as they come,
-to errors.csv in --out, which `experiments.rank --truth` reads; the same command goes on from there.
-Searches that measure --probes measure the same architectures, those of the seeds 0, 1, …, as long
-as --first is 0.
+One compiled program trains them all, one after another. Their validation errors after the last
+epoch go, as they come, to errors.csv in --out, which `experiments.rank --truth` reads; the same
+command goes on from there. Searches that measure --probes measure the same architectures, those of
+the seeds 0, 1, …, as long as --first is 0.
 """
 
 import contextlib
@@ -110,8 +110,9 @@ def name_of(first: Training, seed: int) -> str:
 def run(config: TrainMany, first: Training, data: Data, rows: list[dict[str, str]]) -> int:
     """Train those that are missing."""
     space, size, key = first.space, first.space.num_batches(data.train), error_key(first)
-    # All that these read of an architecture is in the state: one program trains them all.
-    train, finish = (jax.jit(f, donate_argnums=0) for f in (first.train, first.finish))
+    # One program trains them all: these have no architecture but that in the state.
+    every = dataclasses.replace(first, architecture=None)
+    train, finish = (jax.jit(f, donate_argnums=0) for f in (every.train, every.finish))
 
     @jax.jit
     def init(key, architecture):
@@ -134,8 +135,9 @@ def run(config: TrainMany, first: Training, data: Data, rows: list[dict[str, str
                 if stop:
                     print("train_many: interrupted; go on by the same command", file=sys.stderr)
                     return stop.exit_code
-            error = float(finish(state, data.train, data.validation)[1])
-            row = {"seed": str(seed), "architecture": name_of(first, seed), key: str(error)}
+                if int(state.trained) % size == 0:
+                    state, error = finish(state, data.train, data.validation)
+            row = {"seed": str(seed), "architecture": name_of(first, seed), key: str(float(error))}
             rows.append(row)
             write(config.out / "errors.csv", rows)
             display.update(bar, completed=done + 1)

@@ -94,8 +94,8 @@ class State(NamedTuple):
     params: chex.ArrayTree
     opt_state: chex.ArrayTree
     carry: chex.ArrayTree  # what passes from a training batch to the next
-    architecture: Any  # so that one compiled program trains them all
-    key: jax.Array  # of these, see Training
+    architecture: Any  # of these, see Training
+    key: jax.Array
     trained: jax.Array
     loss: jax.Array
     steps: jax.Array
@@ -119,8 +119,7 @@ class SGDTraining(Training):
             params=params,
             opt_state=self._tx().init(params),
             carry=self.first_carry(batches),
-            architecture=self.architecture,
-            **self.counters(key),
+            **self.common(key),
         )
 
     def first_carry(self, batches: chex.ArrayTree) -> chex.ArrayTree:

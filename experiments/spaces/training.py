@@ -19,6 +19,7 @@ class Training(abc.ABC):
 
     The state, which is all that a training knows, is a named tuple with, among others::
 
+        architecture: Any  # what steps read, so that one compiled program trains them all
         key: jax.Array  # shape=(), a typed key
         trained: jax.Array  # shape=(), int32: steps, since the start
         loss: jax.Array  # shape=(), float32: the sum over this epoch's steps
@@ -48,12 +49,11 @@ class Training(abc.ABC):
     def init(self, key: jax.Array, batches: chex.ArrayTree) -> Any:
         """The state at the start of a training on these batches."""
 
-    @staticmethod
-    def counters(key: jax.Array) -> dict[str, jax.Array]:
-        """What every state has besides, at the start."""
+    def common(self, key: jax.Array) -> dict[str, Any]:
+        """What every state has, at the start."""
         zero = jnp.zeros([], jnp.int32)
         counts = dict.fromkeys(("trained", "steps", "skipped", "streak"), zero)
-        return {"key": key, "loss": jnp.zeros([]), **counts}
+        return {"architecture": self.architecture, "key": key, "loss": jnp.zeros([]), **counts}
 
     def begin(self, state: Any, batches: chex.ArrayTree) -> Any:
         """The state at the start of an epoch."""

@@ -32,22 +32,40 @@ def trained(tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def recurrent(tmp_path_factory):
+    """Flags for tiny recurrent cells on a text of their own, averaged before the end."""
+    folder = tmp_path_factory.mktemp("text")
+    words = np.random.default_rng(0).choice(list("abcdefgh"), (40, 12))
+    for name in ("train", "valid", "test"):
+        (folder / f"{name}.txt").write_text("\n".join(map(" ".join, words)))
+    return (
+        f"--text-dir {folder} --rnn.nodes 3 --rnn.units 8 --batch-size 4 --length 10 "
+        "--test-batch-size 4 --learning-rate 1 --epochs 3 --average-after 1"
+    )
+
+
+@pytest.mark.parametrize("space", ["layers", "recurrent"])
 @pytest.mark.usefixtures("undrawn")
-def test_each_is_trained_as_if_alone(trained, tmp_path):
-    found = rows(trained)
+def test_each_is_trained_as_if_alone(space, trained, recurrent, tmp_path):
+    flags, many = {"layers": (FLAGS, trained), "recurrent": (recurrent, tmp_path)}[space]
+    if space == "recurrent":
+        assert main(many, "--count", "3", training=flags) == 0
+    found = rows(many)
     assert [row["seed"] for row in found] == ["0", "1", "2"]
-    space = train_final.parse(FLAGS.split()).search_space
+    space = train_final.parse(flags.split()).search_space
     for seed, row in enumerate(found):
         stored = space.to_json(space.decode(cells.random_actions(space, seed)))
         assert json.loads(row["architecture"]) == stored
     alone = tmp_path / "alone"
     cell = tmp_path / "cell.json"
     cell.write_text(found[1]["architecture"])
-    flags = [*FLAGS.split(), "--architecture", str(cell), "--seed", "1"]
-    assert train_final.main([*flags, "--out", str(alone)]) == 0
-    error = json.loads((alone / "summary.json").read_text())["validation_error_rate"]
-    assert float(found[1]["validation_error_rate"]) == pytest.approx(error, abs=1e-6)
-    assert len({row["validation_error_rate"] for row in found}) > 1
+    alone_flags = [*flags.split(), "--architecture", str(cell), "--seed", "1"]
+    assert train_final.main([*alone_flags, "--out", str(alone)]) == 0
+    last = json.loads((alone / "metrics.jsonl").read_text().splitlines()[-1])
+    (key,) = {name for name in found[1] if name.startswith("validation_")}
+    assert float(found[1][key]) == pytest.approx(last[key], abs=1e-6)
+    assert len({row[key] for row in found}) > 1
 
 
 def test_it_is_a_truth(trained):

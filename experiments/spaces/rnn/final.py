@@ -15,6 +15,7 @@ from experiments.spaces.rnn.settings import RNNFinal
 from experiments.spaces.training import Training
 from wpl_jax.data.text import EOS, Text, every_token, windows
 from wpl_jax.search import Data
+from wpl_jax.spaces.rnn import Architecture
 
 
 class Part(NamedTuple):
@@ -35,7 +36,8 @@ class State(NamedTuple):
     best_perplexity: jax.Array  # shape=(), float32
     best_epoch: jax.Array  # shape=(), int32, from 1; 0 before the first
     hidden: jax.Array  # shape=(batch, …): the carry from window to window
-    key: jax.Array  # of these, see Training
+    architecture: Architecture  # of these, see Training
+    key: jax.Array
     trained: jax.Array
     loss: jax.Array
     steps: jax.Array
@@ -72,7 +74,7 @@ class RNNTraining(Training):
             best_perplexity=jnp.array(jnp.inf, jnp.float32),  # not weakly typed: compiled once
             best_epoch=zero,
             hidden=self.space.start(batches[0]),
-            **self.counters(key),
+            **self.common(key),
         )
 
     def begin(self, state: State, batches: jax.Array) -> State:
@@ -84,7 +86,7 @@ class RNNTraining(Training):
     ) -> tuple[jax.Array, chex.ArrayTree, State]:
         window = self.space.batch(batches, state.trained)
         (loss, hidden), grads = jax.value_and_grad(self.space.loss, has_aux=True)(
-            state.params, self.architecture, window, state.hidden, key
+            state.params, state.architecture, window, state.hidden, key
         )
         updates, opt_state = self._tx().update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -104,7 +106,7 @@ class RNNTraining(Training):
     def finish(self, state: State, batches: jax.Array, validation: Part) -> tuple[State, jax.Array]:
         """The end of an epoch: its validation perplexity, and whether to average from here on."""
         config, epoch = self.config, state.trained // len(batches)
-        perplexity = self.perplexity(state.average, validation)
+        perplexity = self.perplexity(state.average, state.architecture, validation)
         better = perplexity < state.best_perplexity
         best_epoch = jnp.where(better, epoch, state.best_epoch)
         due = (epoch >= config.average_after) | (epoch - best_epoch >= config.patience)
@@ -128,7 +130,7 @@ class RNNTraining(Training):
 
         def of(tokens):
             whole = part(self.config, corpus, tokens, self.config.test_batch_size)
-            return float(perplexity(state.best, whole))
+            return float(perplexity(state.best, state.architecture, whole))
 
         best_epoch = int(state.best_epoch)
         return {
@@ -138,12 +140,14 @@ class RNNTraining(Training):
             "averaged": metrics[best_epoch - 1]["averaged"] > 1,
         }
 
-    def perplexity(self, params: chex.ArrayTree, part: Part) -> jax.Array:
+    def perplexity(
+        self, params: chex.ArrayTree, architecture: Architecture, part: Part
+    ) -> jax.Array:
         """Of every token of a text, the hidden state carried from window to window."""
 
         def score(hidden, window):
             tokens, weights = window
-            return self.space.score(params, self.architecture, tokens, hidden, weights)[::-1]
+            return self.space.score(params, architecture, tokens, hidden, weights)[::-1]
 
         _, (totals, counts) = jax.lax.scan(score, self.space.start(part.tokens[0]), part)
         return self.space.error(totals.sum() / counts.sum())

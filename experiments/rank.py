@@ -169,7 +169,7 @@ def prepare(config: Rank, folder: Path) -> Ranking:
     if config.untrained:
         params, steps = untrained, 0
     depends_on = {
-        "search": search.settings(job.config) | job.fingerprint,
+        "search": job.identity,
         "trained": steps,
         "batches": config.batches,
         "patterns": config.patterns,

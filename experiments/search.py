@@ -76,7 +76,7 @@ class Job(NamedTuple):
     @property
     def identity(self) -> dict[str, object]:
         """All that its states depend on."""
-        return settings(self.config) | self.fingerprint
+        return self.config.essential() | self.fingerprint
 
 
 @script
@@ -210,15 +210,6 @@ def check_agreement(job: Job, checkpoints: Checkpoints) -> None:
         raise ValueError("the processes have different settings or data; give all the same flags")
     if not processes.agree(checkpoints.latest() or 0):
         raise ValueError("the processes find different checkpoints in --out; it must be shared")
-
-
-def settings(config: SearchRun) -> dict[str, object]:
-    """What a run's numbers depend on."""
-    return {
-        name: value
-        for name, value in sorted(records.plain(dataclasses.asdict(config)).items())
-        if name not in config.inessential
-    }
 
 
 def described(config: SearchRun) -> dict[str, object]:
@@ -416,7 +407,7 @@ def write_results(
         "memory_per_device": memory,
         "seconds": round(float(columns["seconds"].sum())),
         "epochs": len(columns["epoch"]),
-        "configuration": settings(config) | described(config),
+        "configuration": config.essential() | described(config),
     } | records.provenance()
     records.write_json(out / records.SUMMARY, summary)
     if columns["forgetting_mean"][0] < 0:

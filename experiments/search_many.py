@@ -167,7 +167,7 @@ def replaced(settings: Any, numbers: Mapping[str, jax.Array]) -> Any:
 
 def open_checkpoints(many: Many) -> Checkpoints:
     """Those of all searches together; refuses folders that hold other runs."""
-    of_each = [search.settings(job.config) for job in many.jobs]
+    of_each = [job.config.essential() for job in many.jobs]
     fingerprint = {"searches": of_each} | many.first.fingerprint
     out, resume = many.config.out, many.config.resume
     if not resume and fingerprint_in(out / "checkpoints"):

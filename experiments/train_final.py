@@ -101,10 +101,8 @@ def open_checkpoints(training: Training, data: Mapping[str, object], out: Path) 
     config = training.config
     if records.read_json(out / records.SUMMARY):
         raise ValueError(f"{out} holds the results of a finished run: choose another --out")
-    fingerprint = {
-        name: value for name, value in settings(config).items() if name not in config.inessential
-    }
-    fingerprint |= {"architecture": training.space.to_json(training.architecture), **data}
+    architecture = training.space.to_json(training.architecture)
+    fingerprint = config.essential() | {"architecture": architecture, **data}
     return folder.open_checkpoints(out, fingerprint, config.resume)
 
 

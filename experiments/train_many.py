@@ -71,8 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             first, corpus, data = train_final.prepare(final, final.search_space.decode(actions))
             data = jax.device_put(data)
             stack.enter_context(Held(config.out))
-            settings = train_final.settings(first.config) | first.task.fingerprint(corpus)
-            claim(config.out, settings | {"first": config.first}, "errors.csv")
+            # Of recurrent cells too, whose states do not depend on when the training ends.
+            depends_on = {"epochs": first.config.epochs, "first": config.first}
+            settings = first.config.essential() | first.task.fingerprint(corpus) | depends_on
+            claim(config.out, settings, "errors.csv")
         return run(config, first, data, begun(config, first))
 
 

@@ -259,7 +259,7 @@ def search_run(plan: Plan, stage: str, arm: Arm, candidate: int, seed: int) -> R
     """A search; its folder is named by the number of the candidate where there are several."""
     settings = dataclasses.replace(plan.settings[arm.name][candidate], seed=seed)
     expected = {
-        "configuration": search.settings(settings)
+        "configuration": settings.essential()
         | {"probes": settings.probes, "probe_every": settings.probe_every},
         "epochs": settings.epochs,
         "data": plan.data[arm.name][candidate].known_by,
@@ -315,7 +315,7 @@ def ranking_run(plan: Plan, arm: Arm, candidate: int, seed: int) -> Ranking:
     where = [f"--{name.replace('_', '-')}={path}" for name, path in data.items() if path]
     flags += [f"--search-flags={shlex.join(where)}"] if where else []
     expected = {
-        "search": search.settings(settings),
+        "search": settings.essential(),
         "trained": settings.epochs * settings.search.architectures,
         "batches": config.rank_batches,
         "truth": str(config.truth),

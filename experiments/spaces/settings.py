@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 import tyro
 
+from experiments.running import records
 from wpl_jax.search import (
     Distillation,
     MomentumGroups,
@@ -50,9 +51,17 @@ all published. module:Class: a task of your own."""
     resume: bool = False
     """Go on with the run whose checkpoints are in --out, if there are any."""
 
+    inessential: ClassVar[tuple[str, ...]] = PLACES
+    """Settings that the states of a run do not depend on."""
+
     def __post_init__(self) -> None:
         """Refuse what cannot work, by the types of all fields, a subclass's among them."""
         check(self)
+
+    def essential(self) -> dict[str, object]:
+        """By name, the settings that the states of a run depend on, as JSON has them."""
+        plain = records.plain(dataclasses.asdict(self))
+        return {name: plain[name] for name in sorted(plain) if name not in self.inessential}
 
     @property
     def space_field(self) -> str:
@@ -179,10 +188,9 @@ architectures have momentum of their own. distillation: they learn from the aver
     """For --method distillation."""
 
     inessential: ClassVar[tuple[str, ...]] = (
-        *PLACES,
+        *InSpace.inessential,
         *("max_skipped", "sharing", "derive_samples", "derive_batches", "probes", "probe_every"),
     )
-    """Settings that the states of a run do not depend on."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -242,7 +250,6 @@ for nas_bench_201 a published string, as in "|op~0|+|op~0|op~1|+|op~0|op~1|op~2|
     """Training steps in a row without a finite loss and gradient after which the run stops."""
 
     inessential: ClassVar[tuple[str, ...]] = (
-        *PLACES,
+        *InSpace.inessential,
         *("seed_architecture", "max_skipped", "windows_per_call", "steps_per_call"),
     )
-    """Settings that the states of a run do not depend on."""

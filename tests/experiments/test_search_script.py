@@ -213,8 +213,8 @@ def test_cells_for_images_are_searched_for_by_the_same_script(of_images):
 
 
 def test_more_epochs_are_another_search_where_the_learning_rate_depends_on_them():
-    assert search.settings(search.parse(IMAGES))["epochs"] == 2
-    assert "epochs" not in search.settings(search.parse(TINY))
+    assert search.parse(IMAGES).essential()["epochs"] == 2
+    assert "epochs" not in search.parse(TINY).essential()
 
 
 def test_the_learning_rate_of_cells_for_images_falls_along_half_a_cosine():

@@ -34,23 +34,23 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recurrent(tmp_path_factory):
-    """Flags for tiny recurrent cells on a text of their own, averaged before the end."""
-    folder = tmp_path_factory.mktemp("text")
+    """Tiny recurrent cells on a text of their own, averaged before the end; and the flags."""
+    folder, out = tmp_path_factory.mktemp("text"), tmp_path_factory.mktemp("recurrent")
     words = np.random.default_rng(0).choice(list("abcdefgh"), (40, 12))
     for name in ("train", "valid", "test"):
         (folder / f"{name}.txt").write_text("\n".join(map(" ".join, words)))
-    return (
+    flags = (
         f"--text-dir {folder} --rnn.nodes 3 --rnn.units 8 --batch-size 4 --length 10 "
         "--test-batch-size 4 --learning-rate 1 --epochs 3 --average-after 1"
     )
+    assert main(out, "--count", "3", training=flags) == 0
+    return out, flags
 
 
 @pytest.mark.parametrize("space", ["layers", "recurrent"])
 @pytest.mark.usefixtures("undrawn")
 def test_each_is_trained_as_if_alone(space, trained, recurrent, tmp_path):
-    flags, many = {"layers": (FLAGS, trained), "recurrent": (recurrent, tmp_path)}[space]
-    if space == "recurrent":
-        assert main(many, "--count", "3", training=flags) == 0
+    many, flags = {"layers": (trained, FLAGS), "recurrent": recurrent}[space]
     found = rows(many)
     assert [row["seed"] for row in found] == ["0", "1", "2"]
     space = train_final.parse(flags.split()).search_space
@@ -78,6 +78,20 @@ def test_more_are_added_and_none_is_trained_again(trained, tmp_path):
     assert main(tmp_path, "--count", "1") == 0
     assert main(tmp_path, "--count", "3") == 0
     assert rows(tmp_path) == rows(trained)
+
+
+def test_what_no_error_depends_on_may_change(trained, capsys):
+    before = rows(trained)
+    flags = FLAGS + " --max-skipped 7 --steps-per-call 3"
+    assert main(trained, "--count", "3", training=flags) == 0
+    assert "trained" not in capsys.readouterr().err
+    assert rows(trained) == before
+
+
+def test_other_epochs_are_another_truth_of_recurrent_cells_too(recurrent, capsys):
+    out, flags = recurrent
+    assert main(out, training=f"{flags} --epochs 4") == 2
+    assert "begun with other settings or data" in capsys.readouterr().err
 
 
 def test_others_begin_with_another_seed(trained, tmp_path):

@@ -119,7 +119,7 @@ def searched(flags):
     summary = ORIGIN | {
         f"best_{error}": 50.0 + config.seed,
         "epochs": config.epochs,
-        "configuration": search.settings(config)
+        "configuration": config.essential()
         | {"probes": config.probes, "probe_every": config.probe_every},
     }
     (config.out / "summary.json").write_text(json.dumps(summary))

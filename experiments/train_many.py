@@ -2,14 +2,15 @@
 
 One compiled program trains them all, one after another. Their validation errors after the last
 epoch go, as they come, to errors.csv in --out, which `experiments.rank --truth` reads; the same
-command goes on from there. Searches that measure --probes measure the same architectures, those of
-the seeds 0, 1, …, as long as --first is 0.
+command goes on from there. An architecture whose training diverges is left out. Searches that
+measure --probes measure the same architectures, those of the seeds 0, 1, …, as long as --first is 0.
 """
 
 import contextlib
 import csv
 import dataclasses
 import io
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from experiments import train_final
 from experiments.ranking import measuring
 from experiments.running import command_line, processes, records
 from experiments.running.folder import Held, claim
-from experiments.running.progress import Shown, interruptible
+from experiments.running.progress import Diverged, Shown, interruptible
 from experiments.running.script import Script
 from experiments.spaces import cells
 from experiments.spaces.training import Training
@@ -79,23 +80,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def begun(config: TrainMany, first: Training) -> list[dict[str, str]]:
-    """What an earlier run has left, up to the first row that is not as it was written."""
+    """What an earlier run has left, up to the first row that is not as it was written.
+
+    Seeds in between that have no row are those of architectures that were left out.
+    """
     path, key = config.out / "errors.csv", error_key(first)
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         rows = list(csv.DictReader(line.replace("\0", "") for line in file))
+    following = config.first
     for place, row in enumerate(rows):
         try:
-            whole = row["seed"] == str(config.first + place) and row["architecture"] == name_of(
-                first, config.first + place
-            )
+            seed = int(row["seed"])
+            whole = seed >= following and row["architecture"] == name_of(first, seed)
             float(row[key])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             whole = False
         if not whole:
-            processes.say(f"{path} is damaged: trained again from seed {config.first + place} on")
+            processes.say(f"{path} is damaged: trained again from seed {following} on")
             return rows[:place]
+        following = seed + 1
     return rows
 
 
@@ -112,6 +117,7 @@ def name_of(first: Training, seed: int) -> str:
 def run(config: TrainMany, first: Training, data: Data, rows: list[dict[str, str]]) -> int:
     """Train those that are missing."""
     space, size, key = first.space, first.space.num_batches(data.train), error_key(first)
+    epochs, max_skipped = first.config.epochs, first.config.max_skipped
     # One program trains them all: these have no architecture but that in the state.
     every = dataclasses.replace(first, architecture=None)
     train, finish = (jax.jit(f, donate_argnums=0) for f in (every.train, every.finish))
@@ -127,23 +133,30 @@ def run(config: TrainMany, first: Training, data: Data, rows: list[dict[str, str
             TextColumn("trained"), BarColumn(None), count, TextColumn("architectures")
         ) as display,
     ):
-        bar = display.add_task("", total=config.count, completed=len(rows))
-        for done in range(len(rows), config.count):
-            seed = config.first + done
+        following = int(rows[-1]["seed"]) + 1 if rows else config.first
+        bar = display.add_task("", total=config.count, completed=following - config.first)
+        for seed in range(following, config.first + config.count):
             actions = cells.random_actions(space, seed)
-            state = init(jax.random.key(seed), space.decode(actions))
-            while int(state.trained) < first.config.epochs * size:
+            state, error = init(jax.random.key(seed), space.decode(actions)), math.nan
+            while int(state.trained) < epochs * size and int(state.streak) < max_skipped:
                 state = train(state, data.train)
                 if stop:
                     print("train_many: interrupted; go on by the same command", file=sys.stderr)
                     return stop.exit_code
                 if int(state.trained) % size == 0:
                     state, error = finish(state, data.train, data.validation)
-            row = {"seed": str(seed), "architecture": name_of(first, seed), key: str(float(error))}
-            rows.append(row)
-            write(config.out / "errors.csv", rows)
-            display.update(bar, completed=done + 1)
-            display.say(f"trained {done + 1}/{config.count}  {key} {error:.4g}")
+            done, error = seed + 1 - config.first, float(error)
+            if int(state.streak) < max_skipped and math.isfinite(error):
+                row = {"seed": str(seed), "architecture": name_of(first, seed), key: str(error)}
+                rows.append(row)
+                write(config.out / "errors.csv", rows)
+                said = f"trained {done}/{config.count}  {key} {error:.4g}"
+            else:
+                said = f"left out {done}/{config.count}  seed {seed} has diverged"
+            display.update(bar, completed=done)
+            display.say(said)
+    if not rows:
+        raise Diverged(f"all {config.count} trainings have diverged; try a lower --learning-rate")
     print(f"Written to {config.out}")
     return 0
 

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from experiments import train_final, train_many
 from experiments.ranking import truth
 from experiments.running import progress as running
 from experiments.spaces import cells
+from experiments.spaces.sgd import SGDTraining
 
 FLAGS = "--space examples.layers_space:Digits --layers.width 8 --epochs 2"
 
@@ -92,6 +94,29 @@ def test_other_epochs_are_another_truth_of_recurrent_cells_too(recurrent, capsys
     out, flags = recurrent
     assert main(out, training=f"{flags} --epochs 4") == 2
     assert "begun with other settings or data" in capsys.readouterr().err
+
+
+def test_what_diverges_is_left_out(trained, tmp_path, monkeypatch, capsys):
+    attempt = SGDTraining.attempt
+
+    def with_one_not_finite(self, state, batches, key):
+        loss, *others = attempt(self, state, batches, key)
+        second = self.space.decode(cells.random_actions(self.space, 1))
+        same = [(a == b).all() for a, b in zip(state.architecture, second, strict=True)]
+        return jnp.where(jnp.stack(same).all(), jnp.nan, loss), *others
+
+    monkeypatch.setattr(SGDTraining, "attempt", with_one_not_finite)
+    flags = FLAGS + " --max-skipped 10"
+    assert main(tmp_path, "--count", "3", training=flags) == 0
+    assert "left out 2/3  seed 1 has diverged" in capsys.readouterr().err
+    expected = [row for row in rows(trained) if row["seed"] != "1"]
+    assert rows(tmp_path) == expected
+    assert main(tmp_path, "--count", "3", training=flags) == 0  # goes on behind it
+    assert capsys.readouterr().err == ""
+    assert rows(tmp_path) == expected
+    alone = ["--first", "1", "--count", "1"]
+    assert main(tmp_path / "alone", *alone, training=flags) == 1
+    assert "all 1 trainings have diverged" in capsys.readouterr().err
 
 
 def test_others_begin_with_another_seed(trained, tmp_path):

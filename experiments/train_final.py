@@ -83,11 +83,17 @@ def prepare(config: FinalRun, architecture: Any) -> tuple[Training, Any, Data]:
     """The training, all of its data, and what it reads of them."""
     task, corpus, config = spaces.read(config)
     training = task.training(config, architecture, task)
+    return training, corpus, cut(training, corpus)
+
+
+def cut(training: Training, corpus: Any) -> Data:
+    """What a training reads of the data; refuses settings that do not fit them."""
+    config = training.config
     with command_line.naming_flags(config):
         data = training.cut(corpus)
         if (most := (2**31 - 1) // training.space.num_batches(data.train)) < config.epochs:
             raise Unfit(config, "epochs", f"at most {most:,}, for fewer than 2^31 steps")
-    return training, corpus, data
+    return data
 
 
 def folder_of(training: Training) -> Path:

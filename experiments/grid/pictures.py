@@ -2,11 +2,12 @@
 
 import itertools
 import math
+import shlex
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import spaces
+from experiments import train_final
 from experiments.grid.saved import Measure, Saved, words
 from experiments.running import records
 from experiments.running.measures import FORGETTING
@@ -77,11 +78,9 @@ def err2_against_forgetting(saved: Saved) -> Figure:
 
 def best_cells(saved: Saved) -> Figure:
     """Each arm's cell with the lowest validation error, with its test error."""
-    config = saved.summary["configuration"]["grid"]
-    searches, graphs = spaces.find(config["space"]).searches, {}
-    preset = searches.get(config["preset"], next(iter(searches.values())))
+    graphs, final = {}, train_final.parse(shlex.split(saved.summary["cells"]["flags"]))
     for name, best in saved.best.items():
-        settings, cell = cells.restored(preset, saved.architectures[best["file"]])
+        settings, cell = cells.restored(final, saved.architectures[best["file"]])
         parts = settings.search_space.graphs(cell)
         tested = f"test {saved.error} {saved.scale * best['test']:.4g}{saved.unit.strip(' ()')}"
         for part, graph in parts.items():

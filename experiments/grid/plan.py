@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import rank, search, spaces, train_final
@@ -16,9 +17,10 @@ from experiments.ranking import measuring, probes, truth
 from experiments.running import command_line
 from experiments.running.pool import Run, differences
 from experiments.running.progress import read_metrics
-from experiments.spaces import Task
+from experiments.spaces import Task, cells
 from experiments.spaces.settings import PLACES, FinalRun, SearchRun
 from experiments.spaces.sgd import SGDSearch
+from wpl_jax.spaces import StoredSpace
 
 TAKEN = ("space", "preset", "seed", "out", "resume")  # of searches, by the script
 HOLDING = ("wpl", "l2")  # the methods that hold nothing yet in a warm-up
@@ -138,7 +140,7 @@ def plan_of(config: Grid) -> Plan:
         settings,
         data,
         {} if config.truth is None else truth.read(config.truth, config.column),
-        data_of_finals(final, arms) if final else None,
+        data_of_finals(final, arms, settings) if final else None,
         out=folder,
         runs=config.runs or folder.with_name(f"{folder.name}_runs"),
     )
@@ -173,14 +175,43 @@ def _more(flag, text, config, *taken):
     return command_line.words(flag, text, [*TAKEN, *taken, *["data-dir"] * bool(config.data_dir)])
 
 
-def data_of_finals(final: FinalRun, arms: Sequence[Arm]) -> OfData:
-    """What the data of final trainings decide; refuses what the trainings would refuse."""
+def data_of_finals(
+    final: FinalRun, arms: Sequence[Arm], settings: Mapping[str, Sequence[SearchRun]]
+) -> OfData:
+    """What the data of final trainings decide; refuses what the trainings would refuse.
+
+    Args:
+      final: what they have in common.
+      arms: whose cells are trained.
+      settings: by arm, of each of its candidates.
+    """
     task = spaces.find(final.space)
     taken = {"random", *task.cells()} & {arm.folder for arm in arms}
     if taken:
         raise ValueError(f"with --cells, no arm can be called {taken.pop()}, as a cell is")
-    _, corpus, _ = spaces.read(final, task)
+    try:
+        _, corpus, final = spaces.read(final, task)
+        read = [cells.read(final, path) for path in task.cells().values()]
+        for name, of_arm in settings.items():
+            read += [of_last_choices(final, name, searched.search_space) for searched in of_arm]
+        for config, architecture in {repr(config): (config, a) for config, a in read}.values():
+            spaces.check_memory(config)
+            train_final.cut(task.training(config, architecture, task), corpus)
+    except ValueError as error:
+        raise ValueError(f"--final-flags: {error}") from error
     return OfData(task.fingerprint(corpus), task.sizes(corpus), task.facts(corpus))
+
+
+def of_last_choices(final: FinalRun, arm: str, space: StoredSpace) -> tuple[FinalRun, Any]:
+    """The architecture that a smaller space has least of, as a training from scratch reads it."""
+    last = space.decode(jnp.array(space.decisions) - 1)
+    try:
+        return cells.restored(final, space.to_json(last))
+    except Exception as error:  # whatever a space of one's own does
+        raise ValueError(
+            f"--{final.space_field} must have the sizes that it has in the arm {arm}, which finds "
+            f"what is no architecture here: {error}"
+        ) from error
 
 
 def settings_of(

@@ -551,6 +551,9 @@ def test_rankings_are_done_again_where_the_truth_has_changed_in_its_place(
 # --- What cannot work -----------------------------------------------------------------------------
 
 
+LAYERS = ["--space", "examples.layers_space:Digits", "--cells", "--random-cells", "2"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -590,6 +593,18 @@ def test_rankings_are_done_again_where_the_truth_has_changed_in_its_place(
             "the arm search.batches=999: --search.batches must be",
         ),
         (["--vary", "sampler=uniform,distinct"], "Distinct needs distinct of the space"),
+        (
+            ["--arms", "a:", "--cells", "--final-flags=--batch-size 99999"],
+            "--final-flags: 62,847 tokens do not fill one window of length 20 in each of 99,999",
+        ),
+        (
+            ["--arms", "a: --layers.layers 2", *LAYERS],
+            "--final-flags: --layers must have the sizes that it has in the arm a,",
+        ),
+        (
+            ["--arms", "a:", "b: --layers.kernels 5", *LAYERS],
+            "--final-flags: --layers must have the sizes that it has in the arm b,",
+        ),
         (["--arms", "a:", "b:", "--space", "nowhere"], "--space must be one of rnn"),
         (["--arms", "a:", "b:", "--truth", "nothing.csv"], "nothing.csv"),
         (["--arms", "a:", "b:", "--truth", "{truth}"], "--truth needs a space that has every()"),
@@ -767,6 +782,14 @@ def test_cells_of_other_sizes_and_for_images_are_drawn(tmp_path, monkeypatch):
         text.get_text() for text in found.findobj(match=lambda a: hasattr(a, "get_text"))
     )
     assert "normal" in titles and "reduction" in titles
+
+
+def test_cells_of_another_size_are_drawn_as_they_were_trained(tmp_path, monkeypatch):
+    flags = [f"--{script}-flags=--epochs 3 --layers.layers 2" for script in ("search", "final")]
+    flags = [*LAYERS, "--seeds", "2", "--arms", "plain: --method none", *flags]
+    assert run(tmp_path, monkeypatch, Runs(), *flags) == 0
+    (panel,) = pictures.best_cells(saved.read(tmp_path / "report")).axes
+    assert sum("kernel" in text.get_text() for text in panel.texts) == 2
 
 
 def test_how_far_seeds_agree_takes_no_truth(with_cells):

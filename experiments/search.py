@@ -92,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     stack.enter_context(Held(job.out))
                 checkpoints = stack.enter_context(open_checkpoints(job))
             check_agreement(job, checkpoints)
+            size = config.search.architectures
+            folder.check_epochs(job.out, checkpoints, config.epochs, size)
         return run(job, checkpoints)
 
 

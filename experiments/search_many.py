@@ -173,6 +173,8 @@ def open_checkpoints(many: Many) -> Checkpoints:
     if not resume and fingerprint_in(out / "checkpoints"):
         raise ValueError(f"{out} holds searches: go on with --resume, or choose another --out")
     checkpoints = folder.open_checkpoints(out, fingerprint, resume)
+    first = many.first.config
+    folder.check_epochs(out, checkpoints, first.epochs, first.search.architectures)
     latest = checkpoints.latest()
     for job in many.jobs:
         if latest is None and any((job.out / "checkpoints").glob("*")):

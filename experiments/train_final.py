@@ -42,9 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             checkpoints = stack.enter_context(
                 open_checkpoints(training, training.task.fingerprint(corpus), out)
             )
-            epochs = (checkpoints.latest() or 0) // training.space.num_batches(data.train)
-            if epochs > training.config.epochs:
-                raise ValueError(f"--epochs must be at least {epochs}, as many as {out} has")
+            size = training.space.num_batches(data.train)
+            folder.check_epochs(out, checkpoints, training.config.epochs, size)
         return run(training, checkpoints, corpus, jax.device_put(data), out)
 
 

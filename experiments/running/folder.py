@@ -89,6 +89,23 @@ def open_checkpoints(out: Path, fingerprint: Mapping[str, object], resume: bool)
     return checkpoints
 
 
+def check_epochs(out: Path, checkpoints: Checkpoints, epochs: int, size: int) -> None:
+    """Refuse to end a run after fewer epochs than it has behind it.
+
+    Args:
+      out: its folder.
+      checkpoints: those in it.
+      epochs: after which it is to end.
+      size: of an epoch, in what the checkpoints count.
+
+    Raises:
+      ValueError: if it has more.
+    """
+    done = (checkpoints.latest() or 0) // size
+    if done > epochs:
+        raise ValueError(f"--epochs must be at least {done}, as many as {out} has, got {epochs}")
+
+
 def check_report(out: Path, kind: str, config: Any) -> None:
     """Refuse to write the report of some runs over other results.
 

@@ -9,7 +9,6 @@ where it stopped when the same command is given again.
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import shutil
 import sys
@@ -26,7 +25,7 @@ import wpl_jax
 from experiments.importances import report as importances_report
 from experiments.importances.report import ARMS, CONTINUAL, REPLAY, SCENARIOS, Result
 from experiments.running import command_line, processes, records
-from experiments.running.folder import Held, check_parts
+from experiments.running.folder import Held, check_parts, finished
 from experiments.running.script import Script
 from experiments.two_models.__main__ import over_seeds
 from experiments.two_models.settings import FULL, Width
@@ -142,14 +141,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             out = config.out or Path("results/importances")
             stack.enter_context(Held(out))
             settings = dataclasses.asdict(config) | {"out": None}
-            summary = records.read_json(out / records.SUMMARY)
-            if summary and summary.get("configuration") != json.loads(json.dumps(settings)):
-                raise ValueError(
-                    f"{out} holds the results of another run: choose another --out, or delete it"
-                )
+            summary = finished(out, settings)
             data = load_images("mnist5k")
             check_sizes(config, data)
-            check_parts(out / "partial", fingerprint_of(config))
+            check_parts(out / "partial", fingerprint_of(config, data))
         if summary:
             processes.say(f"importances: {out} holds this run, finished; delete it to run it again")
         else:
@@ -164,9 +159,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def fingerprint_of(config: Importances) -> str:
+def fingerprint_of(config: Importances, data: Splits) -> str:
     """What the parts of a run depend on, beside what is trained in them."""
-    return repr(dataclasses.replace(config, out=None))
+    return records.fingerprint(dataclasses.replace(config, out=None), data)
 
 
 def check_sizes(config: Importances, data: Splits) -> None:
@@ -182,7 +177,7 @@ def check_sizes(config: Importances, data: Splits) -> None:
 def experiment(config: Importances, data: Splits, folder: Path) -> tuple[dict[str, Result], float]:
     """All scenarios, each of which first chooses its strengths, and the seconds they took."""
     records.writable_folder(folder)
-    fingerprint = fingerprint_of(config)
+    fingerprint = fingerprint_of(config, data)
     keys = jax.random.split(jax.random.key(config.seed), config.choice_seeds + config.seeds)
     choice_keys, final_keys = keys[: config.choice_seeds], keys[config.choice_seeds :]
     programs = {

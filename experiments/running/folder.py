@@ -132,6 +132,24 @@ def check_report(out: Path, kind: str, config: Any) -> None:
         raise ValueError(f"{out} holds other results: choose another --out, or delete it")
 
 
+def finished(out: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The summary of the run in a folder, if it has finished.
+
+    Args:
+      out: the folder.
+      settings: what the summary's configuration is to be.
+
+    Raises:
+      ValueError: if it is of a run with other settings.
+    """
+    summary = records.read_json(out / records.SUMMARY)
+    if summary is not None and summary.get("configuration") != json.loads(json.dumps(settings)):
+        raise ValueError(
+            f"{out} holds the results of another run: choose another --out, or delete it"
+        )
+    return summary
+
+
 def check_parts(folder: Path, fingerprint: str) -> None:
     """Refuse to go on in a folder of parts, as :func:`records.kept` leaves them, of another run.
 

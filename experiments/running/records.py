@@ -86,6 +86,11 @@ def _tuple(value):
     return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 
+def fingerprint(settings: object, data: object) -> str:
+    """What the parts of a run depend on: its settings, all arrays of its data, and JAX."""
+    return repr((settings, jax.__version__, digest(data)))
+
+
 def kept(path: Path, fingerprint: str, compute: Callable[[], Tree]) -> tuple[Tree, float]:
     """The result of ``compute``, from ``path`` where an earlier run has left it whole.
 

@@ -8,7 +8,6 @@ where it stopped when the same command is given again.
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import shutil
 import sys
@@ -20,7 +19,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
 from experiments.running import command_line, processes, records
-from experiments.running.folder import Held, check_parts
+from experiments.running.folder import Held, check_parts, finished
 from experiments.running.progress import Shown
 from experiments.running.script import Failed, Script, of_error
 from experiments.two_models import report, results
@@ -54,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             demo = "_demo" if config.preset == "demo" else ""
             out = config.out or Path(f"results/two_models/{config.data}{demo}")
             stack.enter_context(Held(out))
-            found = finished(config, out)
+            found = finished_run(config, out)
             if found is None:
                 data = load_images(config.data, config.data_dir)
                 with command_line.naming_flags(config):
@@ -72,19 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def finished(config: TwoModels, out: Path) -> Run | None:
+def finished_run(config: TwoModels, out: Path) -> Run | None:
     """The run in a folder, if it has finished.
 
     Raises:
       ValueError: if it is another one.
     """
-    summary = records.read_json(out / records.SUMMARY)
-    if summary is None:
+    if finished(out, vars(config) | AWAY) is None:
         return None
-    if summary.get("configuration") != json.loads(json.dumps(vars(config) | AWAY)):
-        raise ValueError(
-            f"{out} holds the results of another run: choose another --out, or delete it"
-        )
     try:
         return results.load(out)
     except Exception as error:  # whatever has become of curves.npz
@@ -94,7 +88,7 @@ def finished(config: TwoModels, out: Path) -> Run | None:
 
 def fingerprint_of(config: TwoModels, data: Splits) -> str:
     """What the parts of a run depend on."""
-    return repr((dataclasses.replace(config, **AWAY), jax.__version__, records.digest(data)))
+    return records.fingerprint(dataclasses.replace(config, **AWAY), data)
 
 
 def parse(argv: Sequence[str] | None) -> TwoModels:

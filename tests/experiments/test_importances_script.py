@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shlex
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from experiments.importances import __main__ as importances
 from experiments.importances import report as importances_report
 from experiments.importances.__main__ import Importances, Outcome
 from experiments.importances.report import ANCHOR, ARMS, CONTINUAL, REPLAY, SCENARIOS
+from experiments.running import records
 from experiments.two_models.training import Accuracies
 from wpl_jax.data import load_images
 
@@ -20,7 +22,8 @@ TINY = shlex.split(
     "--seeds 2 --choice-seeds 2 --width 16 --a-steps 150 --b-steps 50 --task-steps 8 --images 10 "
     "--l2-strengths 1e30 --fisher-strengths 0 --mas-strengths 0 --si-strengths 0"
 )
-COMMITTED = importances_report.ROOT / "experiments" / "results" / "importances"
+ROOT = Path(__file__).parents[2]
+COMMITTED = ROOT / "experiments" / "results" / "importances"
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +84,16 @@ def test_what_was_interrupted_goes_on(tmp_path, monkeypatch):
     assert {path: written(path) for path in kept} != kept
 
 
+def test_parts_of_other_data_are_not_gone_on_with(tmp_path, monkeypatch, capsys):
+    data = load_images("mnist5k")
+    (tmp_path / "partial").mkdir()
+    fingerprint = importances.fingerprint_of(Importances(), data) + " of some methods"
+    records.kept(tmp_path / "partial" / "a.npz", fingerprint, lambda: jnp.zeros(1))
+    monkeypatch.setattr(importances, "load_images", lambda _: data._replace(test=data.validation))
+    assert importances.main(["--out", str(tmp_path)]) == 2
+    assert "holds parts of a run with other settings or data" in capsys.readouterr().err
+
+
 def test_pairs_of_digits():
     data = load_images("mnist5k")
     positions, sizes = importances.pairs(data)[1:]
@@ -127,7 +140,7 @@ def test_an_edge_is_marked():
 def test_the_report_is_that_of_the_committed_numbers():
     summary = json.loads((COMMITTED / "summary.json").read_text())
     assert (COMMITTED / "report.md").read_text() == importances_report.report(summary)
-    page = (importances_report.ROOT / "docs" / "importances.md").read_text()
+    page = (ROOT / "docs" / "importances.md").read_text()
     assert "{include} ../experiments/results/importances/report.md" in page
 
 

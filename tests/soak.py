@@ -31,7 +31,7 @@ SEARCH = (
 COMMANDS = {
     "search": f"search {SEARCH} --resume",
     "search_many": f"search_many --resume --search='{SEARCH} --out {{out}}/0' "
-    f"--search='{SEARCH} --seed 1 --out {{out}}/1'",
+    f"--search='{SEARCH} --seed 1 --out {{out}}/1' --out {{out}}/all",
     "train_final": f"train_final {DIGITS} --architecture random --epochs 6 --resume",
     "train_many": f"train_many --training-flags='{DIGITS} --epochs 2' --count 4",
     "two_models": "two_models --preset demo --seeds 3 --seeds-per-call 1 --a-steps 50 --b-steps 50",
@@ -80,15 +80,19 @@ def soak(command: str, folder: Path, kills: int, drawn: random.Random) -> str:
     return ""
 
 
+def arguments(command: str, out: Path) -> list[str]:
+    """The script and its flags; a command without a place for its folder is given it as --out."""
+    of_folder = "" if "{out}" in command else " --out {out}"
+    return shlex.split((command + of_folder).format(out=out))
+
+
 def run(command: str, out: Path, seconds: float | None = None) -> bool:
     """Whether it has finished before it was killed.
 
     A killed grid leaves its searches at work, and is refused until they have ended.
     """
-    arguments = shlex.split(command.format(out=out))
-    words = [sys.executable, "-m", f"experiments.{arguments[0]}", *arguments[1:]]
-    if "{out}" not in command:
-        words += ["--out", str(out)]
+    name, *flags = arguments(command, out)
+    words = [sys.executable, "-m", f"experiments.{name}", *flags]
     for _ in range(100):
         process = subprocess.Popen(
             words,

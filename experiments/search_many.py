@@ -33,6 +33,7 @@ from experiments.running.script import Script
 from experiments.search import Job
 from experiments.spaces.settings import SearchRun
 from wpl_jax.checkpoint import Checkpoints, fingerprint_in
+from wpl_jax.search import Data
 from wpl_jax.search.state import Epoch, Progress, SearchState
 
 script = Script("search_many", "--resume goes on from the last checkpoint")
@@ -78,6 +79,16 @@ class Many(NamedTuple):
         mapped = jax.vmap(of_one, (0, *in_axes), out_axes)
         return functools.partial(mapped, self.numbers)
 
+    @property
+    def init(self) -> Callable[[jax.Array], SearchState]:
+        """The states of all searches at the start, given a key for each."""
+        return self.each(lambda search, key: search.init(key), (0,), OWN)
+
+    @property
+    def step(self) -> Callable[[SearchState, Data], tuple[SearchState, Progress]]:
+        """A step of all searches."""
+        return self.each(lambda search, *both: search.step(*both), (OWN, None), (OWN, OWN_PROGRESS))
+
 
 @script
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,12 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for out in (many.config.out, *(job.out for job in many.jobs)):
                 stack.enter_context(Held(out))
             checkpoints = stack.enter_context(open_checkpoints(many))
-        try:
-            return run(many, checkpoints)
-        except jax.errors.ConcretizationTypeError:
-            names = ", ".join(many.numbers)
-            print(f"search_many: one program cannot have several {names}", file=sys.stderr)
-            return 2
+        return run(many, checkpoints)
 
 
 def parse(argv: Sequence[str] | None) -> SearchMany:
@@ -129,7 +135,24 @@ def prepare(config: SearchMany) -> Many:
     folders = [config.out, *(job.out for job in jobs)]
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError("each search must have an --out of its own")
-    return Many(config, jobs, numbers)
+    many = Many(config, jobs, numbers)
+    if not can_differ(many):
+        names = [n for n in numbers if not can_differ(many._replace(numbers={n: numbers[n]}))]
+        raise ValueError(
+            f"searches of one program cannot differ in {', '.join(names or numbers)}: give all the "
+            "same, or run them apart"
+        )
+    return many
+
+
+def can_differ(many: Many) -> bool:
+    """Whether a program can be given the numbers: what reads them must not ask for their values."""
+    keys = jax.random.split(jax.random.key(0), len(many.jobs))
+    try:
+        jax.eval_shape(many.step, jax.eval_shape(many.init, keys), many.first.data)
+    except jax.errors.ConcretizationTypeError:
+        return False
+    return True
 
 
 def differing(configs: Sequence[SearchRun]) -> dict[str, jax.Array]:
@@ -194,11 +217,10 @@ def run(many: Many, checkpoints: Checkpoints) -> int:
     config, data = many.first.config, many.first.data
     size, number = config.search.architectures, len(many.jobs)
     keys = jnp.stack([jax.random.key(job.config.seed) for job in many.jobs])
-    state = jax.jit(many.each(lambda search, key: search.init(key), (0,), OWN))(keys)
+    state = jax.jit(many.init)(keys)
     processes.say(f"compiling {number} searches")
     start = time.monotonic()
-    step = many.each(lambda search, *both: search.step(*both), (OWN, None), (OWN, OWN_PROGRESS))
-    compiled = jax.jit(step, donate_argnums=0).lower(state, data).compile()
+    compiled = jax.jit(many.step, donate_argnums=0).lower(state, data).compile()
     memory = search.memory_per_device(compiled)
     print(
         f"compiled {number} searches in {time.monotonic() - start:.0f} s; "

@@ -13,6 +13,7 @@ import pytest
 from experiments import search, search_many
 from experiments.ranking import probes
 from experiments.running import progress as running
+from wpl_jax.checkpoint import Checkpoints
 
 COMMON = (
     "--space examples.layers_space:Digits --epochs 2 --layers.width 8 --search.architectures 4 "
@@ -132,7 +133,10 @@ def test_one_that_diverges_is_said_and_the_others_finish(tmp_path, capsys):
         (["--method wpl", "--method none"], "not in method: wpl, none"),
         (["--wpl.fisher-max-norm 3", "--wpl.fisher-max-norm None"], "wpl.fisher_max_norm: 3.0, No"),
         (["--strength 0", ""], "--strength must be at least 1e-30, got 0.0"),
-        (["--wpl.fisher-decay 0.1", "--wpl.fisher-decay 0.2"], "cannot have several wpl.fisher_d"),
+        (
+            ["--strength 1 --wpl.fisher-decay 0.1", "--strength 2 --wpl.fisher-decay 0.2"],
+            "cannot differ in wpl.fisher_decay: give all the same, or run them apart",
+        ),
     ],
 )
 def test_what_cannot_work_is_one_line(searches, says, tmp_path, capsys):
@@ -140,6 +144,14 @@ def test_what_cannot_work_is_one_line(searches, says, tmp_path, capsys):
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1
     assert said.err.startswith("search_many: ") and says in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_searches_do_not_end_after_fewer_epochs_than_they_have(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Checkpoints, "latest", lambda self: 3 * 4)
+    assert search_many.main([*command(tmp_path), "--resume"]) == 2
+    said = f"--epochs must be at least 3, as many as {tmp_path / 'all'} has, got 2"
+    assert said in capsys.readouterr().err
 
 
 def test_a_folder_of_another_search_is_not_touched(together, tmp_path, capsys):

@@ -1,7 +1,6 @@
 """What spaces of image classifiers have in common: settings, data, and training from scratch."""
 
 import dataclasses
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -168,7 +167,6 @@ class ImageClassification(Task):
         """All images, of the size that is wanted."""
         if config.image_dir is not None:
             return read_image_dir(config.image_dir, config.image_size)
-        logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS recommends to install OpenCV
         splits = load_images(config.data, config.data_dir)
         return splits if config.image_size is None else shrink(splits, config.image_size)
 

@@ -93,7 +93,9 @@ class Sharing:
     devices: Few | None = None
     """Devices that share each batch; all if not given."""
     distributed: bool = False
-    """Be one of several processes of the same flags; if no cluster says which, the next three."""
+    """Run this search in several processes, each started with the same flags. On a cluster that \
+JAX knows, nothing more is needed; elsewhere also give --coordinator, --num-processes and \
+--process-id."""
     coordinator: str | None = None
     """HOST:PORT, the machine of the first process and a port of it that is free."""
     num_processes: Few | None = None
@@ -109,8 +111,11 @@ class Sharing:
             raise ValueError("--coordinator, --num-processes and --process-id need --distributed")
         if self.coordinator is not None and not re.fullmatch(r"\S+:\d{1,5}", self.coordinator):
             raise Unfit(self, "coordinator", "HOST:PORT")
-        if self.process_id is not None and self.process_id >= (self.num_processes or 0):
-            raise Unfit(self, "process_id", f"below --num-processes ({self.num_processes})")
+        if self.process_id is not None:
+            if self.num_processes is None:
+                raise ValueError("--process-id needs --num-processes")
+            if self.process_id >= self.num_processes:
+                raise Unfit(self, "process_id", f"below --num-processes ({self.num_processes})")
         if self.distributed and self.devices is not None:
             raise ValueError("--devices and --distributed exclude each other: all devices are used")
 
@@ -146,9 +151,10 @@ architectures have momentum of their own. distillation: they learn from the aver
     strength: Positive = 60.0
     """How strongly wpl and l2 hold weights, eps, once the warm-up is over."""
     strength_decay: Nonnegative = 1.0
-    """What it decreases by in an epoch, from --decay-from on, down to 0."""
+    """What it decreases by in each epoch after --decay-from, down to 0."""
     decay_from: Count = 15
-    """The epoch from which on the strength decays, and a learning rate that does so by epochs."""
+    """The last epoch, counted from 0, in which --strength has not decayed; for rnn, nor has the \
+learning rate."""
     proximal: bool = False
     """Hold weights by a proximal step, stable for every strength, instead of by a gradient."""
     warmup_epochs: Count = 5
@@ -168,7 +174,8 @@ architectures have momentum of their own. distillation: they learn from the aver
     derive_batches: Size = 30
     """Validation batches that they are ranked by."""
     probes: Annotated[int, Range(0, 100_000)] = 0
-    """Random architectures, those of the seeds 0, 1, …, that are measured at the end as well."""
+    """How many random architectures to measure on the shared weights at the end. They are the \
+same in every search, so searches can be compared by them."""
     probe_every: Count = 0
     """Measure them also whenever so many epochs have passed; 0 for only at the end."""
 

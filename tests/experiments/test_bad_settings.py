@@ -176,6 +176,7 @@ TOGETHER = [
     ("search", "--momentum-groups.slope 1", "--momentum-groups.steps must be given"),
     ("search", "--distributed --devices 2", "--devices and --distributed exclude"),
     ("search", "--distributed --coordinator here", "--coordinator must be HOST:PORT"),
+    ("search", "--distributed --process-id 0", "--process-id needs --num-processes"),
     ("search", "--distributed --num-processes 2 --process-id 2", "--process-id must be below"),
     (
         "search",

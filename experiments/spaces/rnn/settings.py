@@ -35,7 +35,7 @@ class RNNSearch(OfText, SearchRun):
     learning_rate: Positive = 20.0
     """Of SGD for the shared parameters."""
     learning_rate_decay: Annotated[float, Range(1e-30, 1)] = 0.96
-    """What it is multiplied by in an epoch, from --decay-from on."""
+    """What it is multiplied by in each epoch after --decay-from."""
     clip: Positive = 0.25
     """What the norm of the gradient is clipped at."""
     weight_decay: Nonnegative = 1e-7
@@ -80,7 +80,8 @@ class RNNFinal(OfText, FinalRun):
     validation_batch_size: Size = 64
     """Streams that the validation text is cut into after an epoch."""
     test_batch_size: Size = 1
-    """Streams that both texts are cut into at the end; with 1, all that came before is known."""
+    """Parallel streams that the validation and test texts are cut into for the final test. With \
+1, the hidden state carries through the whole text."""
 
     rnn: RNN = RNN(vocabulary=10_000, batch_norm=False)
     """The recurrent space; its vocabulary is the most words that are told apart."""

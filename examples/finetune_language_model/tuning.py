@@ -25,8 +25,9 @@ class Knobs(NamedTuple):
 class Tuning(NamedTuple):
     """One way to fine-tune.
 
-    ``init(base, key)`` gives what is trained and the optimiser's state; ``step(trained, opt_state,
-    base, old, new, knobs)`` gives both anew; ``whole(base, trained)`` gives the model's parameters.
+    ``init(base, key, fisher)`` gives what is trained and the optimiser's state; ``step(trained,
+    opt_state, base, old, new, knobs)`` gives both anew; ``whole(base, trained)`` gives the model's
+    parameters.
     """
 
     init: Callable[..., Any]
@@ -60,7 +61,7 @@ def full(graph, form: str) -> Tuning:
 
 
 def lora(graph, form: str, rank: int) -> Tuning:
-    """The base is frozen; low-rank adapters of the blocks' matrices are trained.
+    """The base is frozen; low-rank adapters of all its matrices are trained.
 
     ``"merged"`` is the term on the matrices that the model computes with, W + down @ up. An optax
     transformation never sees those: it is the loss form. ``"adapters"`` is the transformation on

@@ -172,7 +172,6 @@ class Digits(Task):
     name = "layers"
     unit = " (%)"
     scale = 100
-    whole = "all validation and test images"
     searches = {
         "smoke": LayersSearch(
             epochs=8,

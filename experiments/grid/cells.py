@@ -102,7 +102,7 @@ def tau(plan: Plan, results: Results, search: Searched) -> float | None:
         results.finals.get((RANDOM, probe["seed"]), {}).get(f"validation_{error}")
         for probe in search.probed
     ]
-    return kendall_tau([probe[error] for probe in search.probed], alone)["tau"]
+    return kendall_tau([probe[error] for probe in search.probed], alone)
 
 
 def others(plan: Plan, results: Results) -> list[dict[str, Any]]:

@@ -164,7 +164,7 @@ def agreement(plan: Plan, found: Sequence[Searched | None]) -> list[float | None
 
     def of_one(i):
         others = (e for j, e in enumerate(errors) if j != i and len(e) == len(errors[i]))
-        taus = [kendall_tau(errors[i], other)["tau"] for other in others]
+        taus = [kendall_tau(errors[i], other) for other in others]
         return mean(np.array([np.nan if tau is None else tau for tau in taus]))
 
     return [of_one(i) for i in range(len(errors))]

@@ -1,6 +1,5 @@
 """What the comparison of importances writes: numbers and tables."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +9,6 @@ from experiments.running import records
 from experiments.running.wording import markdown
 from wpl_jax.forgetting import mean_interval
 
-ROOT = Path(__file__).parents[2]
 ANCHOR, REPLAY = "L2 anchor", "replay, no anchor"
 ARMS = ("nothing", ANCHOR, "empirical Fisher", "MAS", "SI", REPLAY)
 CONTINUAL = ("a head for each pair", "one head")
@@ -68,7 +66,7 @@ def interval(values: np.ndarray) -> dict[str, float]:
 
 def write(summary: dict, out: Path) -> None:
     records.write_atomically(out / "report.md", report(summary))
-    records.write_atomically(out / records.SUMMARY, json.dumps(summary, indent=1) + "\n")
+    records.write_json(out / records.SUMMARY, summary)
 
 
 def report(summary: dict) -> str:

@@ -31,16 +31,14 @@ def _path(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
             raise ValueError("must be a path, got ''")
         return Path(words[0])
 
-    return (
-        info.type is Path
-        and tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="PATH",
-            instance_from_str=read,
-            is_instance=lambda value: isinstance(value, Path),
-            str_from_instance=lambda path: [str(path)],
-        )
-        or None
+    if info.type is not Path:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
     )
 
 

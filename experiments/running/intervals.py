@@ -100,13 +100,14 @@ def reduction(plain: Number, wpl: Number) -> float | None:
     return (plain["mean"] - wpl["mean"]) / plain["mean"]
 
 
-def kendall_tau(*errors: Sequence[float | None]) -> Number:
+def kendall_tau(*errors: Sequence[float | None]) -> float | None:
     """Kendall's tau between the orders of cells by two errors; None for fewer than 3 cells."""
     from scipy import stats  # a second to import, of what every script waits for
 
     pairs = [pair for pair in zip(*errors, strict=True) if None not in pair]
-    tau = stats.kendalltau(*zip(*pairs, strict=True)).statistic if len(pairs) > 2 else math.nan
-    return {"tau": finite(tau), "cells": len(pairs)}
+    if len(pairs) < 3:
+        return None
+    return finite(stats.kendalltau(*zip(*pairs, strict=True)).statistic)
 
 
 def finite(number: float) -> float | None:

@@ -194,7 +194,6 @@ def why(summary: Mapping, condition: Mapping) -> str:
         # Each against plain training in its own setting: the row of strength 0.
         bad = [as_power(row["strength"]) for row in rows[1:] if fails(row, rows[0])]
         lowest = min(rows[1:], key=accuracy_of_b)
-        outcome[name] = bad
         said = (
             f"fails at {listed(bad)}" if bad else f"B ends at {accuracy_of_b(lowest):.1f} % or more"
         )

@@ -20,7 +20,6 @@ predictions, which goes to --out.
 
 import contextlib
 import dataclasses
-import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -123,7 +122,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ValueError(f"--out must not be one of the searches, got {config.out}")
             for folder in folders.values():
                 if folder.is_dir():
-                    stack.enter_context(Held(folder))
+                    stack.enter_context(Held(folder, "folder"))
+            if config.out is not None:
+                stack.enter_context(Held(config.out))
+                if any((config.out / "checkpoints").glob("*")):
+                    raise ValueError(f"{config.out} holds another run: choose another --out")
             rankings = [prepare(config, folder) for folder in config.runs]
             together = None if config.out is None else combined(rankings, config.out)
         with interruptible() as stop:
@@ -164,7 +167,8 @@ def prepare(config: Rank, folder: Path) -> Ranking:
     actions = np.asarray(space.every(), np.int32)
     names = measuring.names(space, actions)
     accuracy = None if accuracies is None else matched(accuracies, names)
-    out = records.writable_folder(job.out / "untrained" if config.untrained else job.out)
+    out = job.out / "untrained" if config.untrained else job.out
+    records.writable_folder(out, "folder")
     untrained, params, steps = restore(job)
     if config.untrained:
         params, steps = untrained, 0
@@ -218,7 +222,7 @@ def combined(rankings: Sequence[Ranking], out: Path) -> Ranking:
                 "mean of their predictions"
             )
     settings = {"mean_of": [ranking.settings for ranking in rankings]}
-    return first._replace(settings=settings, out=records.writable_folder(out))
+    return first._replace(settings=settings, out=out)
 
 
 def run(ranking: Ranking, stop: Stop) -> Measured:
@@ -339,11 +343,10 @@ def judge(ranking: Ranking, accuracy: Floats, predicted: Mapping[str, Floats]) -
         "average_isomorphic": ranking.config.average_isomorphic,
     }
     records.write_json(ranking.out / "rank.json", summary | ranking.settings | records.provenance())
-    buffer = io.BytesIO()
     knows_nothing = {PATTERNS, WITHOUT, *baselines.NAMES}
     shown = {name: errors for name, errors in orders.items() if name not in knows_nothing}
-    figures.predicted_against_true(shown, accuracy[known]).savefig(buffer, format="png", dpi=150)
-    records.write_atomically(ranking.out / "rank.png", buffer.getvalue())
+    figure = figures.predicted_against_true(shown, accuracy[known])
+    records.write_png(ranking.out / "rank.png", figure, dpi=150)
     print(f"{known.sum():,} of them have a true accuracy. In brackets: 95 % intervals.")
     print(table(found))
 

@@ -8,7 +8,6 @@ those of several processes.
 
 import contextlib
 import dataclasses
-import io
 import math
 import sys
 import time
@@ -392,9 +391,7 @@ def write_results(
         "cell": figures.draw(graphs),
         "curves": figures.run_curves(columns, job.task.error),
     }.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
-        records.write_atomically(out / f"{name}.png", buffer.getvalue())
+        records.write_png(out / f"{name}.png", figure, dpi=150)
     after = columns["epoch"] > config.warmup_epochs
     summary = {
         f"best_{job.error_key}": ranking[0][job.error_key],

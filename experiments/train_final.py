@@ -7,7 +7,6 @@ over and it is tested, summary.json and a drawing to --out. A run that was inter
 
 import contextlib
 import dataclasses
-import io
 import re
 import sys
 import time
@@ -187,9 +186,7 @@ def write_results(
     config, space, architecture = training.config, training.space, training.architecture
     task = training.task
     results = training.results(state, corpus, metrics)
-    buffer = io.BytesIO()
-    figures.draw(space.graphs(architecture)).savefig(buffer, format="png", dpi=150)
-    records.write_atomically(out / "cell.png", buffer.getvalue())
+    records.write_png(out / "cell.png", figures.draw(space.graphs(architecture)), dpi=150)
     summary = {
         **results,
         "parameters": space.num_parameters(architecture),

@@ -3,7 +3,8 @@
 One compiled program trains them all, one after another. Their validation errors after the last
 epoch go, as they come, to errors.csv in --out, which `experiments.rank --truth` reads; the same
 command goes on from there. An architecture whose training diverges is left out. Searches that
-measure --probes measure the same architectures, those of the seeds 0, 1, …, as long as --first is 0.
+measure --probes measure the same architectures, those of the seeds 0, 1, …, as long as --first
+is 0.
 """
 
 import contextlib

@@ -28,7 +28,7 @@ class Held:
         Raises:
           OSError: if it cannot be written to, or another run holds it.
         """
-        self._file = os.open(records.writable_folder(folder), os.O_RDONLY)
+        self._file = os.open(records.writable_folder(folder, flag), os.O_RDONLY)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

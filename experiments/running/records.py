@@ -163,6 +163,13 @@ def digest(tree: object) -> str:
     return found.hexdigest()[:16]
 
 
+def write_png(path: Path, figure: "Figure", **how: object) -> None:
+    """Write a figure atomically; ``how`` is what ``Figure.savefig`` is told besides."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", **how)
+    write_atomically(path, buffer.getvalue())
+
+
 def write_figures(folder: Path, drawn: Mapping[str, "Figure"], **how: object) -> list[str]:
     """Write figures, by name, as PNG and PDF; returns the names of the files.
 
@@ -173,13 +180,12 @@ def write_figures(folder: Path, drawn: Mapping[str, "Figure"], **how: object) ->
     """
     written = []
     for name, figure in drawn.items():
-        for suffix in ("png", "pdf"):
-            buffer = io.BytesIO()
-            # A date in the file would make every drawing another file.
-            about = {"CreationDate": None} if suffix == "pdf" else None
-            figure.savefig(buffer, format=suffix, metadata=about, **how)
-            written.append(f"{name}.{suffix}")
-            write_atomically(folder / written[-1], buffer.getvalue())
+        write_png(folder / f"{name}.png", figure, **how)
+        buffer = io.BytesIO()
+        # A date in the file would make every drawing another file.
+        figure.savefig(buffer, format="pdf", metadata={"CreationDate": None}, **how)
+        write_atomically(folder / f"{name}.pdf", buffer.getvalue())
+        written += [f"{name}.png", f"{name}.pdf"]
     return written
 
 
@@ -210,8 +216,12 @@ def key(name: str) -> str:
     return name.replace(" ", "_")
 
 
-def writable_folder(path: Path) -> Path:
+def writable_folder(path: Path, flag: str = "--out") -> Path:
     """Create the folder where it is missing and make sure that files can be written there.
+
+    Args:
+      path: the folder.
+      flag: what names it.
 
     Raises:
       OSError: if they cannot, with a message that names the folder.
@@ -221,14 +231,14 @@ def writable_folder(path: Path) -> Path:
     except UnicodeEncodeError:
         raise OSError(
             f"cannot write to {path}: its name is not in UTF-8, or the locale's characters are "
-            "not; choose another --out, or set LC_ALL=C.UTF-8"
+            "not; choose another {flag}, or set LC_ALL=C.UTF-8"
         ) from None
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise OSError(f"cannot write to {path}: {error.strerror}; choose another --out") from None
+        raise OSError(f"cannot write to {path}: {error.strerror}; choose another {flag}") from None
     return path
 
 

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             prog="python -m experiments.two_models.report",
             description=__doc__,
         )
-        run = results.load(records.writable_folder(config.folder))
+        run = results.load(records.writable_folder(config.folder, "folder"))
     except (ValueError, OSError) as error:
         print(f"two_models.report: {error}", file=sys.stderr)
         return 2

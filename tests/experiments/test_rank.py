@@ -16,6 +16,7 @@ from examples.layers_space import Digits, Layers, LayersSearch
 from experiments import rank, search
 from experiments.ranking import baselines, measuring, statistics
 from experiments.running import progress as running
+from experiments.running.folder import Held
 from wpl_jax.data import Images, Splits
 from wpl_jax.search import SearchConfig
 from wpl_jax.spaces.images import ImageSpace
@@ -129,6 +130,14 @@ def test_several_searches_are_ranked_by_their_mean(ranked, run, tmp_path, capsys
     assert rank.main([str(ranked), str(run), *FLAGS, "--out", str(run)]) == 2
     assert "--out must not be one of the searches" in capsys.readouterr().err
     assert (run / "predictions.npz").read_bytes() == before
+    other = shutil.copytree(run, tmp_path / "other")
+    before = {path.name for path in other.iterdir()}
+    assert rank.main([str(ranked), str(run), *FLAGS, "--out", str(other)]) == 2
+    assert f"{other} holds another run: choose another --out" in capsys.readouterr().err
+    assert {path.name for path in other.iterdir()} == before
+    with Held(both):
+        assert rank.main([str(ranked), str(run), *FLAGS, "--out", str(both)]) == 2
+    assert f"another run is at work in {both}" in capsys.readouterr().err
     assert rank.main([str(ranked), *FLAGS, "--out", str(both)]) == 2
 
 

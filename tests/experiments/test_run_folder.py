@@ -1,6 +1,7 @@
 """A run's folder: one run's at a time, nothing in it lost, and what is damaged is made again."""
 
 import json
+import logging
 import shlex
 import shutil
 
@@ -262,9 +263,22 @@ def test_a_run_goes_on_without_tensorboard(tmp_path, capsys):
     assert records.read_json_lines(tmp_path / "metrics.jsonl") == [{"epoch": 1, "loss": 0.5}]
 
 
+def test_what_named_a_folder_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot write to .*; choose another --runs"):
+        Held(tmp_path / "file", "--runs")
+
+
 def test_a_name_that_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(OSError, match=r"cannot write to .*LC_ALL=C.UTF-8"):
         Held(tmp_path / "r\udcc3s")
+
+
+def test_reading_images_leaves_it_silent_what_tfds_logs():
+    """What TFDS logs as an error, it also raises, so that it would be said twice."""
+    with Script("name", "").preparing():
+        search.spaces.read(search.parse(["--space", "micro_cnn"]))
+        assert logging.getLogger("absl").level == logging.CRITICAL
 
 
 def test_what_ends_a_script_is_a_line(capsys):

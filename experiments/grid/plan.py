@@ -203,7 +203,7 @@ def data_of_finals(
 
 
 def of_last_choices(final: FinalRun, arm: str, space: StoredSpace) -> tuple[FinalRun, Any]:
-    """The architecture that a smaller space has least of, as a training from scratch reads it."""
+    """The architecture that a smaller space would not have, as a training from scratch reads it."""
     last = space.decode(jnp.array(space.decisions) - 1)
     try:
         return cells.restored(final, space.to_json(last))

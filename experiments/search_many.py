@@ -136,7 +136,7 @@ def prepare(config: SearchMany) -> Many:
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError("each search must have an --out of its own")
     many = Many(config, jobs, numbers)
-    if not can_differ(many):
+    if numbers and not can_differ(many):
         names = [n for n in numbers if not can_differ(many._replace(numbers={n: numbers[n]}))]
         raise ValueError(
             f"searches of one program cannot differ in {', '.join(names or numbers)}: give all the "

@@ -231,7 +231,7 @@ def writable_folder(path: Path, flag: str = "--out") -> Path:
     except UnicodeEncodeError:
         raise OSError(
             f"cannot write to {path}: its name is not in UTF-8, or the locale's characters are "
-            "not; choose another {flag}, or set LC_ALL=C.UTF-8"
+            f"not; choose another {flag}, or set LC_ALL=C.UTF-8"
         ) from None
     try:
         path.mkdir(parents=True, exist_ok=True)

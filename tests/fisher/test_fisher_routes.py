@@ -38,8 +38,9 @@ def near(params, seed=1):
 
 def squares(fn, params, batch, weights=None, max_bytes=2**28):
     """By the library, of a function of any output: d (sum of outputs) / d params."""
-    outputs, of = Plan.of(fn, params, batch).per_example(params, Bound(max_bytes, max_bytes))(batch)
-    return of(jnp.ones_like(outputs), weights)
+    evaluation = Plan.of(fn, params, batch).evaluation(params, Bound(max_bytes, max_bytes))
+    outputs, sums, finish = evaluation(batch)
+    return finish(sums(jnp.ones_like(outputs), weights))
 
 
 def by_vmap(fn, params, batch, weights):

@@ -74,6 +74,7 @@ from wpl_jax.fisher.noise import warn_of_shared_noise
 from wpl_jax.fisher.plan import Plan
 from wpl_jax.fisher.program import flat, for_one
 from wpl_jax.numbers import widen
+from wpl_jax.varying import zeros
 
 THREEFRY = "threefry2x32"
 
@@ -226,19 +227,22 @@ def exact_fisher(
         bound = bound_of(max_bytes).half()
         plan = Plan.of(log_probs, params, batch, bound.on_cpu)
         warn_of_shared_noise("logits", plan.program, batch)
-        per_example = plan.per_example(params, bound)
+        evaluation = plan.evaluation(params, bound)
 
         def total(batch, weights):
-            outputs, squares = per_example(batch)
+            outputs, sums, finish = evaluation(batch)
 
-            def cotangents(label):
-                return jnp.zeros_like(outputs).at[:, label].set(1)
-
-            def weights_of(label):
+            def of_label(label):
                 probs = jnp.exp(outputs[:, label])
-                return probs if weights is None else weights * probs
+                cotangents = jnp.zeros_like(outputs).at[:, label].set(1)
+                return sums(cotangents, probs if weights is None else weights * probs)
 
-            return squares(cotangents, weights_of, rounds=jnp.arange(outputs.shape[1]))
+            def add(total, label):
+                return jax.tree.map(jnp.add, total, of_label(label)), None
+
+            labels = jnp.arange(outputs.shape[1])
+            start = jax.tree.map(zeros, jax.eval_shape(of_label, labels[0]))
+            return finish(jax.lax.scan(add, start, labels)[0])
 
         return mean(total, batch, weights, *_sizes(plan, microbatch_size, bound))
 
@@ -296,11 +300,11 @@ def _mean_of_squares(name, nll, params, batch, weights, microbatch_size, max_byt
     bound = bound_of(max_bytes).half()
     plan = Plan.of(nll, params, batch, bound.on_cpu, check)
     warn_of_shared_noise(name, plan.program, batch)
-    per_example = plan.per_example(params, bound)
+    evaluation = plan.evaluation(params, bound)
 
     def total(batch, weights):
-        nlls, squares = per_example(batch)
-        return squares(jnp.ones_like(nlls), weights)
+        nlls, sums, finish = evaluation(batch)
+        return finish(sums(jnp.ones_like(nlls), weights))
 
     return mean(total, batch, weights, *_sizes(plan, microbatch_size, bound))
 

@@ -51,7 +51,6 @@ from wpl_jax.fisher.routes import (
 from wpl_jax.fisher.selections import gradients_of_bases, size_of_scales, squares_of_bases
 from wpl_jax.fisher.uses import Rows, dtype_of, products
 from wpl_jax.numbers import wide_dtype
-from wpl_jax.varying import zeros
 
 TOGETHER = (), 0  # in place of some leaves and a cluster: all parts that have no clusters
 
@@ -69,15 +68,17 @@ class Route(str):
         return route
 
 
-class PerExample(NamedTuple):
-    """A function's values for the examples of a batch, and what gives its squared gradients."""
+class Evaluated(NamedTuple):
+    """A function's values for the examples of a batch, and what gives its squared gradients.
 
-    outputs: jax.Array
-    """Shape ``(n, ...)``."""
-    squares: Callable[..., chex.ArrayTree]
-    """``squares(cotangents, weights)`` is a tree like the parameters, of the sums over examples
-    ``sum_i weights[i] * (d <cotangents[i], outputs[i]> / d params)**2``. With ``rounds``, an array,
-    both are functions of its elements instead, and all rounds are added up."""
+    The squares of the gradients are ``finish(sums(cotangents, weights))``, a tree like the
+    parameters: ``sum_i weights[i] * (d <cotangents[i], outputs[i]> / d params)**2``. Sums of
+    several calls may be added up before they are finished.
+    """
+
+    outputs: jax.Array  # shape=(n, ...)
+    sums: Callable[[jax.Array, jax.Array | None], Any]
+    finish: Callable[[Any], chex.ArrayTree]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +192,7 @@ class Plan:
         how = "used by " if part.own else "used, through functions of parameters, by "
         return how + " and ".join(through)
 
-    def per_example(self, params: Any, bound: Bound) -> Callable[[Any], PerExample]:
+    def evaluation(self, params: Any, bound: Bound) -> Callable[[Any], Evaluated]:
         """What evaluates the function on each example of a batch, ready to be differentiated.
 
         What is computed of parameters alone is computed here, and not for each batch.
@@ -255,21 +256,8 @@ class Plan:
             looped = in_turn(all_gradients, examples, weights, bound) if examples else {}
             return {**at_once, **looped.pop(TOGETHER, {}), **looped}
 
-        def squares(cotangents, weights=None, rounds=None):
-            def of(element):
-                return sums(cotangents(element), weights(element))
-
-            def add(total, element):
-                return jax.tree.map(jnp.add, total, of(element)), None
-
-            if rounds is None:
-                total = sums(cotangents, weights)
-            else:
-                start = jax.tree.map(zeros, jax.eval_shape(of, rounds[0]))
-                total, _ = jax.lax.scan(add, start, rounds)
-            return self._finish(leaves, values, operands, factors, total)
-
-        return PerExample(outputs, squares)
+        finish = functools.partial(self._finish, leaves, values, operands, factors)
+        return Evaluated(outputs, sums, finish)
 
     def _gradients(self, parts, leaves, values, pull, example):
         """One example's gradients of parts' parameters, put together from those of their uses."""
@@ -311,7 +299,7 @@ class Plan:
             for place, cluster in enumerate(part.clusters):
                 of_cluster = sums[part.leaves, place]
                 if cluster.route == "squared operands":
-                    # The operand is the same for all rounds: one product is left for the end.
+                    # The operand is the same in all calls: one product is left for the end.
                     a = inputs_of(cluster.uses, operands, self._dtype(cluster, leaves))
                     sizes = sizes_of_rows(a)
                     a = a / jnp.where(sizes == 0, 1, sizes)

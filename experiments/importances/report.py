@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.running import records
-from experiments.running.wording import markdown
-from wpl_jax.forgetting import mean_interval
+from experiments.running.intervals import interval
+from experiments.running.wording import markdown, show
 
 ANCHOR, REPLAY = "L2 anchor", "replay, no anchor"
 ARMS = ("nothing", ANCHOR, "empirical Fisher", "MAS", "SI", REPLAY)
@@ -57,11 +57,6 @@ def scenario_summary(name: str, result: Result) -> dict:
         "arms": arms,
         "validation": result.validation,
     }
-
-
-def interval(values: np.ndarray) -> dict[str, float]:
-    mean, low, high = mean_interval(values)
-    return {"mean": float(mean), "low": float(low), "high": float(high)}
 
 
 def write(summary: dict, out: Path) -> None:
@@ -119,7 +114,7 @@ def table(name: str, scenario: dict) -> str:
             arm,
             shown_strength(values),
             *(
-                "-" if column == "over_anchor" and arm == ANCHOR else shown(values[column])
+                "–" if column == "over_anchor" and arm == ANCHOR else show(values[column], 1, 100)
                 for column in columns.values()
             ),
         ]
@@ -139,9 +134,5 @@ def strengths(summary: dict) -> str:
     return markdown(["", "", "strengths, in decades", "validation accuracy"], rows)
 
 
-def shown(value: dict[str, float]) -> str:
-    return f"{100 * value['mean']:.1f} ± {50 * (value['high'] - value['low']):.1f}"
-
-
 def shown_strength(arm: dict) -> str:
-    return f"{arm['strength']:g}{EDGE * arm['at_edge']}" if arm["strength"] else "-"
+    return f"{arm['strength']:g}{EDGE * arm['at_edge']}" if arm["strength"] else "–"

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from experiments.running.intervals import differs_from_0
-from experiments.running.wording import listed
+from experiments.running.intervals import Number, differs_from_0
+from experiments.running.wording import listed, show
 from experiments.two_models.results import CHECKS, RIVALS
 
 FAR = 0.2  # B ends so far below plain training where its training has failed
@@ -22,21 +22,21 @@ def accuracy(number: Mapping[str, float]) -> str:
     return f"{100 * number['mean']:.1f}"
 
 
-def with_interval(number: Mapping[str, float]) -> str:
-    return f"{100 * number['mean']:.1f} ± {50 * (number['high'] - number['low']):.1f}"
+def with_interval(number: Number) -> str:
+    return show(number, 1, 100)
 
 
-def signed(value: float) -> str:
-    """In points; with a digit more where one would leave only a sign."""
+def points(value: float) -> str:
+    """With its sign; with a digit more where one would leave only that."""
     digits = 1 if abs(100 * value) >= 0.1 else 2
     return f"{100 * value:+.{digits}f}".replace("-", "−")
 
 
 def difference(number: Mapping[str, float]) -> str:
     """In points, with its interval, or that it cannot be told from none."""
-    between = f"({signed(number['low'])} to {signed(number['high'])})"
+    between = f"({points(number['low'])} to {points(number['high'])})"
     if differs_from_0(number):
-        return f"{signed(number['mean'])} {between}"
+        return f"{points(number['mean'])} {between}"
     return f"not distinguishable {between}"
 
 
@@ -70,10 +70,10 @@ def of_condition(condition: Mapping) -> str:
     lost = condition["plain_loses"]
     first = (
         f"Plain training of B costs A {100 * lost['mean']:.1f} points "
-        f"({signed(lost['low'])} to {signed(lost['high'])})."
+        f"({points(lost['low'])} to {points(lost['high'])})."
         if differs_from_0(lost) and lost["mean"] > 0
         else "What plain training of B costs A is not distinguishable from nothing "
-        f"({signed(lost['low'])} to {signed(lost['high'])} points), so that nothing can be said "
+        f"({points(lost['low'])} to {points(lost['high'])} points), so that nothing can be said "
         "about preventing it."
     )
     compared = [
@@ -85,7 +85,7 @@ def of_condition(condition: Mapping) -> str:
 
 
 def gained(number: Mapping[str, float]) -> str:
-    between = f"({signed(number['low'])} to {signed(number['high'])})"
+    between = f"({points(number['low'])} to {points(number['high'])})"
     if not differs_from_0(number):
         return f"not distinguishably different {between}"
     way = "better" if number["mean"] > 0 else "worse"

@@ -26,7 +26,7 @@ import numpy as np
 import tyro
 
 from experiments import search
-from experiments.running import command_line, folder, pool, processes, records
+from experiments.running import command_line, folder, processes, records
 from experiments.running.folder import Held
 from experiments.running.progress import Display, Diverged, MetricsLog, interruptible
 from experiments.running.script import Script
@@ -161,7 +161,7 @@ def differing(configs: Sequence[SearchRun]) -> dict[str, jax.Array]:
     Raises:
       ValueError: naming another setting that does.
     """
-    given = [pool.flat(records.plain(dataclasses.asdict(settings))) for settings in configs]
+    given = [records.flat(records.plain(dataclasses.asdict(settings))) for settings in configs]
     found = {}
     for name in dict.fromkeys(name for settings in given for name in settings):
         values = [settings.get(name) for settings in given]

@@ -14,8 +14,8 @@ from experiments import rank, search, spaces, train_final
 from experiments.grid.arms import Arm, Flags, arms_of, axes_of
 from experiments.grid.settings import Grid
 from experiments.ranking import measuring, probes, truth
-from experiments.running import command_line
-from experiments.running.pool import Run, differences
+from experiments.running import command_line, records
+from experiments.running.pool import Run
 from experiments.running.progress import read_metrics
 from experiments.spaces import Task, cells
 from experiments.spaces.settings import PLACES, FinalRun, SearchRun
@@ -105,7 +105,7 @@ class Ranking(Run):
         return [str(folder)]
 
     def goes_on(self, found: Mapping[str, Any]) -> bool:
-        return bool(differences(self.expected, found))
+        return bool(records.differences(self.expected, found))
 
 
 def plan_of(config: Grid) -> Plan:

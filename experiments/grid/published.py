@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.grid.plan import HOLDING, Plan
-from experiments.running.pool import flat
+from experiments.running.records import flat
 from experiments.spaces.settings import PLACES, InSpace, SearchRun
 
 # Settings that say how a run is named, kept or computed, but not what it computes.

@@ -29,8 +29,16 @@ from experiments.running.intervals import (
     reduction,
 )
 from experiments.running.measures import FORGETTING
-from experiments.running.pool import clock
-from experiments.running.wording import count, listed, markdown, percent, show, show_mean, signed
+from experiments.running.wording import (
+    clock,
+    count,
+    listed,
+    markdown,
+    percent,
+    show,
+    show_mean,
+    signed,
+)
 from wpl_jax.figures.curves import FEW_SEEDS
 
 

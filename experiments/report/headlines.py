@@ -24,7 +24,7 @@ from experiments.report.numbers import (
 )
 from experiments.report.runs import ORIGIN, Run, flat
 from experiments.running.measures import FORGETTING
-from experiments.running.pool import clock
+from experiments.running.wording import clock
 
 TAU = "τ within the epoch"
 CROSS_ENTROPY = "cross-entropy"

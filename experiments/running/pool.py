@@ -1,7 +1,6 @@
 """Many runs of scripts, some at a time, so that the same call goes on where it was interrupted."""
 
 import contextlib
-import datetime
 import os
 import statistics
 import subprocess
@@ -11,10 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from experiments.running import records
+from experiments.running import processes, records
 from experiments.running.folder import Held
 from experiments.running.progress import Stop
 from experiments.running.script import of_error
+from experiments.running.wording import clock
 
 
 class Run(NamedTuple):
@@ -44,7 +44,7 @@ class Run(NamedTuple):
     def different(self, found: Mapping[str, Any]) -> str:
         """Where a result is not as expected, in words; early ones do not say of which data."""
         wanted = {k: v for k, v in self.expected.items() if k != "data" or k in found}
-        return differences(wanted, found)
+        return records.differences(wanted, found)
 
 
 class Interrupted(Exception):
@@ -89,12 +89,12 @@ class Pool:
                 for place in range(self._jobs):
                     if waiting and place not in working and not self._stop:
                         run = waiting.pop(0)
-                        say(f"{title} {total - len(waiting)}/{total}: {run.name}")
+                        processes.say(f"{title} {total - len(waiting)}/{total}: {run.name}")
                         working[place] = run, self._start(run, place), time.monotonic()
                 time.sleep(0.1)
                 if self._stop and not asked:
                     asked = True
-                    say(f"{title}: waiting for {len(working)} runs to save")
+                    processes.say(f"{title}: waiting for {len(working)} runs to save")
                     for _, process, _ in working.values():
                         process.terminate()  # an interrupt can get lost while Python starts
                 for place, (run, process, start) in list(working.items()):
@@ -109,7 +109,9 @@ class Pool:
                     if why := self._problem(run, process.returncode):
                         self._fail(run, why)
                     else:
-                        say(f"{run.name}: done in {clock(durations[-1])}, ETA {clock(eta)}")
+                        processes.say(
+                            f"{run.name}: done in {clock(durations[-1])}, ETA {clock(eta)}"
+                        )
         finally:
             for _, process, _ in working.values():  # a second signal does not wait
                 process.kill()
@@ -139,7 +141,7 @@ class Pool:
 
     def _fail(self, run, why):
         self.failed.append(f"{run.name}: {why}")
-        say(f"failed: {self.failed[-1]}")
+        processes.say(f"failed: {self.failed[-1]}")
 
     def _read(self, run):
         """Its result, if it is there, and whole; one that is not is removed, for another."""
@@ -149,7 +151,7 @@ class Pool:
             if found and run.read:
                 run.read(folder)
         except Exception as error:  # of many kinds: which depends on the byte that is wrong
-            say(f"{folder} is damaged ({of_error(error)}): what it had is made again")
+            processes.say(f"{folder} is damaged ({of_error(error)}): what it had is made again")
             found = None
         if found is None:
             (folder / run.result).unlink(missing_ok=True)
@@ -187,34 +189,3 @@ def cores(place: int, jobs: int) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, every)
-
-
-def differences(expected: Mapping[str, object], found: Mapping[str, object]) -> str:
-    """Where a result is not as expected, in words."""
-    wanted, there = flat(expected), flat(found)
-    different = [
-        f"{name.removeprefix('configuration.')}={there.get(name)}, not {value}"
-        for name, value in wanted.items()
-        if there.get(name) != value
-    ]
-    return ", ".join(different[:3] + ["…"] * (len(different) > 3))
-
-
-def flat(tree: object, name: str = "") -> dict[str, object]:
-    """What JSON makes of settings, by name, those of nested ones joined by dots."""
-    if isinstance(tree, Mapping):
-        items = tree.items()
-    elif isinstance(tree, list | tuple):
-        items = enumerate(tree)
-    else:
-        return {name: tree}
-    prefix = f"{name}." if name else ""
-    return {k: v for key, value in items for k, v in flat(value, f"{prefix}{key}").items()}
-
-
-def clock(seconds: float) -> str:
-    return str(datetime.timedelta(seconds=round(seconds)))
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

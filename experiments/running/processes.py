@@ -44,7 +44,7 @@ def is_first() -> bool:
 def say(text: str) -> None:
     """Print to stderr, once and not in every process."""
     if is_first():
-        print(text, file=sys.stderr)
+        print(text, file=sys.stderr, flush=True)
 
 
 SOON = 2  # seconds

@@ -67,6 +67,29 @@ def plain(settings: Mapping[str, object]) -> dict[str, object]:
     return {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
 
 
+def differences(expected: Mapping[str, object], found: Mapping[str, object]) -> str:
+    """Where a result is not as expected, in words."""
+    wanted, there = flat(expected), flat(found)
+    different = [
+        f"{name.removeprefix('configuration.')}={there.get(name)}, not {value}"
+        for name, value in wanted.items()
+        if there.get(name) != value
+    ]
+    return ", ".join(different[:3] + ["…"] * (len(different) > 3))
+
+
+def flat(tree: object, name: str = "") -> dict[str, object]:
+    """What JSON makes of settings, by name, those of nested ones joined by dots."""
+    if isinstance(tree, Mapping):
+        items = tree.items()
+    elif isinstance(tree, list | tuple):
+        items = enumerate(tree)
+    else:
+        return {name: tree}
+    prefix = f"{name}." if name else ""
+    return {k: v for key, value in items for k, v in flat(value, f"{prefix}{key}").items()}
+
+
 def restored(settings: Settings, stored: Mapping[str, Any]) -> Settings:
     """Settings with what JSON has kept of others; what they do not have is left out."""
     changes: dict[str, Any] = {}

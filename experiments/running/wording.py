@@ -1,5 +1,6 @@
 """How reports write numbers, lists and tables."""
 
+import datetime
 from collections.abc import Sequence
 
 from experiments.running.intervals import Number
@@ -41,3 +42,8 @@ def signed(number: float, digits: int) -> str:
 
 def count(number: int | None) -> str:
     return "–" if number is None else f"{number:,}"
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    return str(datetime.timedelta(seconds=round(seconds)))

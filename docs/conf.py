@@ -43,10 +43,10 @@ PAGES = {
     "experiments/results/search_rnn/published_full_width/report.md": (
         "reports/search_rnn_published_full_width.md"
     ),
+    "experiments/results/search_cnn/controller/report.md": "reports/search_cnn_controller.md",
     "experiments/results/search_cnn/uniform/report.md": "reports/search_cnn_uniform.md",
     "experiments/results/search_cnn/published/report.md": "reports/search_cnn_published.md",
     "experiments/results/search_cnn/map/report.md": "reports/search_cnn_map.md",
-    "experiments/results/search_cnn/report.md": "reports/search_cnn.md",
     "experiments/results/importances/report.md": "importances.md",
     **{
         f"experiments/results/nas_bench_201/{name}/report.md": f"reports/nas_bench_201_{name}.md"

@@ -227,7 +227,7 @@ def test_perplexity_is_that_of_a_loop_over_every_token(tiny, text, batch_size):
         output, hidden = apply(state.params, training.architecture, word, hidden)
         logits = np.asarray(state.params["embedding"] @ output[0, 0], np.float64)
         total += np.log(np.exp(logits).sum()) - logits[label]  # the bias is still 0
-    perplexity = jax.jit(training.perplexity)(state.params, part)
+    perplexity = jax.jit(training.perplexity)(state.params, training.architecture, part)
     np.testing.assert_allclose(perplexity, np.exp(total / len(text.test)), rtol=1e-5)
 
 

@@ -89,7 +89,7 @@ def test_a_grid_reads_them(root):
             *("--space", "micro_cnn", "--preset", "smoke", "--arms", "a:", "--cells"),
             f"--search-flags={flags} --batch-size 8 --search.batches 3 --search.eval-batches 1 "
             "--derive-batches 2",
-            f"--final-flags={flags}",
+            f"--final-flags={flags} --batch-size 8",
         ]
     )
     plan = grid.plan_of(config)

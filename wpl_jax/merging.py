@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from wpl_jax.modules import parameters
-from wpl_jax.numbers import capped, floating, widened
+from wpl_jax.numbers import capped, floating, widen, widened
 from wpl_jax.trees import align, align_scalars, is_hidden, leaves_by_path, path_name, to_device
 
 __all__ = ["merge"]
@@ -167,7 +167,7 @@ def _check_fisher(name, tree):
         if isinstance(leaf, jax.core.Tracer):
             continue
         with jax.ensure_compile_time_eval():  # within jit too, what is known can be read
-            (leaf,) = widened(jnp.asarray(leaf))
+            leaf = widen(jnp.asarray(leaf))
             wrong = ~((leaf >= 0) & (leaf < jnp.inf))
             if jnp.any(wrong):
                 raise ValueError(

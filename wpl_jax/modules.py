@@ -160,7 +160,7 @@ def _check_unchanged(name, fn, state, after):
 
 
 def _needs(fn, state, key):
-    """Whether what a function makes of a state depends on a key in it, other than zeros do."""
+    """Whether the result of a function of a state depends on a key in it."""
     from wpl_jax.fisher.program import depends
 
     leaves, structure = jax.tree.flatten(state)

@@ -34,8 +34,10 @@ def wide_dtype(*arrays: Any) -> Any:
     dtypes = [jnp.dtype(jnp.float32), *map(jnp.result_type, arrays)]
     dtypes = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
     widest = max(dtypes, key=lambda dtype: (jnp.finfo(dtype).nmant, dtype.itemsize))
-    is_complex = [jnp.issubdtype(dtype, jnp.complexfloating) for dtype in (widest, *dtypes)]
-    return jnp.dtype(jnp.complex128) if any(is_complex) and not is_complex[0] else widest
+    if jnp.issubdtype(widest, jnp.complexfloating):
+        return widest
+    complex_ones = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.complexfloating)]
+    return jnp.dtype(jnp.complex128) if complex_ones else widest
 
 
 def widen(x: jax.Array) -> jax.Array:

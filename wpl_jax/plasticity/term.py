@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from wpl_jax.numbers import capped, floating, widened
+from wpl_jax.numbers import capped, floating, widen, widened
 from wpl_jax.plasticity.state import PlasticityState, ProximalState
 from wpl_jax.trees import (
     align,
@@ -108,7 +108,7 @@ def distance(param: jax.Array, anchor: jax.Array) -> jax.Array:
 
 def importance(fisher: jax.Array) -> jax.Array:
     """``F``, in float32 or wider, to be computed with."""
-    return widened(to_device(fisher))[0]
+    return widen(to_device(fisher))
 
 
 def zeros_in_place(leaf: jax.Array, dtype: Any) -> jax.Array:
@@ -199,5 +199,5 @@ def _no_fisher(param, dtype):
     if _is_key(param):
         return optax.MaskedNode()
     if dtype is None:
-        dtype = jnp.real(widened(jnp.zeros([], jnp.result_type(param)))[0]).dtype
+        dtype = jnp.real(widen(jnp.zeros([], jnp.result_type(param)))).dtype
     return zeros_in_place(to_device(jnp.asarray(param)), dtype)

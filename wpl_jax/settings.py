@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import jax
+
 __all__ = [
     "Count",
     "Few",
@@ -125,6 +127,8 @@ def _unlike(value, kind):
     wanted, reads = {int: ("a whole number", operator.index), float: ("a number", math.isnan)}[kind]
     try:
         reads(value)
+    except jax.errors.ConcretizationTypeError:  # in a program that is given the number
+        raise
     except (TypeError, OverflowError):
         return wanted
     return ""

@@ -264,14 +264,15 @@ def _weighted_mean(anchor, kept, param, new):
 
 
 def _clip_norm(x, max_norm, axes):
-    largest = jnp.max(x, initial=0)
-    _, exponent = jnp.frexp(jax.lax.pmax(largest, axes) if axes else largest)
-    scaled = jnp.ldexp(x, -exponent)  # in [0, 1): the squares can neither overflow nor vanish
+    largest = jax.lax.stop_gradient(jnp.max(x, initial=0))  # any size does, so it has no derivative
+    largest = jax.lax.pmax(largest, axes) if axes else largest
+    largest = jnp.where(largest > 0, largest, 1)
+    scaled = x / largest  # in [0, 1]: the squares can neither overflow nor vanish
     squares = jnp.sum(scaled**2)
     squares = jax.lax.psum(squares, axes) if axes else squares
     norm = jnp.sqrt(jnp.where(squares > 0, squares, 1))
     max_norm = jnp.maximum(capped(floating(max_norm)), 0)
-    too_long = (squares > 0) & (jnp.ldexp(norm, exponent) > max_norm)
+    too_long = (squares > 0) & (norm > max_norm / largest)
     return jnp.where(too_long, scaled * (max_norm / norm), x)
 
 

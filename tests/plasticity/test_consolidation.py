@@ -25,6 +25,7 @@ from forms import (
 from hypothesis import strategies as st
 
 import wpl_jax
+from wpl_jax.plasticity import consolidation
 
 
 def consolidate_in_numpy(state, params, fisher, decay, mask):
@@ -187,3 +188,14 @@ def test_a_strength_that_is_an_array_outlives_a_donated_state():
     for update in (tx.update, jax.jit(tx.update, donate_argnums=1)):
         _, opt_state = update(GRADS, opt_state, PARAMS)
     assert strength == opt_state.last_strength == 2.0
+
+
+def test_one_program_is_compiled_for_all_models_of_the_same_shapes():
+    """And not one for each operation and shape, which takes a large network's users a minute."""
+    tx = wpl_jax.add_plasticity(1.0)
+    params = {"w": jnp.ones((3, 5)), "b": jnp.ones(5)}
+    state, before = tx.init(params), consolidation._consolidated._cache_size()
+    for decay in (0.1, 0.5):
+        state = wpl_jax.consolidate(state, params, params, decay=decay, max_norm=1.0)
+        params = jax.tree.map(lambda p: p + 1, params)
+    assert consolidation._consolidated._cache_size() == before + 1

@@ -1,5 +1,6 @@
 """Between two models: set the anchor and the Fisher of the one that has been trained."""
 
+import functools
 from typing import Any
 
 import chex
@@ -157,6 +158,35 @@ def consolidated(
 ) -> PlasticityState:
     """The work of :func:`consolidate`, on the plasticity state itself."""
     mask = resolve_mask(mask, params)
+    anchors, olds = jax.tree.leaves(state.anchor), jax.tree.leaves(state.fisher)
+    new_anchors, new_fishers, rejected = _consolidated(
+        list(map(to_device, align("params", params, state.anchor))),
+        list(map(to_device, align_scalars("fisher", jax.tree.map(floating, fisher), state.anchor))),
+        list(map(to_device, anchors)),
+        list(map(to_device, olds)),
+        align_mask(mask, state.anchor),
+        (scalar(state.consolidations), scalar(state.rejected)),
+        *(capped(floating(number)) for number in (decay, max_norm)),
+        anchor,
+    )
+
+    def unflatten(leaves, references):
+        leaves = map(store_like, leaves, references)
+        return jax.tree.unflatten(jax.tree.structure(state.anchor), leaves)
+
+    return state._replace(
+        anchor=unflatten(new_anchors, anchors),
+        fisher=unflatten(new_fishers, olds),
+        rejected=jax.tree.map(lambda r: jnp.maximum(r, r + rejected), state.rejected),
+        consolidations=jax.tree.map(optax.safe_increment, state.consolidations),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=8)  # or each operation on each shape is one program
+def _consolidated(params, fishers, anchors, olds, insides, counts, decay, max_norm, anchor):
+    """The new anchors and Fishers of all tensors, and how many entries are refused."""
+    consolidations, counted = counts
+    counted_on = varying_axes(counted)
 
     def of_one_model(params, fishers, anchors, olds, insides, consolidations):
         rejected = jnp.zeros([], jnp.int32)
@@ -175,7 +205,7 @@ def consolidated(
             kept = jnp.zeros([], new.dtype)
             if decay is not None:
                 # One that is traced cannot be refused, and must not make F negative.
-                share = jnp.asarray(capped(floating(decay)), new.dtype)
+                share = jnp.asarray(decay, new.dtype)
                 kept = importance(old) * jnp.where((share >= 0) & (share < jnp.inf), share, 0)
             new_anchor = param
             if anchor == "mean":
@@ -189,30 +219,9 @@ def consolidated(
             new_fishers.append(jnp.where(inside, total, old))
         return new_anchors, new_fishers, rejected
 
-    count = scalar(state.consolidations)
-    counted_on = varying_axes(scalar(state.rejected))
-    for _ in range(count.ndim):  # of stacked or replicated states, each on its own
+    for _ in range(consolidations.ndim):  # of stacked or replicated states, each on its own
         of_one_model = jax.vmap(of_one_model)
-    anchors, olds = jax.tree.leaves(state.anchor), jax.tree.leaves(state.fisher)
-    new_anchors, new_fishers, rejected = of_one_model(
-        list(map(to_device, align("params", params, state.anchor))),
-        list(map(to_device, align_scalars("fisher", jax.tree.map(floating, fisher), state.anchor))),
-        list(map(to_device, anchors)),
-        list(map(to_device, olds)),
-        align_mask(mask, state.anchor),
-        count,
-    )
-
-    def unflatten(leaves, references):
-        leaves = map(store_like, leaves, references)
-        return jax.tree.unflatten(jax.tree.structure(state.anchor), leaves)
-
-    return state._replace(
-        anchor=unflatten(new_anchors, anchors),
-        fisher=unflatten(new_fishers, olds),
-        rejected=jax.tree.map(lambda r: jnp.maximum(r, r + rejected), state.rejected),
-        consolidations=jax.tree.map(optax.safe_increment, state.consolidations),
-    )
+    return of_one_model(params, fishers, anchors, olds, insides, consolidations)
 
 
 def _accept(new, param, anchor, old, inside):
@@ -270,10 +279,8 @@ def _clip_norm(x, max_norm, axes):
     scaled = x / largest  # in [0, 1]: the squares can neither overflow nor vanish
     squares = jnp.sum(scaled**2)
     squares = jax.lax.psum(squares, axes) if axes else squares
-    norm = jnp.sqrt(jnp.where(squares > 0, squares, 1))
-    max_norm = jnp.maximum(capped(floating(max_norm)), 0)
-    too_long = (squares > 0) & (norm > max_norm / largest)
-    return jnp.where(too_long, scaled * (max_norm / norm), x)
+    share = jnp.maximum(max_norm, 0) / jnp.sqrt(jnp.where(squares > 0, squares, 1))
+    return jnp.where(share < largest, scaled * share, x)
 
 
 def _round(x, dtype, seed, number):

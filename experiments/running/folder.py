@@ -90,7 +90,7 @@ def open_checkpoints(out: Path, fingerprint: Mapping[str, object], resume: bool)
 
 
 def check_epochs(out: Path, checkpoints: Checkpoints, epochs: int, size: int) -> None:
-    """Refuse to end a run after fewer epochs than it has begun.
+    """Refuse to end a run after fewer epochs than it has behind it.
 
     Args:
       out: its folder.
@@ -101,11 +101,9 @@ def check_epochs(out: Path, checkpoints: Checkpoints, epochs: int, size: int) ->
     Raises:
       ValueError: if it has more.
     """
-    begun = -(-(checkpoints.latest() or 0) // size)
-    if begun > epochs:
-        raise ValueError(
-            f"--epochs must be at least {begun}, as many as {out} has begun, got {epochs}"
-        )
+    done = (checkpoints.latest() or 0) // size
+    if done > epochs:
+        raise ValueError(f"--epochs must be at least {done}, as many as {out} has, got {epochs}")
 
 
 def check_report(out: Path, kind: str, config: Any) -> None:

@@ -99,6 +99,7 @@ def test_the_projects_own_results_have_headlines():
     assert left_out == []
     columns = {
         "Grids of searches": {"forgetting, mean", "τ within the epoch", "err2", "runs"},
+        "Final trainings": {"validation", "test", "parameters", "epochs"},
         "Importances": {"mean", "first task", "last task", "beyond the L2 anchor"},
         "Searches": {"forgetting, mean", "τ within the epoch", "best perplexity", "parameters"},
         "Two models": {"A before", "A, plain", "A, WPL", "B, plain", "B, L2 anchor", "B, frozen"},

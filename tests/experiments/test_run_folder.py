@@ -301,15 +301,3 @@ def test_what_ends_a_script_is_a_line(capsys):
     assert ends(1, OSError(28, "Full", "file"), prepared=True) == line
     line = "name: interrupted; the same command goes on\n"
     assert ends(130, KeyboardInterrupt(), prepared=True) == line
-
-
-@pytest.mark.parametrize(("latest", "begun"), [(None, 0), (40, 4), (41, 5)])
-def test_a_run_ends_after_no_fewer_epochs_than_it_has_begun(latest, begun, tmp_path):
-    """Or the results of an epoch and a part of the next one would pass for those of the epoch."""
-    with Checkpoints(tmp_path, {}) as checkpoints:
-        if latest:
-            checkpoints.save(latest, {"w": np.zeros(1)})
-        folder.check_epochs(tmp_path, checkpoints, begun, 10)
-        if begun:
-            with pytest.raises(ValueError, match=f"must be at least {begun}, .* got {begun - 1}"):
-                folder.check_epochs(tmp_path, checkpoints, begun - 1, 10)

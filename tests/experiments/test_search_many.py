@@ -150,7 +150,7 @@ def test_what_cannot_work_is_one_line(searches, says, tmp_path, capsys):
 def test_searches_do_not_end_after_fewer_epochs_than_they_have(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Checkpoints, "latest", lambda self: 3 * 4)
     assert search_many.main([*command(tmp_path), "--resume"]) == 2
-    said = f"--epochs must be at least 3, as many as {tmp_path / 'all'} has begun, got 2"
+    said = f"--epochs must be at least 3, as many as {tmp_path / 'all'} has, got 2"
     assert said in capsys.readouterr().err
 
 

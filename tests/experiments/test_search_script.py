@@ -391,7 +391,7 @@ def test_where_a_run_is_another_one_is_refused(finished, flags, capsys):
         (["--resume", "--learning-rate", "3"], "made with learning_rate=5.0, not 3.0"),
         (
             ["--resume", "--epochs", "2"],
-            f"--epochs must be at least 3, as many as {finished} has begun, got 2",
+            f"--epochs must be at least 3, as many as {finished} has, got 2",
         ),
         (["--resume", "--search.batches", "4"], "made with search.batches=3, not 4"),
         (["--resume", "--rnn.vocabulary", "9"], "rnn.vocabulary=12, not 9"),

@@ -1,5 +1,6 @@
 """What all forms of the term share: its strength, Fishers and distances, and how it is applied."""
 
+import functools
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -111,6 +112,7 @@ def importance(fisher: jax.Array) -> jax.Array:
     return widen(to_device(fisher))
 
 
+@functools.partial(jax.jit, static_argnames="dtype")
 def zeros_in_place(leaf: jax.Array, dtype: Any) -> jax.Array:
     """Zeros that, under ``jit`` as well, lie where ``leaf`` does: they are computed of it."""
     return jnp.where(leaf == leaf, jnp.zeros([], dtype), jnp.zeros([], dtype))

@@ -191,7 +191,7 @@ def test_a_strength_that_is_an_array_outlives_a_donated_state():
 
 
 def test_one_program_is_compiled_for_all_models_of_the_same_shapes():
-    """And not one for each operation and shape, which takes a large network's users a minute."""
+    """And not one for each operation and shape, which would take longer to compile."""
     tx = wpl_jax.add_plasticity(1.0)
     params = {"w": jnp.ones((3, 5)), "b": jnp.ones(5)}
     state, before = tx.init(params), consolidation._consolidated._cache_size()

@@ -165,7 +165,8 @@ def consolidated(
         list(map(to_device, anchors)),
         list(map(to_device, olds)),
         align_mask(mask, state.anchor),
-        (scalar(state.consolidations), scalar(state.rejected)),
+        scalar(state.consolidations),
+        scalar(state.rejected),
         *(capped(floating(number)) for number in (decay, max_norm)),
         anchor,
     )
@@ -182,10 +183,12 @@ def consolidated(
     )
 
 
-@functools.partial(jax.jit, static_argnums=8)  # or each operation on each shape is one program
-def _consolidated(params, fishers, anchors, olds, insides, counts, decay, max_norm, anchor):
+# Compiled, or else each operation on each shape is a program of its own.
+@functools.partial(jax.jit, static_argnames="anchor")
+def _consolidated(
+    params, fishers, anchors, olds, insides, consolidations, counted, decay, max_norm, anchor
+):
     """The new anchors and Fishers of all tensors, and how many entries are refused."""
-    consolidations, counted = counts
     counted_on = varying_axes(counted)
 
     def of_one_model(params, fishers, anchors, olds, insides, consolidations):

@@ -114,7 +114,7 @@ def importance(fisher: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="dtype")
 def zeros_in_place(leaf: jax.Array, dtype: Any) -> jax.Array:
-    """Zeros that, under ``jit`` as well, lie where ``leaf`` does: they are computed of it."""
+    """Zeros that lie on the devices that ``leaf`` does, as they are computed of it."""
     return jnp.where(leaf == leaf, jnp.zeros([], dtype), jnp.zeros([], dtype))
 
 

@@ -1,15 +1,19 @@
-"""What a training step of the published searches makes a device do: a count, nothing is timed.
+"""What the published searches make a device do: a count, nothing is timed.
 
     python -m benchmarks.launches
     python -m benchmarks.launches micro_cnn  # one space; no file is written
 
-Read from the program that XLA has compiled for the device at hand, for the steps that
-:mod:`benchmarks.accelerator` times. A *launch* is an instruction that computes or copies something:
-on a GPU, a kernel. A *wait* is a decision that the host of a GPU takes with a number from the
-device: which branch to run, or whether a loop goes on whose length is not known when it is
-compiled. Loops of known length count as often as they run, and of the branches of a conditional
-the longest. XLA's own ``cost_analysis`` counts a loop's body once, whatever its length, and so is
-of no use here.
+Counted are the training steps that :mod:`benchmarks.accelerator` times; one that runs every
+operation and selects a result instead of branching, as a batch of searches does; and what it takes
+to measure an architecture on a batch, one after another or several at once
+(``SearchConfig.at_once``).
+
+Read from the program that XLA has compiled for the device at hand. A *launch* is an instruction
+that computes or copies something: on a GPU, a kernel. A *wait* is a decision that the host of a GPU
+takes with a number from the device: which branch to run, or whether a loop goes on whose length is
+not known when it is compiled. Loops of known length count as often as they run, and of the branches
+of a conditional the longest. XLA's own ``cost_analysis`` counts a loop's body once, whatever its
+length, and so is of no use here.
 """
 
 import dataclasses
@@ -19,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
@@ -26,11 +31,14 @@ from benchmarks.accelerator import ARCHITECTURES, trained, training
 from benchmarks.end_to_end import data_of
 from benchmarks.report import chosen, report
 from experiments import spaces
+from experiments.search_many import OWN
+from wpl_jax.search import evaluation
 
 NOTHING = {  # instructions that only name what is there
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("add-dependency", "opt-barrier", "partition-id", "replica-id"),
 }
+MEASURED, AT_ONCE = 60, 10  # architectures
 CALLS = "call", "async-start"
 COLUMNS = ("", "launches", "waits", "of them for a branch")
 
@@ -51,26 +59,51 @@ def main():
 
 
 def table(name):
-    """Of a space: plain and with WPL."""
+    """Of a space, for each training step and for each architecture that is measured on a batch."""
     config = spaces.find(name).searches["paper"]
-    title = f"A training step of preset paper of {name}"
+    steps = ARCHITECTURES[name] * config.search.batches
+    plain, wpl = (
+        dataclasses.replace(config, method=method, warmup_epochs=0) for method in ("none", "wpl")
+    )
+    programs = {
+        "training step, plain": (training_steps(plain), steps),
+        "training step, WPL": (training_steps(wpl), steps),
+        "training step, WPL, no branches": (training_steps(wpl, together=True), steps),
+        "measuring, one after another": (measuring(config, 1), MEASURED),
+        f"measuring, {AT_ONCE} at once": (measuring(config, AT_ONCE), MEASURED),
+    }
+    title = f"Launches of preset paper of {name}"
     shown, rows = Table(*COLUMNS, title=title), []
-    for method, said in (("none", "plain"), ("wpl", "WPL")):
-        of_method = dataclasses.replace(config, method=method, warmup_epochs=0)
-        steps = ARCHITECTURES[name] * config.search.batches
-        cells = [f"{count / steps:,.0f}" for count in counts(compiled(of_method))]
-        rows.append({"name": said, "cells": [said, *cells]})
-        shown.add_row(said, *cells)
+    for said, (lowered, times) in programs.items():
+        found = counts(lowered.compile().as_text())
+        cells = [said, *(f"{count / times:,.0f}" for count in found)]
+        rows.append({"name": said, "cells": cells})
+        shown.add_row(*cells)
     Console().print(shown)
     return {"title": title, "columns": COLUMNS, "rows": rows}
 
 
-def compiled(config):
-    """The program that trains the architectures of a call, as text."""
+def training_steps(config, together=False):
+    """What trains the architectures of a call; ``together`` as one of several searches."""
     search = training(config)
-    run = trained(search, ARCHITECTURES[config.space])
-    state = jax.eval_shape(search.init, jax.eval_shape(lambda: jax.random.key(0)))
-    return jax.jit(run, donate_argnums=0).lower(state, data_of(config)).compile().as_text()
+    init, run = search.init, trained(search, ARCHITECTURES[config.space])
+    keys = jax.eval_shape(jax.random.key, 0)
+    if together:
+        init, run = jax.vmap(init, out_axes=OWN), jax.vmap(run, (OWN, None), OWN)
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    return jax.jit(run, donate_argnums=0).lower(jax.eval_shape(init, keys), data_of(config))
+
+
+def measuring(config, at_once):
+    """What finds the errors of ``MEASURED`` architectures on one batch."""
+    space, split = config.search_space, data_of(config).validation
+    params = jax.eval_shape(space.init, jax.eval_shape(jax.random.key, 0))
+    actions = jax.ShapeDtypeStruct((MEASURED, len(space.decisions)), jnp.int32)
+
+    def run(params, split, actions):
+        return evaluation.errors(space, params, split, jnp.arange(1), actions, at_once)
+
+    return jax.jit(run).lower(params, split, actions)
 
 
 # --- A program's text -----------------------------------------------------------------------------

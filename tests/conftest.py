@@ -1,6 +1,7 @@
 """What all tests share: compiled programs, 8 CPU devices, no silent rank promotion, real data."""
 
 import atexit
+import functools
 import gc
 import importlib.metadata
 import os
@@ -25,6 +26,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 import jax
 import pytest
+from jax._src.interpreters import mlir
 
 # What a process of the tests itself compiles is in a folder that no other one uses: no lock.
 COMPILED = tempfile.mkdtemp(prefix="wpl_jax_compiled_")
@@ -40,6 +42,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Programs of many devices that are dispatched ahead can wait for each other's threads, and abort.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 
+
+# JAX sets up the compiler's dialects anew for each program that it lowers, which for a small one
+# takes longer than to lower it: the programs of a module of tests share what it sets up.
+mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 # Programs live as long as the tests, in millions of objects: looking through them all is slow.
 gc.set_threshold(100_000, 50, 100)
@@ -70,6 +76,7 @@ def programs_of_a_module() -> Iterator[None]:
     """Forgets them after it: a worker would grow to many gigabytes."""
     yield
     jax.clear_caches()
+    mlir.make_ir_context.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ def measure(
     split: chex.ArrayTree,
     actions: jax.Array,
     batches: int,
-    at_once: int,
+    at_once: int | None,
     untrained: chex.ArrayTree | None = None,
 ) -> Measured:
     """The errors and the mean cross-entropies of architectures on the first batches of a split.
@@ -45,7 +45,7 @@ def measure(
       split: data, as the space's ``batch`` takes it.
       actions: int32 [n, decisions].
       batches: how many; static.
-      at_once: how many architectures are measured at a time; static.
+      at_once: how many architectures are measured at a time (see ``SearchConfig``); static.
       untrained: parameters to find activation patterns with, on the first batch; or None for NaN.
     """
 

@@ -28,7 +28,7 @@ class Probes:
         space: StoredSpace,
         number: int,
         batches: int,
-        at_once: int,
+        at_once: int | None,
         whole: jax.sharding.NamedSharding,
     ) -> None:
         """``number`` of them, each to be measured on so many validation batches.
@@ -37,7 +37,7 @@ class Probes:
           space: whose architectures they are.
           number: at least 1.
           batches: the first ones of the validation data.
-          at_once: how many are measured at a time.
+          at_once: how many are measured at a time (see ``SearchConfig``).
           whole: where the results are put.
         """
         self._space, self._batches, self._at_once = space, batches, at_once

@@ -43,11 +43,11 @@ def errors(
     split: chex.ArrayTree,
     steps: jax.Array,
     actions: jax.Array,
-    at_once: int,
+    at_once: int | None,
 ) -> jax.Array:
     """The errors, float [n], of the architectures of ``actions``, int32 [n, decisions].
 
-    ``at_once`` of them are measured at a time.
+    ``at_once`` of them are measured at a time, as :func:`in_turn` takes it.
     """
 
     def of_one(actions):
@@ -57,13 +57,22 @@ def errors(
 
 
 def in_turn(
-    of_one: Callable[[jax.Array], chex.ArrayTree], actions: jax.Array, at_once: int
+    of_one: Callable[[jax.Array], chex.ArrayTree], actions: jax.Array, at_once: int | None
 ) -> chex.ArrayTree:
     """What ``of_one`` gives for each of ``actions``, int32 [n, decisions], stacked.
 
     ``at_once`` of them at a time. One at a time is no batch of one: with a batch, a branch becomes
     a selection among all branches, so that every operation of a space would run wherever one does.
+    That is slower on a CPU, which one architecture keeps busy. A GPU takes much of its time to
+    start operations, and starts each once for a batch (``python -m benchmarks.launches`` counts).
+
+    Args:
+      of_one: of actions, int32 [decisions].
+      actions: of all.
+      at_once: how many at a time; None for 1 where JAX computes on a CPU by default, otherwise 10.
     """
+    if at_once is None:
+        at_once = 1 if jax.default_backend() == "cpu" else 10
     batch_size = min(at_once, len(actions))
     return jax.lax.map(of_one, actions, batch_size=batch_size if batch_size > 1 else None)
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from wpl_jax.search import WPL, Data, Plain, Reinforced, Search, SearchConfig, Uniform
+from wpl_jax.search import WPL, Data, Plain, Reinforced, Search, SearchConfig, Uniform, evaluation
 from wpl_jax.search.controller import Controller
 from wpl_jax.spaces.rnn import RNN
 
@@ -705,6 +705,13 @@ def test_rank(at_once):
     assert len(np.unique(actions, axis=0)) > 6
     others, _ = rank(state, jax.random.key(1))
     assert not np.array_equal(actions, others)
+
+
+@pytest.mark.parametrize(("backend", "rounds"), [("cpu", 20), ("gpu", 2), ("tpu", 2)])
+def test_ten_are_measured_at_once_but_for_a_cpu(monkeypatch, backend, rounds):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    measured = jax.make_jaxpr(lambda a: evaluation.in_turn(jnp.sum, a, None))(jnp.ones((20, 3)))
+    assert [e.params["length"] for e in measured.eqns if e.primitive.name == "scan"] == [rounds]
 
 
 def test_rank_samples_as_the_controller_does():

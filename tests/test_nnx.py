@@ -18,8 +18,8 @@ import wpl_jax
 
 N = 6
 BATCH = {
-    "x": jax.random.normal(jax.random.key(1), (N, 3)),
-    "y": jnp.arange(N) % 2,
+    "x": jnp.asarray(np.random.default_rng(1).normal(size=(N, 3)), jnp.float32),
+    "y": jnp.asarray(np.arange(N) % 2),
     "key": jax.random.split(jax.random.key(2), N),
 }
 WHOLE = jax.tree.map(lambda leaf: leaf[None], BATCH)
@@ -79,6 +79,7 @@ ESTIMATORS = {
     "exact": wpl_jax.exact_fisher(logits),
     "squared": wpl_jax.squared_batch_gradient(loss),
 }
+gradient = nnx.jit(nnx.grad(loss))
 models = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 
 
@@ -94,8 +95,12 @@ def assert_close(actual, wanted, rtol=1e-5):
 def reference(model):
     """The empirical Fisher, by NNX's own gradient of one example after another."""
     examples = [jax.tree.map(lambda leaf, i=i: leaf[i], BATCH) for i in range(N)]
-    grads = [nnx.to_pure_dict(nnx.grad(loss)(model, example)) for example in examples]
-    return jax.tree.map(lambda *gs: sum(g**2 for g in gs) / N, *grads)
+    grads = [nnx.to_pure_dict(gradient(model, example)) for example in examples]
+    return jax.tree.map(lambda *gs: sum(np.square(g) for g in gs) / N, *grads)
+
+
+def compiled_fisher(loss, model, batch):
+    return jax.jit(wpl_jax.empirical_fisher(loss))(model, batch)
 
 
 # --- A module where parameters are asked for ------------------------------------------------------
@@ -120,7 +125,7 @@ def test_every_estimator_of_a_module(estimator, jit):
         "squared": wpl_jax.squared_batch_gradient(lambda p, e: loss(nnx.merge(graph, p, rest), e)),
     }
     (name,) = (name for name, known in ESTIMATORS.items() if known is estimator)
-    wanted = of_split[name](params, BATCH)
+    wanted = jax.jit(of_split[name])(params, BATCH)
     assert_close(jit(lambda model, batch: estimator(model, batch))(model, BATCH), wanted)
 
 
@@ -129,8 +134,8 @@ def test_a_sampled_fisher_of_a_module():
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     split = wpl_jax.sampled_fisher(lambda p, e: logits(nnx.merge(graph, p, rest), e))
     key = jax.random.key(5)
-    fisher = wpl_jax.sampled_fisher(logits)(model, BATCH, key)
-    assert_close(fisher, split(params, BATCH, key))
+    fisher = jax.jit(wpl_jax.sampled_fisher(logits))(model, BATCH, key)
+    assert_close(fisher, jax.jit(split)(params, BATCH, key))
 
 
 def test_several_modules():
@@ -139,7 +144,7 @@ def test_several_modules():
     def sum_of_losses(pair, example):
         return loss(pair[0], example) + loss(pair[1], example)
 
-    fisher = wpl_jax.empirical_fisher(sum_of_losses)(pair, BATCH)
+    fisher = compiled_fisher(sum_of_losses, pair, BATCH)
     for own, model in zip((fisher[0], fisher[1]), pair, strict=True):
         assert_close(nnx.to_pure_dict(own), reference(model))
 
@@ -197,7 +202,7 @@ def test_consolidates_an_optimizer_and_a_module(make, jit):
         wpl_jax.consolidate(optimizer, model, wpl_jax.empirical_fisher(loss)(model, batch))
 
     protect(model, optimizer, BATCH)
-    fisher = wpl_jax.empirical_fisher(loss)(other, BATCH)
+    fisher = nnx.jit(ESTIMATORS["empirical"])(other, BATCH)
     params = nnx.state(other, nnx.Param)
     by_hand.opt_state = wpl_jax.consolidate(by_hand.opt_state, params, fisher)
     for each in (model, other):
@@ -208,7 +213,7 @@ def test_consolidates_an_optimizer_and_a_module(make, jit):
         np.testing.assert_allclose(
             wpl_jax.plasticity_loss(opt_state, model, 2.0), wanted, rtol=1e-5
         )
-    found = wpl_jax.diagnose(optimizer, model, 0.1, grads=nnx.grad(loss)(model, BATCH))
+    found = wpl_jax.diagnose(optimizer, model, 0.1, grads=gradient(model, BATCH))
     assert found.consolidations == 1 and found.warnings() == []
     np.testing.assert_allclose(found.loss, wanted, rtol=1e-5)
     nothing = jax.tree.map(jnp.zeros_like, params)
@@ -246,14 +251,14 @@ def test_an_optimizer_of_some_parameters():
     # Ten parameters, each moved by 1.
     np.testing.assert_allclose(wpl_jax.plasticity_loss(optimizer, model, 2.0), 30, rtol=1e-6)
     # What the whole model has, the optimiser takes its own part of.
-    fisher = wpl_jax.empirical_fisher(loss)(model, BATCH)
+    fisher = compiled_fisher(loss, model, BATCH)
     whole = nnx.to_pure_dict(fisher)
     for mask in (None, jax.tree.map(lambda f: jnp.ones(f.shape, bool), whole), {"out": True}):
         for given in (fisher, whole, nnx.State({"out": fisher["out"]})):
             wpl_jax.consolidate(optimizer, model, given, mask=mask)
             held = nnx.to_pure_dict(wpl_jax.get_plasticity(optimizer).fisher)
             chex.assert_trees_all_equal(held, {"out": whole["out"]})
-    grads = nnx.grad(lambda model: loss(model, BATCH))(model)
+    grads = gradient(model, BATCH)
     ratio = wpl_jax.diagnose(optimizer, model, 0.1, grads).gradient_ratio
     own = nnx.State({"out": grads["out"]})
     assert ratio == wpl_jax.diagnose(optimizer, model, 0.1, own).gradient_ratio
@@ -327,9 +332,9 @@ def test_others_name_them_too(name):
 
 def test_a_batch_as_its_one_example_may_be_normalised():
     model = Model(norm=True, dropout=True)
-    fisher = wpl_jax.squared_batch_gradient(loss)(model, WHOLE)
-    grads = nnx.to_pure_dict(nnx.grad(loss)(model, BATCH))
-    assert_close(fisher, jax.tree.map(jnp.square, grads))
+    fisher = jax.jit(wpl_jax.squared_batch_gradient(loss))(model, WHOLE)
+    grads = nnx.to_pure_dict(gradient(model, BATCH))
+    assert_close(fisher, jax.tree.map(np.square, grads))
 
 
 def of_split(loss, model, batch):
@@ -339,13 +344,13 @@ def of_split(loss, model, batch):
     def nll(params, example):
         return loss(nnx.merge(graph, params, rest, copy=True), example)
 
-    grads = jax.vmap(jax.grad(nll), (None, 0))(params, batch)
-    return jax.tree.map(lambda g: (g**2).mean(0), grads)
+    grads = jax.jit(jax.vmap(jax.grad(nll), (None, 0)))(params, batch)
+    return jax.tree.map(lambda g: np.square(g).mean(0), grads)
 
 
 def test_an_example_may_have_noise_of_its_own():
     model = Model(dropout=True)
-    fisher = wpl_jax.empirical_fisher(reseeded)(model, BATCH)
+    fisher = compiled_fisher(reseeded, model, BATCH)
     assert_close(fisher, of_split(reseeded, model, BATCH))
 
 
@@ -357,7 +362,7 @@ def test_a_stream_that_draws_nothing_random_is_no_noise():
     def loss(model, x):
         return jnp.tanh(model(x[None])).sum()
 
-    fisher = wpl_jax.empirical_fisher(loss)(model, x)
+    fisher = compiled_fisher(loss, model, x)
     assert_close(fisher, of_split(loss, model, x))
 
 
@@ -377,9 +382,9 @@ def test_noise_that_all_examples_share_is_warned_of():
 
     model = Model(dropout=True)
     with pytest.warns(UserWarning, match=r"nll draws random numbers .*split\(key, n\)"):
-        wpl_jax.empirical_fisher(nll)(model, BATCH)
+        jax.eval_shape(wpl_jax.empirical_fisher(nll), model, BATCH)
     one = jax.tree.map(lambda leaf: leaf[:1], BATCH)
-    wpl_jax.empirical_fisher(nll)(model, one)  # no other to share it
+    jax.eval_shape(wpl_jax.empirical_fisher(nll), model, one)  # no other to share it
 
 
 def test_a_variable_that_the_loss_closes_over():
@@ -424,7 +429,7 @@ def test_transformations_of_nnx_inside_of_a_model():
     with pytest.raises(ValueError, match=r"dropout.*RngCount at layers\.dropout\.rngs\.count"):
         wpl_jax.empirical_fisher(loss)(model, BATCH)
     model.eval()
-    assert_close(wpl_jax.empirical_fisher(loss)(model, BATCH), reference(model))
+    assert_close(compiled_fisher(loss, model, BATCH), reference(model))
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     with pytest.raises(ValueError, match="to a transformation of NNX: pass the model itself"):
         wpl_jax.empirical_fisher(lambda p, e: loss(nnx.merge(graph, p, rest), e))(params, BATCH)
@@ -495,13 +500,13 @@ OWN = {
 @pytest.mark.parametrize("nll", SHARED.values(), ids=SHARED)
 def test_shared_noise_is_seen(nll):
     with pytest.warns(UserWarning, match="random numbers that do not depend on the example"):
-        wpl_jax.empirical_fisher(nll)(W, BATCH)
+        jax.eval_shape(wpl_jax.empirical_fisher(nll), W, BATCH)
 
 
 @pytest.mark.parametrize("nll", OWN.values(), ids=OWN)
 def test_other_noise_is_not_warned_of(nll):
-    wpl_jax.empirical_fisher(nll)(W, BATCH)
-    wpl_jax.squared_batch_gradient(nll)(W, BATCH)
+    jax.eval_shape(wpl_jax.empirical_fisher(nll), W, BATCH)
+    jax.eval_shape(wpl_jax.squared_batch_gradient(nll), W, BATCH)
 
 
 # --- Linen ----------------------------------------------------------------------------------------
@@ -518,7 +523,7 @@ class Linen(linen.Module):
         return linen.Dense(2)(x)
 
 
-VARIABLES = Linen(train=False).init(jax.random.key(0), BATCH["x"])
+VARIABLES = jax.jit(Linen(train=False).init)(jax.random.key(0), BATCH["x"])
 
 
 def linen_nll(mutable, **options):
@@ -543,13 +548,14 @@ def test_batch_norm_of_linen_is_named(mutable, by_call):
 
 def test_a_batch_as_its_one_example_may_be_normalised_by_linen():
     nll = linen_nll(["batch_stats"], train=True)
-    fisher = wpl_jax.squared_batch_gradient(nll)(VARIABLES["params"], WHOLE)
-    assert_close(fisher, jax.tree.map(jnp.square, jax.grad(nll)(VARIABLES["params"], BATCH)))
+    fisher = jax.jit(wpl_jax.squared_batch_gradient(nll))(VARIABLES["params"], WHOLE)
+    grads = jax.jit(jax.grad(nll))(VARIABLES["params"], BATCH)
+    assert_close(fisher, jax.tree.map(np.square, grads))
 
 
 def test_dropout_of_linen():
     model = linen.Sequential([linen.Dense(4), linen.Dropout(0.5, deterministic=False)])
-    params = model.init({"params": KEY, "dropout": KEY}, BATCH["x"])["params"]
+    params = jax.eval_shape(model.init, {"params": KEY, "dropout": KEY}, BATCH["x"])["params"]
 
     def nll(key_of):
         def of_example(params, example):
@@ -561,8 +567,8 @@ def test_dropout_of_linen():
         return of_example
 
     with pytest.warns(UserWarning, match="dropout and other noise, put a key for each example"):
-        wpl_jax.empirical_fisher(nll(lambda example: KEY))(params, BATCH)
-    wpl_jax.empirical_fisher(nll(lambda example: example["key"]))(params, BATCH)
+        jax.eval_shape(wpl_jax.empirical_fisher(nll(lambda example: KEY)), params, BATCH)
+    jax.eval_shape(wpl_jax.empirical_fisher(nll(lambda example: example["key"])), params, BATCH)
 
 
 # --- Equinox --------------------------------------------------------------------------------------

@@ -80,9 +80,11 @@ def training_curves(
         for label, values in curves.items():
             band(ax, steps, 100 * values, label=label, color=colors[label])
         ax.set(title=title, xlim=(0, steps[-1]), ylim=(0, 100))
-    for ax, curves in zip(axes, panels.values(), strict=True):
-        ends = [(_percent(values[:, -1]), label) for label, values in curves.items()]
-        style.label_ends(ax, ends, colors)
+    ends = [
+        [(_percent(values[:, -1]), label) for label, values in curves.items()]
+        for curves in panels.values()
+    ]
+    style.label_panels(axes, ends, colors)
     return fig
 
 
@@ -109,10 +111,12 @@ def strength_curves(
         ax.set(title=title, xscale="log", ylim=(0, 100))
         ax.xaxis.set_major_locator(LogLocator(numticks=5))
         ax.xaxis.set_minor_locator(NullLocator())
-    for ax, (title, curves) in zip(axes, panels.items(), strict=True):
-        ends = [(_percent(values[:, -1]), label) for label, (_, values) in curves.items()]
-        ends += [(_percent(values), label) for label, values in references[title].items()]
-        style.label_ends(ax, ends, colors)
+    ends = [
+        [(_percent(values[:, -1]), label) for label, (_, values) in curves.items()]
+        + [(_percent(values), label) for label, values in references[title].items()]
+        for title, curves in panels.items()
+    ]
+    style.label_panels(axes, ends, colors)
     return fig
 
 

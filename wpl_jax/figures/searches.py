@@ -73,10 +73,8 @@ def search_curves(
         _scale([ax], [_means(v) for v in values], values, 0.0 if lost else None)
         ax.set_ylabel(text)
     fig.suptitle(f"forgetting ({rise}) and reward", fontsize="medium")
-    for ax, name in zip(axes, rows, strict=True):
-        lines = {label: _means(metrics[name]) for label, metrics in runs.items()}
-        ends = [(float(line[-1]), label) for label, line in lines.items() if len(line)]
-        style.label_ends(ax, ends, colors)
+    lines = [{label: _means(metrics[name]) for label, metrics in runs.items()} for name in rows]
+    style.label_panels(axes, [_line_ends(of_panel) for of_panel in lines], colors)
     return fig
 
 
@@ -108,10 +106,11 @@ def forgetting_curves(
         _shade(ax, epochs, warmup, "")
     every = [v[:, _first(epochs, warmup) :] for of in panels.values() for v in of.values()]
     _scale(axes, [_means(values) for values in every], every, 0.0)
-    for ax, labelled in zip(axes, panels.values(), strict=True):
-        lines = {label: _means(values) for label, values in labelled.items()}
-        ends = [(float(line[-1]), label) for label, line in lines.items() if len(line)]
-        style.label_ends(ax, ends, colors)
+    lines = [
+        {label: _means(values) for label, values in labelled.items()}
+        for labelled in panels.values()
+    ]
+    style.label_panels(axes, [_line_ends(of_panel) for of_panel in lines], colors)
     return fig
 
 
@@ -136,9 +135,13 @@ def error_against_forgetting(
     for ax, (xlabel, groups) in zip(axes, panels.items(), strict=True):
         ax.set_xlabel(xlabel)
         ends.append(_trade_off(ax, groups, colors))
-    for ax, of_panel in zip(axes, ends, strict=True):
-        style.label_ends(ax, of_panel, colors)
+    style.label_panels(axes, ends, colors)
     return fig
+
+
+def _line_ends(lines):
+    """The last height and the name of each line that has points."""
+    return [(float(line[-1]), label) for label, line in lines.items() if len(line)]
 
 
 def _trade_off(ax, groups, colors):

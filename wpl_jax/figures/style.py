@@ -20,7 +20,15 @@ except ImportError as error:
         "figures need matplotlib: pip install '.[experiments]' in the checkout of wpl_jax"
     ) from error
 
-__all__ = ["FONT_SIZE", "METHOD_COLORS", "OKABE_ITO", "colors_of", "label_ends", "panels"]
+__all__ = [
+    "FONT_SIZE",
+    "METHOD_COLORS",
+    "OKABE_ITO",
+    "colors_of",
+    "label_ends",
+    "label_panels",
+    "panels",
+]
 
 OKABE_ITO = {
     "black": "#000000",
@@ -96,7 +104,7 @@ def label_ends(
     """Write the names of lines at the right of a panel, one below the other where they are close.
 
     Call it when the scale of the vertical axis is final and nothing else will change the panel's
-    height.
+    height. Several panels of a figure are faster labelled together, by :func:`label_panels`.
 
     Args:
       ax: the panel.
@@ -104,17 +112,38 @@ def label_ends(
       colors: by name.
       size: of the text, in points.
     """
-    ax.figure.draw_without_rendering()  # type: ignore[union-attr]
-    inches = ax.get_window_extent().height / ax.figure.dpi
-    line = 1.2 * size / 72 / inches  # as a share of the panel's height
-    to_share = ax.transData + ax.transAxes.inverted()
-    shares = sorted((float(to_share.transform((1, y))[1]), name) for y, name in ends)
-    places = _apart(
-        [share for share, _ in shares], [line * (1 + name.count("\n")) for _, name in shares]
-    )
-    for place, (_, name) in zip(places, shares, strict=True):
-        style = {"color": colors[name], "size": size, "va": "center", "linespacing": 1.1}
-        ax.text(1.02, place, name, transform=ax.transAxes, **style)  # type: ignore[arg-type]
+    label_panels([ax], [ends], colors, size)
+
+
+def label_panels(
+    axes: Sequence[Axes],
+    ends: Sequence[Sequence[tuple[float, str]]],
+    colors: Mapping[str, str],
+    size: float = FONT_SIZE,
+) -> None:
+    """Write the names of lines as :func:`label_ends` does, in several panels of one figure.
+
+    The figure is laid out only once, which takes longer than all the rest.
+
+    Args:
+      axes: the panels.
+      ends: of each panel, of each line, its last height and its name.
+      colors: by name.
+      size: of the text, in points.
+    """
+    if axes:
+        axes[0].figure.draw_without_rendering()  # type: ignore[union-attr]
+    for ax, of_panel in zip(axes, ends, strict=True):
+        inches = ax.get_window_extent().height / ax.figure.dpi
+        line = 1.2 * size / 72 / inches  # as a share of the panel's height
+        to_share = ax.transData + ax.transAxes.inverted()
+        shares = sorted((float(to_share.transform((1, y))[1]), name) for y, name in of_panel)
+        places = _apart(
+            [share for share, _ in shares], [line * (1 + name.count("\n")) for _, name in shares]
+        )
+        for place, (_, name) in zip(places, shares, strict=True):
+            style = {"color": colors[name], "size": size, "va": "center", "linespacing": 1.1}
+            ax.text(1.02, place, name, transform=ax.transAxes, **style)  # type: ignore[arg-type]
 
 
 def _apart(places: Sequence[float], heights: Sequence[float]) -> list[float]:

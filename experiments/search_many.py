@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
@@ -56,7 +56,8 @@ each."""
     """Go on with the searches whose checkpoints are in --out, if there are any."""
 
 
-class Many(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Many:
     """All that the searches work with, made once from their settings."""
 
     config: SearchMany
@@ -79,15 +80,17 @@ class Many(NamedTuple):
         mapped = jax.vmap(of_one, (0, *in_axes), out_axes)
         return functools.partial(mapped, self.numbers)
 
-    @property
-    def init(self) -> Callable[[jax.Array], SearchState]:
-        """The states of all searches at the start, given a key for each."""
-        return self.each(lambda search, key: search.init(key), (0,), OWN)
+    @functools.cached_property
+    def init(self) -> Any:
+        """Jitted: the states of all searches at the start, given a key for each."""
+        return jax.jit(self.each(lambda search, key: search.init(key), (0,), OWN))
 
-    @property
-    def step(self) -> Callable[[SearchState, Data], tuple[SearchState, Progress]]:
-        """A step of all searches."""
-        return self.each(lambda search, *both: search.step(*both), (OWN, None), (OWN, OWN_PROGRESS))
+    @functools.cached_property
+    def step(self) -> Any:
+        """Jitted: a step of all searches, given their state, which it takes, and the data."""
+        axes = (OWN, None), (OWN, OWN_PROGRESS)
+        step = self.each(lambda search, *both: search.step(*both), *axes)
+        return jax.jit(step, donate_argnums=0)
 
 
 @script
@@ -137,7 +140,9 @@ def prepare(config: SearchMany) -> Many:
         raise ValueError("each search must have an --out of its own")
     many = Many(config, jobs, numbers)
     if numbers and not can_differ(many):
-        names = [n for n in numbers if not can_differ(many._replace(numbers={n: numbers[n]}))]
+        names = [
+            n for n in numbers if not can_differ(dataclasses.replace(many, numbers={n: numbers[n]}))
+        ]
         raise ValueError(
             f"searches of one program cannot differ in {', '.join(names or numbers)}: give all the "
             "same, or run them apart"
@@ -149,7 +154,7 @@ def can_differ(many: Many) -> bool:
     """Whether a program can be given the numbers: what reads them must not ask for their values."""
     keys = jax.random.split(jax.random.key(0), len(many.jobs))
     try:
-        jax.eval_shape(many.step, jax.eval_shape(many.init, keys), many.first.data)
+        many.step.eval_shape(many.init.eval_shape(keys), many.first.data)
     except jax.errors.ConcretizationTypeError:
         return False
     return True
@@ -217,10 +222,10 @@ def run(many: Many, checkpoints: Checkpoints) -> int:
     config, data = many.first.config, many.first.data
     size, number = config.search.architectures, len(many.jobs)
     keys = jnp.stack([jax.random.key(job.config.seed) for job in many.jobs])
-    state = jax.jit(many.init)(keys)
+    state = many.init(keys)
     processes.say(f"compiling {number} searches")
     start = time.monotonic()
-    compiled = jax.jit(many.step, donate_argnums=0).lower(state, data).compile()
+    compiled = many.step.lower(state, data).compile()
     memory = search.memory_per_device(compiled)
     print(
         f"compiled {number} searches in {time.monotonic() - start:.0f} s; "
@@ -323,13 +328,14 @@ def finish(
     ranked = jax.jit(many.each(rank, (OWN, 0, None), 0))(state, keys, data.validation)
     actions, errors = jax.device_get(ranked)
     streaks, failed = jax.device_get(state.streak), []
+    own_of = jax.jit(own)  # one program for all parts of all searches
     for i, job in enumerate(many.jobs):
         with Checkpoints(job.out / "checkpoints", job.identity) as checkpoints:
             checkpoints.notes = notes[str(i)]
-            checkpoints.save(int(state.trained), own(state, i))
+            checkpoints.save(int(state.trained), own_of(state, i))
         try:
             if streaks[i] >= config.max_skipped:
-                raise Diverged(search.diverged(job.config, own(state, i)))
+                raise Diverged(search.diverged(job.config, own_of(state, i)))
             ranking = search.best_first(job, actions[i], errors[i])
         except Diverged as error:
             failed.append(f"{job.out}: {error}")

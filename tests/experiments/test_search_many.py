@@ -22,7 +22,6 @@ COMMON = (
 )
 SEARCHES = [
     "--seed 0 --strength 10",
-    "--seed 1 --strength 10",
     "--seed 1 --strength 1000 --learning-rate 0.02 --weight-decay 0.001",
 ]
 
@@ -77,7 +76,7 @@ def test_each_leaves_what_it_leaves_alone(together, tmp_path, i):
         job = search.prepare(search.parse([*flags, "--out", str(out), "--resume"]))
         with search.open_checkpoints(job) as checkpoints:
             assert checkpoints.latest() == 8
-            states.append(checkpoints.restore(job.search.init(jax.random.key(9))))
+            states.append(checkpoints.restore(jax.eval_shape(job.search.init, jax.random.key(9))))
     together, alone = states
     np.testing.assert_array_equal(together.actions, alone.actions)
     chex.assert_trees_all_close(together.params, alone.params, rtol=1e-3, atol=1e-4)
@@ -85,9 +84,9 @@ def test_each_leaves_what_it_leaves_alone(together, tmp_path, i):
 
 def test_numbers_are_those_of_each(together):
     """And no search is that of another's seed, strength or learning rate."""
-    losses = {tuple(line["train_loss"] for line in lines(together / str(i))) for i in range(3)}
-    assert len(losses) == 3
-    assert [lines(together / str(i))[0]["strength"] for i in range(3)] == [10, 10, 1000]
+    losses = {tuple(line["train_loss"] for line in lines(together / str(i))) for i in range(2)}
+    assert len(losses) == 2
+    assert [lines(together / str(i))[0]["strength"] for i in range(2)] == [10, 1000]
 
 
 def test_an_interrupted_one_goes_on(together, tmp_path, monkeypatch, capsys):

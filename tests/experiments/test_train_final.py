@@ -30,7 +30,7 @@ TINY = shlex.split(
     "--preset smoke --architecture enas --rnn.vocabulary 60 --rnn.units 16 --rnn.input-dropout 0.1 "
     "--batch-size 8 --length 10 --epochs 4 --average-after 2 --windows-per-call 1"
 )
-WINDOWS = (12_000 - 1) // (8 * 10)
+WINDOWS = (6_000 - 1) // (8 * 10)
 SHIPPED = LanguageModelling().cells()
 READ = LanguageModelling.read
 
@@ -55,7 +55,7 @@ def compiled_once(tmp_path_factory):
 def text():
     """The text of TINY, cut short, and read by every run."""
     whole = load_text("topics", vocabulary_size=60)
-    text = Text(whole.train[:12_000], whole.validation[:1000], whole.test[:600], whole.vocabulary)
+    text = Text(whole.train[:6_000], whole.validation[:1000], whole.test[:600], whole.vocabulary)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LanguageModelling, "read", lambda self, config: text)
         yield text

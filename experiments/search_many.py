@@ -33,7 +33,6 @@ from experiments.running.script import Script
 from experiments.search import Job
 from experiments.spaces.settings import SearchRun
 from wpl_jax.checkpoint import Checkpoints, fingerprint_in
-from wpl_jax.search import Data
 from wpl_jax.search.state import Epoch, Progress, SearchState
 
 script = Script("search_many", "--resume goes on from the last checkpoint")

@@ -278,6 +278,7 @@ def held_out(model: MLP, params: Params, data: Splits) -> Accuracies:
     return Accuracies(accuracy(model, params, data.validation), accuracy(model, params, data.test))
 
 
+@functools.partial(jax.jit, static_argnums=0)  # traced once, however often it is asked for
 def accuracy(model: MLP, params: Params, images: Images) -> jax.Array:
     def is_correct(example):
         return model.apply({"params": params}, example.images).argmax(-1) == example.labels

@@ -15,6 +15,7 @@ import pytest
 
 import wpl_jax
 from benchmarks.networks import NETWORKS
+from examples.layers_space import ACTIVATIONS, Digits, Layers
 from experiments import spaces
 from experiments.search import search_of
 from experiments.search_many import OWN, OWN_PROGRESS
@@ -84,24 +85,38 @@ def test_final_trainings_in_half_precision(name):
     lower(training.finish, state, data.train, validation)
 
 
+# What methods, and several searches side by side, add to a space's own program: of a small space.
+
+
+class Complete(Layers):
+    """With all that any sampler or method here needs: each kernel is an operation with weights."""
+
+    @property
+    def parametric(self):
+        return ((True,) * self.kernels, (False,) * len(ACTIVATIONS)) * self.layers
+
+    def log_probs(self, params, architecture, batch, carry, key):
+        return jax.nn.log_softmax(self.logits(params, architecture, batch.images)), carry
+
+
 @pytest.mark.parametrize("method", ["wpl", "l2", "replay", "momentum", "distillation"])
 def test_methods(method):
-    search = small_search(method)
-    lower(search.step, jax.eval_shape(search.init, KEY), data_of(SMALL))
+    search, data = small_search(method)
+    lower(search.step, jax.eval_shape(search.init, KEY), data)
 
 
 def test_several_searches_in_one_program():
-    search = small_search("wpl")
+    search, data = small_search("wpl")
     step = jax.vmap(search.step, (OWN, None), (OWN, OWN_PROGRESS))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 3))
-    lower(step, jax.eval_shape(jax.vmap(search.init, out_axes=OWN), keys), data_of(SMALL))
-
-
-SMALL = spaces.find("nas_bench_201").searches["smoke"].with_space(image_shape=(14, 14, 1))
+    lower(step, jax.eval_shape(jax.vmap(search.init, out_axes=OWN), keys), data)
 
 
 def small_search(method):
-    return search_of(dataclasses.replace(SMALL, method=method, sampler="balanced"))
+    config = Digits.searches["smoke"]
+    config = dataclasses.replace(config, method=method, sampler="balanced", layers=Complete())
+    data = images(100, config.batch_size, of=(28, 28, 1))
+    return search_of(config), Data(data, data)
 
 
 def test_two_models():

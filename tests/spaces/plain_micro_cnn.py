@@ -98,7 +98,8 @@ def full_mask(space, architecture, params):
     return jax.tree.unflatten(jax.tree.structure(params), [np.asarray(m) for m in flat])
 
 
-# Images are [batch, height, width, channels].
+# Images are [batch, height, width, channels]. The network is compiled in its parts, which cells of
+# one shape share, and never as a whole: that would take many times as long.
 
 
 def convolution(x, kernel, stride=1, groups=1):
@@ -140,19 +141,25 @@ def max_pool(x):
     return nn.max_pool(x, (3, 3), (1, 1), "SAME")
 
 
-def operation(name, x, weights, given=None):
-    """And its statistics."""
+@functools.partial(jit, static_argnums=0)
+def operation(name, x, weights, layer, edge, given=None, keep=None):
+    """And its statistics; ``weights`` are those of all edges of all layers of a stage."""
     if name in KERNELS:
-        return separable(x, weights[name], given)
-    pooled = {"identity": lambda x: x, "avg_pool_3x3": average_pool, "max_pool_3x3": max_pool}
-    return pooled[name](x), jnp.zeros((2, 2, x.shape[-1]), x.dtype)
+        own = jax.tree.map(lambda p: p[layer, edge], weights)
+        y, statistics = separable(x, own, given)
+    else:
+        pooled = {"identity": lambda x: x, "avg_pool_3x3": average_pool, "max_pool_3x3": max_pool}
+        y, statistics = pooled[name](x), jnp.zeros((2, 2, x.shape[-1]), x.dtype)
+    return y if keep is None else y * keep.reshape(-1, 1, 1, 1), statistics
 
 
+@functools.partial(jit, static_argnums=2)
 def stem(x, params, stride, given=None):
     kernel = params["kernel"].transpose(2, 0, 3, 1)  # from columns, after, rows, before
     return norm(convolution(x, kernel, stride), params, given)
 
 
+@jit
 def halve(x, params, given=None):
     x = jax.nn.relu(x)
     _, height, width, _ = x.shape
@@ -164,12 +171,16 @@ def halve(x, params, given=None):
     return norm(jnp.concatenate(halves, axis=-1), params, given)
 
 
-def join(loose, kernels, params, given=None):
+@jit
+def join(loose, kernels, params, layer, ends, given=None):
+    """``kernels`` and ``params`` are those of a stage."""
     x = jax.nn.relu(jnp.concatenate(loose, axis=-1))
-    kernel = jnp.concatenate([kernel.T for kernel in kernels])
-    return norm(convolution(x, kernel[None, None]), params, given)
+    kernel = jnp.concatenate([kernels[layer, end].T for end in ends])
+    own = jax.tree.map(lambda p: p[layer], params)
+    return norm(convolution(x, kernel[None, None]), own, given)
 
 
+@jit
 def auxiliary_head(x, params, given=None):
     given = given or {}
     window = tuple(min(5, n) for n in x.shape[1:3])
@@ -203,27 +214,29 @@ def layers(space, stage):
     return (["reduction"] if stage else []) + ["normal"] * space.cells
 
 
-def layer_by_hand(params, cell, states, given=None, keep=None):
-    """A cell: its output and its statistics; ``params`` are those of this layer."""
+def layer_by_hand(params, layer, cell, states, given=None, keep=None):
+    """A cell: its output and its statistics; ``params`` are those of all layers of the stage."""
     numbers, hidden, statistics = edge_numbers(len(cell.inputs)), list(states), []
     given = given or {"edges": itertools.repeat(None), "norm": None}
     seen = iter(given["edges"])
     for j, (inputs, operations) in enumerate(zip(*cell, strict=True), start=2):
-        total = 0
+        total = []
         for place in range(2):
             number = numbers[j, place, int(inputs[place])]
-            weights = {n: jax.tree.map(lambda p, e=number: p[e], params[n]) for n in KERNELS}
             name = OPERATIONS[operations[place]]
-            y, stats = operation(name, hidden[inputs[place]], weights, next(seen))
-            if keep is not None:
-                y *= keep[len(statistics)].reshape(-1, 1, 1, 1)
-            total += y
+            y, stats = operation(
+                *(name, hidden[inputs[place]], params.get(name), layer, number, next(seen)),
+                None if keep is None else keep[len(statistics)],
+            )
+            total.append(y)
             statistics.append(stats)
-        hidden.append(total)
+        hidden.append(total[0] + total[1])
     loose = loose_ends(cell)
-    kernels = [params["project"][i] for i in loose]
-    output, stats = join([hidden[i] for i in loose], kernels, params["norm"], given["norm"])
-    return output, {"edges": jnp.stack(statistics), "norm": stats}
+    output, stats = join(
+        *([hidden[i] for i in loose], params["project"], params["norm"], layer, loose),
+        given["norm"],
+    )
+    return output, {"edges": statistics, "norm": stats}
 
 
 def by_hand(space, params, architecture, images, statistics=None, keep=None):
@@ -249,15 +262,26 @@ def by_hand(space, params, architecture, images, statistics=None, keep=None):
         for layer, name in enumerate(layers(space, stage)):
             at = functools.partial(jax.tree.map, lambda p, n=layer: p[n])
             output, stats = layer_by_hand(
-                *(at(params["stages"][stage]), getattr(architecture, name), states),
+                *(params["stages"][stage], layer, getattr(architecture, name), states),
                 at(given["stages"][stage]) if given else None,
                 keep[stage][layer] if keep else None,
             )
             states = states[1], output
             collected.append(stats)
-        new["stages"].append(jax.tree.map(lambda *leaves: jnp.stack(leaves), *collected))
-    pooled = jnp.mean(jax.nn.relu(states[1]), (1, 2))
-    return classify(pooled, params["classifier"]), auxiliary, new
+        new["stages"].append(stacked(collected))
+    return last(states[1], params["classifier"]), auxiliary, new
+
+
+@jit
+def last(x, params):
+    return classify(jnp.mean(jax.nn.relu(x), (1, 2)), params)
+
+
+@jit
+def stacked(statistics):
+    """Those of a stage's layers, in each of which those of the edges are listed."""
+    listed = [{**of_layer, "edges": jnp.stack(of_layer["edges"])} for of_layer in statistics]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *listed)
 
 
 def cross_entropy(logits, labels):
@@ -283,9 +307,8 @@ def multiplications(jaxpr):
     return total
 
 
-@functools.cache
 def plain(space, seed):
-    """Of a random architecture: loss and outputs, and the gradients of the loss, compiled."""
+    """Of a random architecture: loss and outputs, and the gradients of the loss."""
     architecture = random_architecture(space, seed)
 
     def loss(params, images, labels, keep):
@@ -295,7 +318,7 @@ def plain(space, seed):
             total += space.auxiliary * cross_entropy(output[1], labels)
         return total, output
 
-    return jit(jax.value_and_grad(loss, has_aux=True))
+    return jax.value_and_grad(loss, has_aux=True)
 
 
 def everything():

@@ -94,11 +94,11 @@ def check(
         chosen = _random_actions(decisions) if actions is None else jnp.asarray(actions, jnp.int32)
         architectures = passes(_architectures, chosen)
         if architectures is not None:
-            fits = passes(_rows_of_mask, architectures, params)
-            if split is not None and fits:
-                passes(_learning, architectures, params, split)
+            masks = passes(_masks, architectures, params)
+            if split is not None and masks:
+                passes(_learning, architectures, masks, params, split)
                 passes(_predicted, architectures, params, split)
-            if fits:
+            if masks:
                 passes(_counted, architectures)
             passes(_stored, architectures)
             passes(_drawn, architectures)
@@ -144,9 +144,10 @@ def _architectures(space, actions):
     return found
 
 
-def _rows_of_mask(space, architectures, params):
-    """Whether mask and rows fit the parameters, and each other."""
+def _masks(space, architectures, params):
+    """The masks of the architectures, which fit the parameters and the rows, as these do."""
     mask_of, rows_of = _compiled(space.mask), _compiled(space.rows)
+    masks = []
     for architecture in architectures:
         mask = _prefix("mask", _call(mask_of, "mask", architecture), params)
         rows = _prefix("rows", _call(rows_of, "rows", architecture), params)
@@ -155,8 +156,9 @@ def _rows_of_mask(space, architectures, params):
         ):
             _fit_mask(path, leaf, m)
             if r is not ...:
-                _fit_rows(path, leaf, m, r)
-    return True
+                _fit_rows(path, leaf, np.asarray(m), np.asarray(r))
+        masks.append(mask)
+    return masks
 
 
 def _fit_mask(path, leaf, mask):
@@ -183,7 +185,7 @@ def _fit_rows(path, leaf, mask, rows):
             f"rows: of params{path} have shape {rows.shape}; but for their last axis it must be "
             f"that of the first axes of the parameter, {leaf.shape}"
         )
-    flat = np.asarray(rows).reshape(-1, rows.shape[-1])
+    flat = rows.reshape(-1, rows.shape[-1])
     if flat.size and not (flat.min() >= 0 and flat.max() < leaf.shape[axis]):
         raise _Fault(
             f"rows: of params{path} must be from 0 to {leaf.shape[axis] - 1}, got "
@@ -191,18 +193,19 @@ def _fit_rows(path, leaf, mask, rows):
         )
     if any(len(set(line)) < len(line) for line in flat.tolist()):
         raise _Fault(f"rows: of params{path} have a position twice")
-    if np.shape(mask)[: rows.ndim] != leaf.shape[: rows.ndim]:
-        shape = f"of shape {np.shape(mask)}" if np.ndim(mask) else f"{mask}"
+    if mask.shape[: rows.ndim] != leaf.shape[: rows.ndim]:
+        shape = f"of shape {mask.shape}" if mask.ndim else f"{mask}"
         raise _Fault(
             f"mask: of params{path} must have the parameter's lengths {leaf.shape[: rows.ndim]} "
             f"along the axes that rows picks from, but is {shape}"
         )
-    kept = own_rows.put(jnp.zeros_like(mask), rows, own_rows.take(mask, rows))
-    if bool((mask & ~kept).any()):
+    outside = np.ones(leaf.shape[: rows.ndim], bool)
+    np.put_along_axis(outside, rows, False, axis)
+    if mask[outside].any():
         raise _Fault(f"rows: the mask of params{path} has weights outside of the rows")
 
 
-def _learning(space, architectures, params, split):
+def _learning(space, architectures, masks, params, split):
     """Whether the loss and the score use what mask and rows say, and batches are what they are."""
     batch = _batches(space, split)
     key = jax.random.key(0)
@@ -220,15 +223,21 @@ def _learning(space, architectures, params, split):
 
     gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
     score = jax.jit(lambda params, a: space.score(params, a, batch, start))
+    error = jax.jit(space.error)
     draw = functools.cache(jax.jit(functools.partial(_drawn_params, space)))
-    for architecture in architectures:
+
+    @jax.jit
+    def take(tree, architecture):
+        return own_rows.take(tree, jax.tree.broadcast(space.rows(architecture), tree))
+
+    for architecture, mask in zip(architectures, masks, strict=True):
         (value, _), grads = _call(gradient, "loss", draw(0), architecture)
         if not np.isfinite(value):
             raise _Fault(f"loss: is {value} for parameters near those of init")
         if not all(np.isfinite(g).all() for g in jax.tree.leaves(grads)):
             raise _Fault("loss: its gradient is not finite for parameters near those of init")
         gradients = (_call(gradient, "loss", draw(n), architecture)[1] for n in range(_MORE_DRAWS))
-        _support(jax.tree.broadcast(space.mask(architecture), params), gradients)
+        _support(mask, gradients)
 
         measured = _call(score, "score", draw(0), architecture)
         (total, count), carry = measured
@@ -238,11 +247,10 @@ def _learning(space, architectures, params, split):
                 f"{np.shape(total)} and {np.shape(count)}"
             )
         _same_forms("score", "the carry", start, carry)
-        _call(jax.jit(space.error), "error", total / count)
+        _call(error, "error", total / count)
 
-        rows = jax.tree.broadcast(space.rows(architecture), params)
-        own = own_rows.take(draw(0), rows)
-        expected = (value, own_rows.take(grads, rows))
+        own = take(draw(0), architecture)
+        expected = value, take(grads, architecture)
         (own_value, _), own_grads = _call(gradient, "loss", own, architecture)
         if not _close((own_value, own_grads), expected):
             raise _Fault("loss: is not the same on an architecture's own rows as on all parameters")

@@ -99,9 +99,7 @@ def test_groups_are_a_matter_of_layout(float64):
     params, images, _ = draw(ODD, 3)
     architecture = random_architecture(ODD, 5)
     expected = apply(ODD, params, architecture, images)  # of two groups
-    for groups in (1, 4):
-        other = dataclasses.replace(ODD, groups=groups)
-        close(apply(other, params, architecture, images), expected)
+    close(apply(dataclasses.replace(ODD, groups=4), params, architecture, images), expected)
     with pytest.raises(ValueError, match="a multiple of groups=2, got 3 images"):
         ODD.apply(params, architecture, images[:3])
 

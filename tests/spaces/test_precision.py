@@ -32,7 +32,7 @@ def halved(space):
     return dataclasses.replace(space, compute_dtype="bfloat16")
 
 
-def data_of(space, batches=2, size=32):
+def data_of(space, batches=2, size=9):
     """A split that can be learned: the next word is the last one's successor; brightness."""
     labels = np.arange(batches * size).reshape(batches, size)
     if isinstance(space, RNN):

@@ -64,7 +64,8 @@ def paper(name, which):
 @pytest.mark.parametrize("name", spaces.TASKS)
 def test_searches(name):
     config = paper(name, "searches")
-    search = search_of(config)
+    at_once = dataclasses.replace(config.search, at_once=10)  # as on a GPU or TPU by default
+    search = search_of(dataclasses.replace(config, search=at_once))
     text = lower(search.step, jax.eval_shape(search.init, KEY), data_of(config))
     assert "bf16" not in text
 

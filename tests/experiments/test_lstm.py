@@ -48,12 +48,17 @@ def of_flax(params):
 
 def test_it_is_the_lstm_of_flax():
     keys = jax.random.split(jax.random.key(0), 3)
-    params = SPACE.init(keys[0])
-    params["bias"] = jax.random.normal(keys[1], params["bias"].shape)
-    tokens = jax.random.randint(keys[2], (3, 5), 0, SPACE.vocabulary)
-    states = jax.random.normal(keys[2], SPACE.start(tokens).shape)
-    ours = SPACE.apply(params, ONLY, tokens, states)
-    theirs = Stack().apply(of_flax(params), params["embedding"][tokens], states)
+
+    @jax.jit
+    def both():
+        params = SPACE.init(keys[0])
+        params["bias"] = jax.random.normal(keys[1], params["bias"].shape)
+        tokens = jax.random.randint(keys[2], (3, 5), 0, SPACE.vocabulary)
+        states = jax.random.normal(keys[2], SPACE.start(tokens).shape)
+        ours = SPACE.apply(params, ONLY, tokens, states)
+        return ours, Stack().apply(of_flax(params), params["embedding"][tokens], states)
+
+    ours, theirs = both()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, theirs)
 
 
@@ -61,10 +66,10 @@ def test_it_is_a_space_and_drops_what_it_should():
     batch = np.arange(12).reshape(2, 6) % SPACE.vocabulary
     check(SPACE, jnp.asarray(batch)[None])
     dropping = LSTM(vocabulary=11, nodes=2, units=6, init_scale=0.5)
-    params, start = dropping.init(jax.random.key(0)), SPACE.start(batch)
+    params, start = jax.jit(dropping.init)(jax.random.key(0)), SPACE.start(batch)
     losses = {
-        float(space.loss(params, ONLY, batch, start, key)[0])
-        for space in (SPACE, dropping)
+        float(loss(params, ONLY, batch, start, key)[0])
+        for loss in (jax.jit(SPACE.loss), jax.jit(dropping.loss))
         for key in (None, *jax.random.split(jax.random.key(1)))
     }
     assert len(losses) == 3  # nothing dropped, and two ways to drop

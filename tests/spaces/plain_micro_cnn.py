@@ -141,15 +141,19 @@ def max_pool(x):
     return nn.max_pool(x, (3, 3), (1, 1), "SAME")
 
 
-@functools.partial(jit, static_argnums=0)
-def operation(name, x, weights, layer, edge, given=None, keep=None):
-    """And its statistics; ``weights`` are those of all edges of all layers of a stage."""
+def operation(name, x, weights, given=None):
+    """And its statistics."""
     if name in KERNELS:
-        own = jax.tree.map(lambda p: p[layer, edge], weights)
-        y, statistics = separable(x, own, given)
-    else:
-        pooled = {"identity": lambda x: x, "avg_pool_3x3": average_pool, "max_pool_3x3": max_pool}
-        y, statistics = pooled[name](x), jnp.zeros((2, 2, x.shape[-1]), x.dtype)
+        return separable(x, weights[name], given)
+    pooled = {"identity": lambda x: x, "avg_pool_3x3": average_pool, "max_pool_3x3": max_pool}
+    return pooled[name](x), jnp.zeros((2, 2, x.shape[-1]), x.dtype)
+
+
+@functools.partial(jit, static_argnums=0)
+def on_edge(name, x, weights, layer, edge, given, keep):
+    """An operation; ``weights`` are those of all edges of all layers of a stage."""
+    own = jax.tree.map(lambda p: p[layer, edge], weights)
+    y, statistics = operation(name, x, own, given)
     return y if keep is None else y * keep.reshape(-1, 1, 1, 1), statistics
 
 
@@ -224,8 +228,9 @@ def layer_by_hand(params, layer, cell, states, given=None, keep=None):
         for place in range(2):
             number = numbers[j, place, int(inputs[place])]
             name = OPERATIONS[operations[place]]
-            y, stats = operation(
-                *(name, hidden[inputs[place]], params.get(name), layer, number, next(seen)),
+            weights = {name: params[name]} if name in KERNELS else {}
+            y, stats = on_edge(
+                *(name, hidden[inputs[place]], weights, layer, number, next(seen)),
                 None if keep is None else keep[len(statistics)],
             )
             total.append(y)

@@ -95,10 +95,10 @@ def check(
         architectures = passes(_architectures, chosen)
         if architectures is not None:
             masks = passes(_masks, architectures, params)
-            if split is not None and masks:
+            if split is not None and masks is not None:
                 passes(_learning, architectures, masks, params, split)
                 passes(_predicted, architectures, params, split)
-            if masks:
+            if masks is not None:
                 passes(_counted, architectures)
             passes(_stored, architectures)
             passes(_drawn, architectures)
